@@ -1,0 +1,216 @@
+"""Adversarial attacks and noise on images in [0, 1].
+
+`model` is any module from images (N, C, H, W) in [0, 1] to logits. Every function returns the
+perturbation `delta`, shaped like the images, with x + delta in [0, 1]. All draws are made with the
+global random generator, in the order in which they are documented. Only the gradient of the input
+is computed: the weights are frozen while an attack runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS = ("l_inf", "l_2")
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    norm: str = "l_inf",
+    restarts: int = 1,
+    targeted: bool = False,
+) -> Tensor:
+    """Projected gradient descent on the cross-entropy, in the mode that the model is in.
+
+    A model in train mode has its running statistics moved by each of the (steps + 1) forward
+    passes per restart: the last one scores the perturbation. In eval mode with a single restart
+    that pass has no effect and is left out.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1].
+        y: labels (N,) whose loss is raised, or with `targeted` the targets whose loss is lowered.
+        epsilon, step_size: in the units of x, for the l_inf or l_2 norm of each image.
+        restarts: each image keeps the restart with the highest loss (targeted: the lowest).
+
+    Returns:
+        delta (N, C, H, W) in the epsilon-ball, without gradient.
+
+    Raises:
+        ValueError: unknown norm.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks"
+    (ICLR 2018), section 2.1; l_inf steps follow the sign, l_2 steps the unit gradient.
+    """
+    _check_norm(norm)
+    direction = -1 if targeted else 1
+    needs_score = model.training or restarts > 1
+    x = x.detach()
+    best_delta, best_score = torch.zeros_like(x), None
+    with torch.enable_grad(), _frozen(model):
+        for _ in range(restarts):
+            delta = _clip_to_box(_random_start(x, epsilon, norm), x)
+            for _ in range(steps):
+                delta.requires_grad_()
+                loss = F.cross_entropy(model(x + delta), y)
+                (gradient,) = torch.autograd.grad(loss, delta)
+                delta = delta.detach()
+                if norm == "l_inf":
+                    delta = (delta + direction * step_size * gradient.sign()).clamp(
+                        -epsilon, epsilon
+                    )
+                else:
+                    unit = gradient / (_image_norms(gradient) + 1e-10)
+                    delta = _renorm(delta + direction * step_size * unit, epsilon)
+                delta = _clip_to_box(delta, x)
+            if not needs_score:
+                return delta
+            with torch.no_grad():
+                score = direction * F.cross_entropy(model(x + delta), y, reduction="none")
+            if best_score is None:
+                best_delta, best_score = delta, score
+            else:
+                better = score >= best_score
+                best_delta = torch.where(better.view(-1, 1, 1, 1), delta, best_delta)
+                best_score = torch.where(better, score, best_score)
+    return best_delta
+
+
+def trades(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    norm: str = "l_inf",
+    clean_logits: Tensor | None = None,
+) -> Tensor:
+    """The TRADES attack: raises KL(p(clean) || p(perturbed)), with the model in eval mode.
+
+    The mode that the model was found in is restored.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1].
+        epsilon: radius in the units of x, l_inf or l_2.
+        step_size: of the signed l_inf steps; the l_2 steps are 2 * epsilon / steps, as published.
+        clean_logits: the model's eval-mode logits of x, where the caller has them already.
+
+    Returns:
+        delta (N, C, H, W) in the epsilon-ball, without gradient.
+
+    Raises:
+        ValueError: unknown norm.
+
+    Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy"
+    (ICML 2019), algorithm 1.
+    """
+    _check_norm(norm)
+    x = x.detach()
+    with torch.enable_grad(), _frozen(model), _eval_mode(model):
+        if clean_logits is None:
+            with torch.no_grad():
+                clean_logits = model(x)
+        clean_probabilities = F.softmax(clean_logits.detach(), dim=1)
+        # The iterate is the perturbed image, not delta: at the start the gradient is so small that
+        # the rounding of x + delta decides signs, and the published code rounds the image.
+        perturbed = x + 0.001 * torch.randn_like(x)
+        for _ in range(steps):
+            perturbed.requires_grad_()
+            log_probabilities = F.log_softmax(model(perturbed), dim=1)
+            divergence = F.kl_div(log_probabilities, clean_probabilities, reduction="sum")
+            (gradient,) = torch.autograd.grad(divergence, perturbed)
+            perturbed = perturbed.detach()
+            if norm == "l_inf":
+                perturbed = perturbed + step_size * gradient.sign()
+                perturbed = perturbed.clamp(x - epsilon, x + epsilon).clamp(0, 1)
+            else:
+                perturbed = (perturbed + 2 * epsilon / steps * _unit_or_noise(gradient)).clamp(0, 1)
+                perturbed = x + _renorm(perturbed - x, epsilon)
+    return perturbed.clamp(0, 1) - x
+
+
+def gaussian_noise(x: Tensor, level: float) -> Tensor:
+    """x + delta is x plus normal noise of standard deviation `level`, clipped to [0, 1]."""
+    return _clip_to_box(level * torch.randn_like(x), x)
+
+
+def sign_noise(x: Tensor, level: float) -> Tensor:
+    """x + delta is x plus or minus `level` in every pixel at random, clipped to [0, 1]."""
+    return _clip_to_box(level * torch.randn_like(x).sign(), x)
+
+
+def l2_noise(x: Tensor, radius: float) -> Tensor:
+    """x + delta is x plus normal noise renormed to an l_2 norm of at most `radius`, clipped."""
+    return _clip_to_box(_renorm(torch.randn_like(x), radius), x)
+
+
+def _random_start(x: Tensor, epsilon: float, norm: str) -> Tensor:
+    """l_inf: uniform in the ball. l_2: normal, scaled to a radius uniform in [0, epsilon]."""
+    if norm == "l_inf":
+        return torch.empty_like(x).uniform_(-epsilon, epsilon)
+    start = torch.randn_like(x)
+    radius = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+    return start * (radius * epsilon / _image_norms(start))
+
+
+def _clip_to_box(delta: Tensor, x: Tensor) -> Tensor:
+    """The delta nearest to the given one with x + delta in [0, 1]."""
+    return torch.clamp(delta, -x, 1 - x)
+
+
+def _image_norms(delta: Tensor) -> Tensor:
+    """l_2 norm of each image, (N, 1, 1, 1)."""
+    return delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def _renorm(delta: Tensor, radius: float) -> Tensor:
+    """Images with a larger l_2 norm than `radius` are scaled down to it."""
+    return delta.renorm(p=2, dim=0, maxnorm=radius)
+
+
+def _unit_or_noise(gradient: Tensor) -> Tensor:
+    """Unit gradient of each image; normal noise where the gradient is zero, as published."""
+    norms = _image_norms(gradient)
+    unit = gradient / norms
+    zero = norms.flatten() == 0
+    if zero.any():
+        unit[zero] = torch.randn_like(unit[zero])
+    return unit
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient inside, so no weight gradient is computed or stored."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, and back in the mode it was found in afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
