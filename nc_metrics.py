@@ -1,0 +1,194 @@
+"""Neural-collapse metrics NC1-NC4 of a set of features, and the distance between two simplices.
+
+Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning
+training" (PNAS 2020), with the normalisations of Su et al., "On the Robustness of Neural Collapse
+and the Neural Collapse of Robustness" (TMLR 2024). Pure functions of tensors; everything is
+accumulated in float64, because collapsed features differ in their last float32 digits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class NeuralCollapse:
+    """The metrics of one set of N features of dimension D in C classes. No metric has a unit.
+
+    nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed.
+        Papyan et al. divide by C; the published code does not, and neither does this.
+    nc2_norm_*: unbiased standard deviation over mean of the column norms; 0 when they are equal.
+    nc2_angle_*: mean |cos + 1/(C-1)| over ordered pairs of columns; 0 for a simplex.
+    nc3: || W^T/||W||_F - M/||M||_F ||_F^2; 0 when classifier and class means are dual.
+    nc4: share of samples whose nearest class mean is not the class that the network predicts.
+    ncc_accuracy: share of samples whose nearest class mean is their label's.
+
+    `activation` is M = [mu_c - mu_G] (D x C), `classifier` is W^T (D x C).
+    """
+
+    nc1: float
+    nc2_norm_activation: float
+    nc2_norm_classifier: float
+    nc2_angle_activation: float
+    nc2_angle_classifier: float
+    nc3: float
+    nc4: float
+    ncc_accuracy: float
+    class_means: Tensor  # (C, D), float64
+    activation_norms: Tensor  # (C,)
+    classifier_norms: Tensor  # (C,)
+    activation_cosines: Tensor  # (C, C)
+    classifier_cosines: Tensor  # (C, C)
+
+
+@dataclass(frozen=True)
+class SimplexDistance:
+    """How far two sets of C class means are apart: l_2 distances, and angles in radians.
+
+    distance, angle: per class (C,), each set centred by its own unweighted mean of means.
+    distance_abs, angle_abs: per class (C,), not centred.
+    mean_distance, mean_angle: between the two means of means.
+    """
+
+    distance: Tensor
+    angle: Tensor
+    distance_abs: Tensor
+    angle_abs: Tensor
+    mean_distance: float
+    mean_angle: float
+
+
+@torch.no_grad()
+def neural_collapse(
+    features: Tensor, labels: Tensor, logits: Tensor, classifier_weight: Tensor
+) -> NeuralCollapse:
+    """NC1-NC4 of the features that enter a network's last linear layer.
+
+    Args:
+        features: (N, D), any float type.
+        labels: (N,) int64 in [0, C). A class without samples has mean zero, as published.
+        logits: (N, C); only their argmax is used.
+        classifier_weight: W, (C, D).
+
+    Raises:
+        ValueError: the shapes do not fit together, or there are fewer than two classes.
+
+    Source: Papyan et al. 2020, section "Neural Collapse", and Su et al. 2024, section 3.
+    """
+    _check_shapes(features, labels, logits, classifier_weight)
+    features = features.double()
+    classifier = classifier_weight.double().T  # (D, C)
+    num_classes = classifier.shape[1]
+
+    class_means = compute_class_means(features, labels, num_classes)  # (C, D)
+    activation = (class_means - features.mean(0)).T  # M, (D, C); the mean over samples is mu_G
+    nearest = torch.cdist(features, class_means).argmin(1)
+
+    activation_norms, activation_cosines = _norms_and_cosines(activation)
+    classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
+    duality = classifier / classifier.norm() - activation / activation.norm()
+    return NeuralCollapse(
+        nc1=_nc1(features - class_means[labels], activation),
+        nc2_norm_activation=(activation_norms.std() / activation_norms.mean()).item(),
+        nc2_norm_classifier=(classifier_norms.std() / classifier_norms.mean()).item(),
+        nc2_angle_activation=_simplex_deviation(activation_cosines),
+        nc2_angle_classifier=_simplex_deviation(classifier_cosines),
+        nc3=duality.square().sum().item(),
+        nc4=(nearest != logits.argmax(1)).double().mean().item(),
+        ncc_accuracy=(nearest == labels).double().mean().item(),
+        class_means=class_means,
+        activation_norms=activation_norms,
+        classifier_norms=classifier_norms,
+        activation_cosines=activation_cosines,
+        classifier_cosines=classifier_cosines,
+    )
+
+
+def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Class means (C, D) of features (N, D); zero for a class without samples."""
+    membership = F.one_hot(labels, num_classes).to(features.dtype)  # (N, C)
+    return (membership.T @ features) / membership.sum(0).clamp(min=1).unsqueeze(1)
+
+
+@torch.no_grad()
+def simplex_distance(means_a: Tensor, means_b: Tensor) -> SimplexDistance:
+    """Distance and angle between two sets of class means (C, D) of the same classes.
+
+    Raises:
+        ValueError: the two sets differ in shape.
+
+    Source: Su et al. 2024, section 4 (clean against perturbed simplices).
+    """
+    if means_a.shape != means_b.shape or means_a.ndim != 2:
+        raise ValueError(
+            f"class means must both be (C, D), got {tuple(means_a.shape)}, {tuple(means_b.shape)}"
+        )
+    means_a, means_b = means_a.double(), means_b.double()
+    global_a, global_b = means_a.mean(0), means_b.mean(0)
+    centred_a, centred_b = means_a - global_a, means_b - global_b
+    return SimplexDistance(
+        distance=(centred_a - centred_b).norm(dim=1),
+        angle=_angle(centred_a, centred_b),
+        distance_abs=(means_a - means_b).norm(dim=1),
+        angle_abs=_angle(means_a, means_b),
+        mean_distance=(global_a - global_b).norm().item(),
+        mean_angle=_angle(global_a, global_b).item(),
+    )
+
+
+def _check_shapes(
+    features: Tensor, labels: Tensor, logits: Tensor, classifier_weight: Tensor
+) -> None:
+    samples, dimension = features.shape if features.ndim == 2 else (-1, -1)
+    classes = classifier_weight.shape[0]
+    if (
+        samples < 1
+        or labels.shape != (samples,)
+        or logits.shape != (samples, classes)
+        or classifier_weight.shape != (classes, dimension)
+    ):
+        raise ValueError(
+            "expected features (N, D), labels (N,), logits (N, C) and classifier_weight (C, D), "
+            f"got {tuple(features.shape)}, {tuple(labels.shape)}, {tuple(logits.shape)} and "
+            f"{tuple(classifier_weight.shape)}"
+        )
+    if classes < 2:
+        raise ValueError("neural collapse needs at least two classes")
+
+
+def _nc1(within: Tensor, activation: Tensor) -> float:
+    """tr(Sigma_W Sigma_B^+) without a D x D matrix.
+
+    Sigma_B = M M^T / C = U diag(S^2 / C) U^T has at most C - 1 directions U, so the trace is the
+    within-class variance along each of them over S^2 / C. Directions with less than
+    D * eps(float32) of the largest eigenvalue are dropped, as scipy.linalg.pinv does in float32.
+    """
+    directions, singular_values, _ = torch.linalg.svd(activation, full_matrices=False)
+    between = singular_values.square() / activation.shape[1]
+    kept = between > activation.shape[0] * FLOAT32_EPS * between[0]
+    within_variance = (within @ directions[:, kept]).square().mean(0)
+    return (within_variance / between[kept]).sum().item()
+
+
+def _norms_and_cosines(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms (C,) and pairwise cosines (C, C) of the columns of a (D, C) matrix."""
+    norms = columns.norm(dim=0)
+    unit = columns / norms
+    return norms, unit.T @ unit
+
+
+def _simplex_deviation(cosines: Tensor) -> float:
+    """Mean over ordered pairs of |cos + 1/(C-1)|: zero when the columns form a simplex."""
+    classes = len(cosines)
+    deviation = (cosines + 1 / (classes - 1)).abs()
+    off_diagonal = deviation.sum() - deviation.diagonal().sum()
+    return (off_diagonal / (classes * (classes - 1))).item()
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angle in radians between vectors along the last dimension."""
+    return F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).arccos()
