@@ -1,0 +1,442 @@
+"""Train one network with a checkpoint per epoch: standard (ST), PGD-adversarial (AT) or TRADES.
+
+    python train.py                                                   # ST, CIFAR-10, VGG11
+    python train.py --train-mode pgd_train --neural-collapse          # AT, with neural collapse
+    python train.py --train-mode pgd_train_TRADES --neural-collapse   # TRADES
+    python train.py --resume                                          # go on where it stopped
+
+Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robustness" (TMLR
+2024). Everything goes to models/DATASET/MODEL/NORM/epsEPSILON/MODE/seedSEED/.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn, optim
+from tqdm import tqdm
+
+import utils
+from attacks import l2_noise, pgd, trades
+from nc_metrics import simplex_distance
+from utils import EpochSummary, InputError, Network, Record, RunFolder, Split, logger, measure
+
+TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
+# Flags that may change when a run is resumed: they do not change its numbers.
+FREE_FLAGS = {"data_dir", "data_url", "models_dir", "device", "eval_batch_size"} | {
+    "resume",
+    "overwrite",
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = utils.Parser(
+        description="Train one network with a checkpoint per epoch.", allow_abbrev=False
+    )
+    utils.add_run_flags(parser)
+    training = parser.add_argument_group("training")
+    training.add_argument("--batch-size", type=utils.positive_int, default=128, help="default: 128")
+    training.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    training.add_argument("--lr-schedule", choices=utils.SCHEDULES, default="piecewise")
+    training.add_argument(
+        "--lr-drop-epoch",
+        type=utils.positive_int,
+        default=100,
+        help="epoch at which the schedule onedrop drops (default: %(default)s)",
+    )
+    training.add_argument(
+        "--lr-one-drop",
+        type=utils.non_negative_float,
+        default=0.01,
+        help="what it drops to (default: %(default)s)",
+    )
+    training.add_argument(
+        "--limit-test",
+        type=utils.positive_int,
+        metavar="N",
+        help="keep a class-balanced subset of N test images",
+    )
+    training.add_argument(
+        "--neural-collapse",
+        action="store_true",
+        help="per epoch, NC of the training images; under AT and TRADES also of the perturbed "
+        "images that the epoch trained on",
+    )
+    training.add_argument(
+        "--neural-collapse-gaussian",
+        action="store_true",
+        help="per epoch, NC of the training images under normal noise renormed to an l_2 norm "
+        "of at most 16 times --noise-level",
+    )
+    training.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="N",
+        help="go on with the run in the folder; with N, from model_{N-1}.pth as epoch N",
+    )
+    training.add_argument(
+        "--overwrite", action="store_true", help="delete the run that is in the folder first"
+    )
+    args = parser.parse_args()
+    utils.complete_run_flags(parser, args)
+    if args.resume not in (None, "last"):
+        try:
+            args.resume = utils.positive_int(args.resume)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --resume: {error}")
+        if args.resume >= args.epochs:
+            parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
+    if args.lr_schedule == "multipledecay" and args.epochs < 10:
+        parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
+    if args.train_mode == "std_train" and args.restarts > 1:
+        parser.error("--restarts is for --train-mode pgd_train: std_train makes no attack")
+    if args.train_mode == "pgd_train_TRADES" and args.restarts > 1:
+        parser.error("--restarts is for --train-mode pgd_train: TRADES has no restarts")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    device = utils.select_device(args.device)
+    utils.set_precision(args.precision)
+    run = utils.run_folder(args)
+    refuse_other_run(args, run)
+
+    data = utils.load_dataset(
+        args.dataset,
+        args.data_dir,
+        image_size=args.image_size,
+        seed=args.seed,
+        limit_train=args.limit_train,
+        limit_test=args.limit_test,
+        data_url=args.data_url,
+    )
+    train_split, test_split = data.train.to(device), data.test.to(device)
+    utils.seed_everything(args.seed)
+    channels = data.train.images.shape[1]
+    model = utils.build_model(args.model, args.image_size, channels, data.num_classes)
+    network = Network(model, data.mean, data.std, bf16=args.precision == "bf16").to(device)
+    optimizer = make_optimizer(args, network)
+
+    start_epoch = restore(args, run, network, optimizer)
+    if start_epoch is None:
+        return
+    utils.write_json(run.path / "args.json", utils.describe_run(args, device))
+    logger.info(
+        f"{args.train_mode} of {args.model} on {args.dataset}: {len(train_split)} training and "
+        f"{len(test_split)} test images, {data.num_classes} classes, on {device}; to {run.path}"
+    )
+
+    step = make_step(args)
+    rate = partial(
+        utils.learning_rate,
+        args.lr_schedule,
+        epochs=args.epochs,
+        lr_max=args.lr_max,
+        drop_epoch=args.lr_drop_epoch,
+        drop_lr=args.lr_one_drop,
+    )
+    batch_size = utils.eval_batch_size(args, device)
+    keep_perturbed = args.neural_collapse and args.train_mode != "std_train"
+    for epoch in range(start_epoch, args.epochs):
+        started = time.perf_counter()
+        utils.seed_everything(args.seed, epoch)
+        # Frozen TRADES stays in eval mode throughout, as the published code does by accident.
+        frozen = args.train_mode == "pgd_train_TRADES" and args.trades_bn == "frozen"
+        network.train(not frozen)
+        sums, perturbed = train_epoch(
+            network, optimizer, train_split, step, rate, epoch, args, keep_perturbed
+        )
+        if not math.isfinite(sums.clean_loss + sums.objective):
+            raise InputError(
+                f"epoch {epoch}: the training loss is no longer finite (learning rate "
+                f"{optimizer.param_groups[0]['lr']:g}); checkpoints up to epoch {epoch - 1} are kept"
+            )
+        tested = measure(network, test_split.images, test_split.labels, batch_size)
+        records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
+        records += measure_collapse(args, network, train_split, perturbed, epoch, batch_size)
+        standard = args.train_mode == "std_train"
+        summary = EpochSummary(
+            epoch=epoch,
+            lr=optimizer.param_groups[0]["lr"],
+            train_loss=sums.clean_loss,
+            train_acc=sums.clean_accuracy,
+            train_robust_loss=math.nan if standard else sums.objective,
+            train_robust_acc=math.nan if standard else sums.robust_accuracy,
+            test_loss=tested.loss,
+            test_acc=tested.accuracy,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        save(args, run, network, optimizer, summary, records)
+        log_epoch(args, summary, records)
+
+
+def refuse_other_run(args: argparse.Namespace, run: RunFolder) -> None:
+    """Stop before anything is read or written if the folder holds what would be lost or mixed."""
+    epochs = run.epochs()
+    if epochs and not args.resume and not args.overwrite:
+        raise InputError(
+            f"{run.path} holds a run already (model_{epochs[0]}.pth to model_{epochs[-1]}.pth): "
+            "--resume goes on with it, --overwrite deletes it first"
+        )
+    earlier = utils.read_json(run.path / "args.json")
+    if args.resume and earlier:
+        difference = utils.differing_flag(args, earlier, vars(args).keys() - FREE_FLAGS)
+        if difference:
+            raise InputError(f"{run.path} was made with other flags: {difference}")
+
+
+def make_optimizer(args: argparse.Namespace, network: Network) -> optim.Optimizer:
+    parameters = network.model.parameters()
+    if args.optimizer == "adam":
+        return optim.Adam(parameters, lr=args.lr_max, weight_decay=5e-4)
+    return optim.SGD(parameters, lr=args.lr_max, momentum=0.9, weight_decay=5e-4)
+
+
+def restore(
+    args: argparse.Namespace, run: RunFolder, network: Network, optimizer: optim.Optimizer
+) -> int | None:
+    """Open the run folder and load what --resume asks for.
+
+    Returns:
+        The first epoch to train, None if the run is finished.
+    """
+    if args.overwrite:
+        run.clear()
+    run.open()
+    utils.log_to(run.path / "output.log")
+    if args.resume is None or (args.resume == "last" and not run.resume_file.exists()):
+        if run.epochs():
+            raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
+        return 0
+    path = run.resume_file if args.resume == "last" else run.checkpoint(args.resume - 1)
+    rest = utils.load_checkpoint(path, network.model)
+    if "optimizer" in rest:
+        try:
+            optimizer.load_state_dict(rest["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: its optimiser state does not fit this run: {error}"
+            ) from error
+    else:
+        logger.warning(f"{path.name} holds no optimiser state: momentum starts at zero")
+    start = rest["epoch"] + 1 if args.resume == "last" else args.resume
+    if start >= args.epochs:
+        logger.info(f"{run.path} is finished: {args.epochs} epochs")
+        return None
+    run.drop("train", from_epoch=start)
+    logger.info(f"resuming at epoch {start} from {path.name}")
+    return start
+
+
+# ---------------------------------------------------------------------------------------------
+# One training step of each mode
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Step:
+    """What a step saw: mean losses (scalars), logits (N, C), and the images it stepped on."""
+
+    clean_loss: Tensor
+    clean_logits: Tensor
+    objective: Tensor
+    robust_logits: Tensor | None = None
+    perturbed: Tensor | None = None
+
+
+def make_step(args: argparse.Namespace) -> Callable[..., Step]:
+    """The step of a training mode: (network, optimizer, images, labels) -> Step."""
+    attack = utils.attack_settings(args)
+    if args.train_mode == "std_train":
+        return standard_step
+    if args.train_mode == "pgd_train":
+        return partial(adversarial_step, attack=partial(pgd, restarts=args.restarts, **attack))
+    return partial(trades_step, attack=partial(trades, **attack), bn=args.trades_bn)
+
+
+def standard_step(network: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> Step:
+    """ST: one step on the cross-entropy of the clean images."""
+    logits = network(x)
+    loss = F.cross_entropy(logits, y)
+    update(optimizer, loss)
+    return Step(loss.detach(), logits.detach(), loss.detach())
+
+
+def adversarial_step(
+    network: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor, *, attack: Callable
+) -> Step:
+    """AT: one step on the cross-entropy of images perturbed by PGD (Madry et al. 2018, eq. 2.1).
+
+    The attack runs in the network's mode, train mode. The clean pass only tracks loss and
+    accuracy, but it moves the running statistics too, as in the published code.
+    """
+    perturbed = x + attack(network, x, y)
+    logits = network(perturbed)
+    loss = F.cross_entropy(logits, y)
+    with torch.no_grad():
+        clean_logits = network(x)
+        clean_loss = F.cross_entropy(clean_logits, y)
+    update(optimizer, loss)
+    return Step(clean_loss, clean_logits, loss.detach(), logits.detach(), perturbed)
+
+
+def trades_step(
+    network: nn.Module,
+    optimizer: optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attack: Callable,
+    bn: str,
+) -> Step:
+    """TRADES: one step on CE(clean) + 6 KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
+
+    The attack runs in eval mode. With `bn` "frozen" the network stays in eval mode, so the clean
+    pass serves the attack as well; with "batch" both passes use batch statistics.
+    """
+    if bn == "frozen":
+        clean_logits = network(x)
+        perturbed = x + attack(network, x, clean_logits=clean_logits)
+    else:
+        perturbed = x + attack(network, x)
+        clean_logits = network(x)
+    logits = network(perturbed)
+    clean_loss = F.cross_entropy(clean_logits, y)
+    divergence = F.kl_div(
+        F.log_softmax(logits, 1), F.softmax(clean_logits, 1), reduction="batchmean"
+    )
+    loss = clean_loss + TRADES_BETA * divergence
+    update(optimizer, loss)
+    return Step(
+        clean_loss.detach(), clean_logits.detach(), loss.detach(), logits.detach(), perturbed
+    )
+
+
+def update(optimizer: optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+# ---------------------------------------------------------------------------------------------
+# One epoch
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EpochSums:
+    """Means over the images of an epoch, as its steps saw them."""
+
+    clean_loss: float
+    clean_accuracy: float
+    objective: float
+    robust_accuracy: float
+
+
+def train_epoch(
+    network: Network,
+    optimizer: optim.Optimizer,
+    data: Split,
+    step: Callable[..., Step],
+    rate: Callable[[float], float],
+    epoch: int,
+    args: argparse.Namespace,
+    keep_perturbed: bool,
+) -> tuple[EpochSums, Tensor | None]:
+    """Visit all images once in random order; also return the perturbed ones, in data order."""
+    order = torch.randperm(len(data)).to(data.labels.device)
+    batches = order.split(args.batch_size)
+    # Losses and correct answers, summed on the device: nothing waits for it until the epoch ends.
+    totals = torch.zeros(4, dtype=torch.float64, device=data.labels.device)
+    kept = torch.empty(data.images.shape, device=data.images.device) if keep_perturbed else None
+    with tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False) as bar:
+        for i, indices in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(epoch + (i + 1) / len(batches))
+            x, y = utils.as_float(data.images[indices]), data.labels[indices]
+            result = step(network, optimizer, x, y)
+            robust = result.clean_logits if result.robust_logits is None else result.robust_logits
+            totals[0] += result.clean_loss * len(y)
+            totals[1] += (result.clean_logits.argmax(1) == y).sum()
+            totals[2] += result.objective * len(y)
+            totals[3] += (robust.argmax(1) == y).sum()
+            if kept is not None:
+                kept[indices] = result.perturbed
+            bar.update(len(y))
+    return EpochSums(*(totals / len(data)).tolist()), kept
+
+
+def measure_collapse(
+    args: argparse.Namespace,
+    network: Network,
+    data: Split,
+    perturbed: Tensor | None,
+    epoch: int,
+    batch_size: int,
+) -> list[Record]:
+    """The records that the --neural-collapse flags ask for, in eval mode after the epoch."""
+    record = partial(Record.of, source="train", epoch=epoch, split="train")
+    records = []
+    if args.neural_collapse:
+        clean = measure(network, data.images, data.labels, batch_size)
+        records.append(record(clean, input="clean"))
+        if perturbed is not None:
+            robust = measure(network, perturbed, data.labels, batch_size)
+            distance = simplex_distance(clean.collapse.class_means, robust.collapse.class_means)
+            records.append(record(robust, input="pgd", from_clean=distance))
+    if args.neural_collapse_gaussian:
+        # 16 times the level: 128/255 at the default, as published, the l_2 radius of the paper.
+        radius = 16 * args.noise_level / 255
+        noisy = measure(
+            network, data.images, data.labels, batch_size, lambda x, y: l2_noise(x, radius)
+        )
+        records.append(record(noisy, input="gaussian_l2"))
+    return records
+
+
+def save(
+    args: argparse.Namespace,
+    run: RunFolder,
+    network: Network,
+    optimizer: optim.Optimizer,
+    summary: EpochSummary,
+    records: list[Record],
+) -> None:
+    """Write the epoch. resume.pth comes last: what it resumes from is on disk by then."""
+    content = {
+        "state_dict": network.model.state_dict(),
+        "epoch": summary.epoch,
+        "seed": args.seed,
+    }
+    utils.save_checkpoint(run.checkpoint(summary.epoch), **content)
+    run.add(records, summary)
+    utils.save_checkpoint(run.resume_file, **content, optimizer=optimizer.state_dict())
+
+
+def log_epoch(args: argparse.Namespace, summary: EpochSummary, records: list[Record]) -> None:
+    robust = ""
+    if args.train_mode != "std_train":
+        robust = (
+            f" | robust loss {summary.train_robust_loss:.4f} acc {summary.train_robust_acc:.4f}"
+        )
+    logger.info(
+        f"epoch {summary.epoch + 1}/{args.epochs} | lr {summary.lr:.5f} | train loss "
+        f"{summary.train_loss:.4f} acc {summary.train_acc:.4f}{robust} | test loss "
+        f"{summary.test_loss:.4f} acc {summary.test_acc:.4f} | {summary.seconds:.1f} s"
+    )
+    for record in records:
+        if record.split == "train":
+            logger.info(f"    {utils.format_record(record)}")
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -1,0 +1,1187 @@
+"""What train.py and eval.py share: data sets in memory, networks, the run folder with its
+checkpoints and results, measurements, learning-rate schedules, seeds, devices, flags and logs.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import datasets, transforms
+from tqdm import tqdm
+
+import preactresnet
+import preactresnet_imagenet
+import vgg
+import vgg_imagenet
+from attacks import NORMS
+from nc_metrics import NeuralCollapse, SimplexDistance, neural_collapse
+
+logger = logging.getLogger("robust_nc")
+
+
+class InputError(Exception):
+    """Data, a file or a setting that the run cannot use; its text is one line for the user."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Data sets: decoded once, kept as uint8 tensors
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 of the training or the test split."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def select(self, indices: Tensor) -> "Split":
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits, and the statistics per channel, in [0, 1] units, that normalise them."""
+
+    train: Split
+    test: Split
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_dataset(
+    name: str,
+    data_dir: Path,
+    *,
+    image_size: int = 32,
+    seed: int = 1,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    data_url: str | None = None,
+) -> Dataset:
+    """Read a data set of DATASETS into memory, downloading it to `data_dir` where it is published.
+
+    `limit_train` and `limit_test` keep class-balanced subsets drawn with `seed`; a smaller subset
+    is contained in a larger one of the same seed. `image_size` applies to `folder` alone.
+
+    Raises:
+        InputError: data missing, unreadable, inconsistent, or fewer images kept than classes.
+    """
+    reader, statistics = DATASETS[name]
+    train, test, num_classes = reader(data_dir, image_size, data_url)
+    # Before any subset is taken: the same normalisation for every subset of the data.
+    mean, std = statistics or channel_statistics(train.images)
+    if name == "mnist":
+        train = train.select(balanced_subset(train.labels, MNIST_PER_CLASS * num_classes, seed))
+    splits = []
+    for split, limit, flag in (
+        (train, limit_train, "--limit-train"),
+        (test, limit_test, "--limit-test"),
+    ):
+        if limit is not None and limit < num_classes:
+            raise InputError(
+                f"{flag} {limit} is less than one image for each of {num_classes} classes"
+            )
+        splits.append(
+            split if limit is None else split.select(balanced_subset(split.labels, limit, seed))
+        )
+    return Dataset(*splits, num_classes, mean, std)
+
+
+def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Indices (<= size,), ascending, of a class-balanced random subset of labels (N,).
+
+    Every class is put into a random order; images are taken by their rank in that order, so that
+    classes differ by at most one image (or have run out) and subsets of one seed are nested.
+    """
+    permutation = np.random.RandomState(seed).permutation(len(labels))
+    shuffled = labels.numpy()[permutation]
+    by_class = np.argsort(shuffled, kind="stable")
+    starts = np.searchsorted(shuffled[by_class], shuffled[by_class])
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - starts
+    order = np.lexsort((shuffled, rank))
+    return torch.from_numpy(np.sort(permutation[order[:size]]))
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in [0, 1] units, of uint8 images (N, C, H, W)."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        mean = (share * levels).sum()
+        means.append(mean.item())
+        stds.append((share * (levels - mean).square()).sum().sqrt().item())
+    if min(stds) == 0:
+        raise InputError("the training images are constant in a channel and cannot be normalised")
+    return tuple(means), tuple(stds)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [0, 1]; float images as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _read_cifar(
+    name: str, data_dir: Path, image_size: int, url: str | None
+) -> tuple[Split, Split, int]:
+    """CIFAR-10 or CIFAR-100 through torchvision."""
+    published = getattr(datasets, name)
+
+    class Cifar(published):
+        def _check_integrity(self) -> bool:
+            if super()._check_integrity():
+                return True
+            paths = [
+                Path(self.root, self.base_folder, file)
+                for file, _ in (*self.train_list, *self.test_list)
+            ]
+            if not all(path.is_file() for path in paths):
+                return False
+            for path in paths:
+                _check_arrays_only(path)
+            return True
+
+        def _load_meta(self) -> None:
+            """The class names are not used, and other data in this format may lack them."""
+
+    Cifar.url = url or published.url
+    hint = (
+        f"put {published.filename}, or the folder {published.base_folder} of it, into {data_dir}, "
+        "or name a mirror with --data-url"
+    )
+    with _download_errors(name, Cifar.url, hint):
+        loaded = [Cifar(data_dir, train=train, download=True) for train in (True, False)]
+    if not published._check_integrity(loaded[0]):
+        logger.warning(
+            f"{data_dir / published.base_folder} is not the published {name}: used as it is"
+        )
+    splits = [
+        Split(
+            torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),
+            torch.tensor(part.targets, dtype=torch.int64),
+        )
+        for part in loaded
+    ]
+    return *splits, {"CIFAR10": 10, "CIFAR100": 100}[name]
+
+
+def _check_arrays_only(path: Path) -> None:
+    """Refuse a CIFAR batch with an unknown checksum that holds more than arrays and numbers.
+
+    torchvision reads these files with pickle, which can run code; the published files are known
+    by their checksum, any other one is looked through first.
+    """
+    allowed = {
+        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    class ArraysOnly(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in allowed:
+                raise pickle.UnpicklingError(f"it holds {module}.{name}, not only arrays")
+            return super().find_class(module, name)
+
+    try:
+        with path.open("rb") as file:
+            ArraysOnly(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise InputError(f"{path}: not a CIFAR batch: {error}") from error
+
+
+def _read_mnist(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+    """MNIST through torchvision, padded with black to 32x32."""
+    # torchvision names the folder after the class.
+    mirrors = [url.rstrip("/") + "/"] if url else datasets.MNIST.mirrors
+    mirrored = type("MNIST", (datasets.MNIST,), {"mirrors": mirrors})
+    hint = f"put its four files, unpacked, into {data_dir / 'MNIST' / 'raw'}"
+    with _download_errors("MNIST", mirrors[0], hint):
+        loaded = [mirrored(data_dir, train=train, download=True) for train in (True, False)]
+    splits = [
+        Split(F.pad(part.data.unsqueeze(1), (2, 2, 2, 2)), part.targets.long()) for part in loaded
+    ]
+    return *splits, 10
+
+
+MNIST_PER_CLASS = 5000
+
+
+@contextmanager
+def _download_errors(name: str, url: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, URLError, ValueError, KeyError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{name} is not there and cannot be read from {url} ({reason}); {hint}"
+        ) from error
+
+
+def _read_digits(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+    """scikit-learn's 1,797 handwritten 8x8 digits, up-sampled to 32x32; fixed stratified 80/20."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    whole = Split((images * 255).round().to(torch.uint8), torch.from_numpy(digits.target).long())
+    train, test = train_test_split(
+        np.arange(len(whole)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    return whole.select(torch.from_numpy(train)), whole.select(torch.from_numpy(test)), 10
+
+
+def _read_imagenette(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+    """ImageNette2-160 from its folders, centre-cropped to 160x160."""
+    root = data_dir / "imagenette2-160"
+    if not root.is_dir() and (data_dir / "train").is_dir():
+        root = data_dir
+    if not root.is_dir():
+        raise InputError(
+            f"imnet: unpack imagenette2-160.tgz (fast.ai's ImageNette) so that {root}/train and "
+            f"{root}/val exist, or name the folder that holds both with --data-dir"
+        )
+    return _read_tree(root, transforms.CenterCrop(160), "crop160")
+
+
+def _read_folder(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+    """Any train/CLASS/*, val/CLASS/* tree; the shorter side is resized, then centre-cropped."""
+    fit = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size)])
+    return _read_tree(data_dir, fit, f"fit{image_size}")
+
+
+def _read_tree(root: Path, fit: Callable, fit_name: str) -> tuple[Split, Split, int]:
+    listings = []
+    for part in ("train", "val"):
+        try:
+            listings.append(datasets.ImageFolder(root / part))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(
+                f"{root / part}: {' '.join(str(error).split())}; expected one folder per class "
+                "with images in it"
+            ) from error
+    train, val = listings
+    if train.classes != val.classes:
+        raise InputError(
+            f"{root}: train/ and val/ hold different classes; only in train/: "
+            f"{sorted(set(train.classes) - set(val.classes))}, only in val/: "
+            f"{sorted(set(val.classes) - set(train.classes))}"
+        )
+    if len(train.classes) < 2:
+        raise InputError(f"{root / 'train'}: only one class; at least two are needed")
+    splits = [
+        Split(_decode(listing, fit, fit_name), torch.tensor(listing.targets, dtype=torch.int64))
+        for listing in listings
+    ]
+    return *splits, len(train.classes)
+
+
+def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tensor:
+    """All images of a folder as uint8 (N, 3, H, W), decoded in parallel or read from the cache.
+
+    The cache lies beside the class folders' parent and is keyed by every file's name, size and
+    time of change, so that it is never older than the images.
+    """
+    root = Path(listing.root)
+    paths = [Path(path) for path, _ in listing.samples]
+    key = hashlib.sha256(fit_name.encode())
+    for path in paths:
+        status = path.stat()
+        key.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    cache = root.parent / ".decoded" / f"{root.name}-{fit_name}.pt"
+    try:
+        stored = torch.load(cache, weights_only=True)
+        if stored["key"] == key.hexdigest():
+            return stored["images"]
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
+        pass  # no cache yet, or a damaged one: decode
+
+    def read(path: Path) -> Tensor:
+        try:
+            image = fit(datasets.folder.default_loader(str(path)))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as an image ({error})") from error
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = list(
+            tqdm(pool.map(read, paths), f"decoding {root}", len(paths), unit="img", disable=None)
+        )
+    images = torch.stack(decoded)
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        with atomic_open(cache) as file:
+            torch.save({"key": key.hexdigest(), "images": images}, file)
+    except OSError as error:
+        logger.warning(f"{cache}: decoded images are not cached: {error}")
+    return images
+
+
+# Name -> (reader, (mean, std) per channel or None for those of the training split).
+DATASETS: dict[str, tuple[Callable, tuple | None]] = {
+    "cifar": (
+        partial(_read_cifar, "CIFAR10"),
+        ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    ),
+    "cifar100": (
+        partial(_read_cifar, "CIFAR100"),
+        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ),
+    "imnet": (_read_imagenette, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+    "mnist": (_read_mnist, ((0.1307,), (0.3081,))),
+    "digits": (_read_digits, None),
+    "folder": (_read_folder, None),
+}
+DOWNLOADED = ("cifar", "cifar100", "mnist")
+
+
+# ---------------------------------------------------------------------------------------------
+# Networks: images in [0, 1] -> logits
+# ---------------------------------------------------------------------------------------------
+
+MODELS = ("vgg11bn", "PreActResNet18")
+
+
+def build_model(name: str, image_size: int, in_channels: int, num_classes: int) -> nn.Module:
+    """The architecture of MODELS for 32x32 or 160x160 images, with fresh weights."""
+    if image_size == 160:
+        factory = {
+            "vgg11bn": vgg_imagenet.vgg11_bn_pool,
+            "PreActResNet18": preactresnet_imagenet.preact_resnet18,
+        }[name]
+        return factory(num_classes=num_classes)
+    factory = {"vgg11bn": vgg.vgg11_bn, "PreActResNet18": preactresnet.PreActResNet18}[name]
+    return factory(in_channels=in_channels, num_classes=num_classes)
+
+
+class Network(nn.Module):
+    """A model behind the normalisation of its data, so that attacks see images in [0, 1].
+
+    With `bf16` the model runs under autocast; logits and features come out as float32 all the
+    same. Checkpoints hold the bare `model`.
+    """
+
+    def __init__(
+        self, model: nn.Module, mean: Iterable[float], std: Iterable[float], bf16: bool = False
+    ):
+        super().__init__()
+        self.model = model
+        self.bf16 = bf16
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1))
+
+    def forward(
+        self, images: Tensor, return_activations: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in [0, 1] -> logits (N, classes), and features (N, D) if asked."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            logits, features = self.model((images - self.mean) / self.std, return_activations=True)
+        return (logits.float(), features.float()) if return_activations else logits.float()
+
+    @property
+    def classifier_weight(self) -> Tensor:
+        """Weight (classes, D) of the last linear layer, the only one that the models have."""
+        return next(m for m in self.model.modules() if isinstance(m, nn.Linear)).weight.detach()
+
+
+# ---------------------------------------------------------------------------------------------
+# Measurements: one forward pass per input kind, one record per epoch, split and input kind
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input."""
+
+    loss: float
+    accuracy: float
+    collapse: NeuralCollapse
+
+
+@torch.no_grad()
+def measure(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    perturb: Callable[[Tensor, Tensor], Tensor] | None = None,
+    on_batch: Callable[[int], Any] = lambda size: None,
+) -> Measurement:
+    """Measure a network in eval mode (in which it is left) with one forward pass per image.
+
+    Args:
+        images: (N, C, H, W), uint8 or float in [0, 1].
+        labels: (N,); the targets where the input is a targeted attack.
+        perturb: from images and labels of a batch to the perturbation that is added.
+        on_batch: told the size of each finished batch, for a progress bar.
+    """
+    network.eval()
+    features, logits = [], []
+    for start in range(0, len(images), batch_size):
+        x = as_float(images[start : start + batch_size])
+        if perturb is not None:
+            x = x + perturb(x, labels[start : start + batch_size])
+        batch_logits, batch_features = network(x, return_activations=True)
+        logits.append(batch_logits)
+        features.append(batch_features)
+        on_batch(len(x))
+    features, logits = torch.cat(features), torch.cat(logits)
+    return Measurement(
+        loss=F.cross_entropy(logits.double(), labels).item(),
+        accuracy=(logits.argmax(1) == labels).double().mean().item(),
+        collapse=neural_collapse(features, labels, logits, network.classifier_weight),
+    )
+
+
+# Each kind of input has its own random stream, so this order must not change.
+INPUTS = ("clean", "pgd", "gaussian", "sign", "targeted", "gaussian_l2")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of metrics.csv: one epoch's network on one input. NaN where not measured.
+
+    `source` is the script that measured ("train" or "eval"); the `clean_*` fields compare the
+    class means with those of the clean images (means over classes, SimplexDistance).
+    """
+
+    source: str
+    epoch: int
+    split: str
+    input: str
+    loss: float
+    accuracy: float
+    ncc_accuracy: float
+    nc1: float
+    nc2_norm_activation: float
+    nc2_norm_classifier: float
+    nc2_angle_activation: float
+    nc2_angle_classifier: float
+    nc3: float
+    nc4: float
+    clean_distance: float = math.nan
+    clean_angle: float = math.nan
+    clean_distance_abs: float = math.nan
+    clean_angle_abs: float = math.nan
+    clean_mean_distance: float = math.nan
+    clean_mean_angle: float = math.nan
+
+    @classmethod
+    def of(
+        cls,
+        measurement: Measurement,
+        *,
+        source: str,
+        epoch: int,
+        split: str,
+        input: str,
+        from_clean: SimplexDistance | None = None,
+    ) -> "Record":
+        collapse = measurement.collapse
+        distances = {}
+        if from_clean is not None:
+            distances = {
+                "clean_distance": from_clean.distance.mean().item(),
+                "clean_angle": from_clean.angle.mean().item(),
+                "clean_distance_abs": from_clean.distance_abs.mean().item(),
+                "clean_angle_abs": from_clean.angle_abs.mean().item(),
+                "clean_mean_distance": from_clean.mean_distance,
+                "clean_mean_angle": from_clean.mean_angle,
+            }
+        return cls(
+            source=source,
+            epoch=epoch,
+            split=split,
+            input=input,
+            loss=measurement.loss,
+            accuracy=measurement.accuracy,
+            **{name: getattr(collapse, name) for name in ("ncc_accuracy", *NC_METRICS)},
+            **distances,
+        )
+
+
+def format_record(record: Record) -> str:
+    """One line for the log. NC2 is printed for the class means, not for the classifier."""
+    line = (
+        f"{record.input:<11} acc {record.accuracy:.4f} loss {record.loss:.4f} "
+        f"nc1 {record.nc1:.3e} nc2 norm {record.nc2_norm_activation:.3f} "
+        f"angle {record.nc2_angle_activation:.3f} nc3 {record.nc3:.3f} nc4 {record.nc4:.4f}"
+    )
+    if math.isnan(record.clean_distance):
+        return line
+    return line + f" | from clean: dist {record.clean_distance:.3f} angle {record.clean_angle:.3f}"
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """A row of history.csv. Accuracies in [0, 1]; NaN where a mode has no such quantity.
+
+    `train_robust_loss` is the objective that was stepped on (AT and TRADES); train_* are running
+    averages over the epoch's batches, test_* those of the epoch's network in eval mode.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_acc: float
+    train_robust_loss: float
+    train_robust_acc: float
+    test_loss: float
+    test_acc: float
+    seconds: float
+
+
+# ---------------------------------------------------------------------------------------------
+# The run folder: checkpoints, records, and the published .npy series made from them
+# ---------------------------------------------------------------------------------------------
+
+NC_METRICS = (
+    "nc1",
+    "nc2_norm_activation",
+    "nc2_norm_classifier",
+    "nc2_angle_activation",
+    "nc2_angle_classifier",
+    "nc3",
+    "nc4",
+)
+
+
+def _nc_series(*names: str) -> dict[str, str]:
+    return dict(zip(NC_METRICS, names, strict=True))
+
+
+def _noise_series(prefix: str) -> dict[str, str]:
+    return _nc_series(
+        f"{prefix}nc1",
+        f"{prefix}nc2_activation_norm",
+        f"{prefix}nc2_classifier_norm",
+        f"{prefix}nc2_activation_angle",
+        f"{prefix}nc2_classifier_angle",
+        f"{prefix}nc3",
+        f"{prefix}nc4",
+    )
+
+
+def _distance_series(prefix: str, mean_prefix: str) -> dict[str, str]:
+    return {
+        "clean_distance": f"{prefix}_dist",
+        "clean_angle": f"{prefix}_angle",
+        "clean_distance_abs": f"{prefix}_dist_abs",
+        "clean_angle_abs": f"{prefix}_angle_abs",
+        "clean_mean_distance": f"{mean_prefix}_dist",
+        "clean_mean_angle": f"{mean_prefix}_angle",
+    }
+
+
+# Input kind -> {field of Record: published name of the .npy series}.
+SERIES: dict[str, dict[str, str]] = {
+    "clean": _noise_series(""),
+    "pgd": _nc_series(
+        "robust_nc1",
+        "robust_activation_nc2_norm",
+        "robust_classifier_nc2_norm",
+        "robust_activation_nc2_angle",
+        "robust_classifier_nc2_angle",
+        "robust_nc3",
+        "robust_nc4",
+    )
+    | _distance_series("clean_robust", "muG"),
+    "gaussian": _noise_series("new_gaussian_label_"),
+    "gaussian_l2": _noise_series("gaussian_label_"),
+    "sign": _noise_series("linf_label_"),
+    "targeted": _nc_series(
+        "targeted_nc1",
+        "targeted_nc2_norm_M",
+        "targeted_nc2_norm_W",
+        "targeted_nc2_angle_M",
+        "targeted_nc2_angle_W",
+        "targeted_nc3",
+        "targeted_nc4",
+    )
+    | _distance_series("clean_target", "target_muG"),
+}
+# As published: under ST the accuracies and losses are those of the saved checkpoints, under AT
+# and TRADES those seen in training.
+ST_SERIES = {
+    "clean": {"loss": "train_loss", "accuracy": "train_acc"},
+    "pgd": {"loss": "train_robust_loss", "accuracy": "train_robust_acc"},
+}
+HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_acc")
+
+
+class RunFolder:
+    """Every file of one run: model_{epoch}.pth, resume.pth, history.csv, args.json and results/.
+
+    metrics.csv and history.csv are the truth; the .npy series are written from them, indexed by
+    epoch, with NaN where an epoch was not measured.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        *,
+        dataset: str,
+        model: str,
+        norm: str,
+        epsilon: float,
+        train_mode: str,
+        trades_bn: str,
+        seed: int,
+    ):
+        mode = f"{train_mode}_batch" if trades_bn == "batch" else train_mode
+        self.path = models_dir / dataset / model / norm / f"eps{epsilon}" / mode / f"seed{seed}"
+        self.results = self.path / "results"
+        self.standard = train_mode == "std_train"
+        self.records: list[Record] = []
+        self.history: list[EpochSummary] = []
+
+    def open(self) -> None:
+        """Make the folder and read the records that are in it already."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.records = _read_rows(self.results / "metrics.csv", Record)
+        self.history = _read_rows(self.path / "history.csv", EpochSummary)
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.path / f"model_{epoch}.pth"
+
+    @property
+    def resume_file(self) -> Path:
+        return self.path / "resume.pth"
+
+    def epochs(self) -> list[int]:
+        """Epochs of the checkpoints in the folder, ascending."""
+        names = [path.stem.removeprefix("model_") for path in self.path.glob("model_*.pth")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def clear(self) -> None:
+        """Delete a former run: its checkpoints, records and series, and nothing else."""
+        series = (self.results / f"{name}.npy" for name in self._series_names())
+        for path in (
+            *map(self.checkpoint, self.epochs()),
+            self.resume_file,
+            self.path / "history.csv",
+            self.path / "args.json",
+            self.path / "output.log",
+            self.path / "eval.log",
+            self.results / "metrics.csv",
+            self.results / "eval_args.json",
+            *series,
+        ):
+            path.unlink(missing_ok=True)
+
+    def add(self, records: list[Record], summary: EpochSummary | None = None) -> None:
+        """Put records into metrics.csv, and an epoch into history.csv, in place of equal keys."""
+
+        def key(record: Record) -> tuple:
+            return record.epoch, record.source, record.split, INPUTS.index(record.input)
+
+        replaced = {key(record) for record in records}
+        kept = [record for record in self.records if key(record) not in replaced]
+        self.records = sorted(kept + records, key=key)
+        if summary is not None:
+            self.history = [row for row in self.history if row.epoch != summary.epoch] + [summary]
+        self._write()
+
+    def drop(self, source: str, from_epoch: int = 0) -> None:
+        """Forget what a script recorded from an epoch on, before it is measured anew."""
+        self.records = [
+            record
+            for record in self.records
+            if record.source != source or record.epoch < from_epoch
+        ]
+        if source == "train":
+            self.history = [row for row in self.history if row.epoch < from_epoch]
+        for name in self._series_names():
+            (self.results / f"{name}.npy").unlink(missing_ok=True)
+        self._write()
+
+    def _series_names(self) -> set[str]:
+        names = {name for series in SERIES.values() for name in series.values()}
+        return names | set(HISTORY_SERIES)
+
+    def _write(self) -> None:
+        _write_rows(self.results / "metrics.csv", Record, self.records)
+        for input, series in SERIES.items():
+            rows = [r for r in self.records if r.input == input and r.split == "train"]
+            # What train.py saw on exactly its training inputs comes before a later sweep.
+            self._save_series([r for r in rows if r.source == "train"] or rows, series)
+            if self.standard and input in ST_SERIES:
+                self._save_series([r for r in rows if r.source == "eval"], ST_SERIES[input])
+        if self.history:
+            _write_rows(self.path / "history.csv", EpochSummary, self.history)
+            if not self.standard:
+                self._save_series(self.history, {name: name for name in HISTORY_SERIES})
+
+    def _save_series(self, rows: list, series: dict[str, str]) -> None:
+        if not rows:
+            return
+        for field, name in series.items():
+            values = np.full(max(row.epoch for row in rows) + 1, np.nan)
+            for row in rows:
+                values[row.epoch] = getattr(row, field)
+            with atomic_open(self.results / f"{name}.npy") as file:
+                np.save(file, values)
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[Any]:
+    """A binary file that appears under its name only once it is complete and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    with atomic_open(path) as file:
+        file.write((json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, None if there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+
+
+def _write_rows(path: Path, row_type: type, rows: list) -> None:
+    names = [field.name for field in fields(row_type)]
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        values = (getattr(row, name) for name in names)
+        writer.writerow("" if value != value else value for value in values)
+    with atomic_open(path) as file:
+        file.write(lines.getvalue().encode())
+
+
+def _read_rows(path: Path, row_type: type) -> list:
+    """Rows written by _write_rows, the same floats to the last bit; [] if there is no file."""
+    columns = {field.name: field.type for field in fields(row_type)}
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != list(columns):
+                raise InputError(f"{path}: its columns are not those of this version; move it away")
+            return [
+                row_type(
+                    **{
+                        name: math.nan if not row[name] and kind is float else kind(row[name])
+                        for name, kind in columns.items()
+                    }
+                )
+                for row in reader
+            ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); move it away") from error
+
+
+def save_checkpoint(path: Path, **content: Any) -> None:
+    with atomic_open(path) as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: Path, model: nn.Module) -> dict:
+    """Load the weights of a checkpoint, ours or a published one, into a bare model.
+
+    Returns:
+        The checkpoint's other entries: `epoch`, `seed`, perhaps `optimizer`.
+
+    Raises:
+        InputError: the file is missing, damaged, not a checkpoint, or of another network.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such checkpoint") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: refused, it is not a file of weights alone") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: truncated, or not a PyTorch checkpoint") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"{path}: a checkpoint is a dict with the weights under 'state_dict'")
+    weights = checkpoint.pop("state_dict")
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+    if found != expected:
+        differing = next(n for n in (expected | found) if expected.get(n) != found.get(n))
+        raise InputError(
+            f"{path}: weights of another network: {differing} is "
+            f"{found.get(differing, 'missing')}, this network has "
+            f"{expected.get(differing, 'no such entry')}"
+        )
+    model.load_state_dict(weights)
+    return checkpoint
+
+
+# ---------------------------------------------------------------------------------------------
+# Learning-rate schedules
+# ---------------------------------------------------------------------------------------------
+
+SCHEDULES = ("piecewise", "superconverge", "linear", "onedrop", "multipledecay", "cosine")
+
+
+def learning_rate(
+    schedule: str,
+    t: float,
+    *,
+    epochs: int,
+    lr_max: float,
+    drop_epoch: int = 100,
+    drop_lr: float = 0.01,
+) -> float:
+    """Learning rate at the fractional epoch t in (0, epochs].
+
+    `drop_epoch` and `drop_lr` are those of the schedule `onedrop`.
+    """
+    if schedule == "piecewise":
+        if t < 0.25 * epochs:
+            return lr_max
+        return lr_max / 10 if t < 0.375 * epochs else lr_max / 100
+    if schedule == "superconverge":
+        return float(np.interp(t, [0, 2 * epochs // 5, epochs], [0, lr_max, 0]))
+    if schedule == "linear":
+        knots = [0, epochs // 3, 2 * epochs // 3, epochs]
+        return float(np.interp(t, knots, [lr_max, lr_max, lr_max / 10, lr_max / 100]))
+    if schedule == "onedrop":
+        return lr_max if t < drop_epoch else drop_lr
+    if schedule == "multipledecay":
+        # Never negative, which it would be late in a run whose epochs are no multiple of ten.
+        return max(0.0, lr_max - t // (epochs // 10) * lr_max / 10)
+    if schedule == "cosine":
+        return lr_max / 2 * (1 + math.cos(math.pi * t / epochs))
+    raise ValueError(f"unknown schedule {schedule!r}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Seeds, device, precision
+# ---------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int, *stream: int) -> None:
+    """Seed PyTorch's generators (all devices) from the run's seed and, say, an epoch.
+
+    Draws depend on these numbers alone, so that an epoch repeats whatever ran before it.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, *stream)).generate_state(1)[0]))
+
+
+def select_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        InputError: not a device of this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
+def set_precision(precision: str) -> None:
+    """fp32 turns TF32 off; tf32 and bf16 leave it on for what runs in float32 on a GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = True
+
+
+# ---------------------------------------------------------------------------------------------
+# Flags of both scripts, logs
+# ---------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, without the usage."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def positive_int(text: str) -> int:
+    return _number(text, int, lambda value: value > 0, "a whole number above 0")
+
+
+def non_negative_int(text: str) -> int:
+    return _number(text, int, lambda value: value >= 0, "a whole number, 0 or above")
+
+
+def positive_float(text: str) -> float:
+    return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    return _number(text, float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
+
+
+def _number(text: str, kind: type, accepted: Callable, description: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not accepted(value):
+        raise argparse.ArgumentTypeError(f"expected {description}, got {text!r}")
+    return value
+
+
+def _model_name(text: str) -> str:
+    """Model names in any case, as MODELS spells them."""
+    return next((name for name in MODELS if name.lower() == text.lower()), text)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that train.py and eval.py share: they name the run, its data and its attack."""
+    run = parser.add_argument_group("the run")
+    run.add_argument("--model", type=_model_name, choices=MODELS, default="vgg11bn")
+    run.add_argument(
+        "--train-mode",
+        choices=("std_train", "pgd_train", "pgd_train_TRADES"),
+        default="std_train",
+        help="standard, PGD-adversarial or TRADES training (default: %(default)s)",
+    )
+    run.add_argument(
+        "--trades-bn",
+        choices=("frozen", "batch"),
+        default="frozen",
+        help="batch norm under TRADES: frozen at its initial statistics, as in the published "
+        "code, or batch statistics, as in the TRADES paper (default: %(default)s)",
+    )
+    run.add_argument("--seed", type=non_negative_int, default=1, help="default: %(default)s")
+    run.add_argument("--epochs", type=positive_int, default=400, help="default: %(default)s")
+    run.add_argument(
+        "--lr-max",
+        type=non_negative_float,
+        default=0.1,
+        help="peak learning rate (default: %(default)s)",
+    )
+    run.add_argument(
+        "--models-dir",
+        type=Path,
+        default=Path("models"),
+        help="where run folders are made (default: %(default)s)",
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=DATASETS, default="cifar", help="default: %(default)s")
+    data.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="folder of the data, downloaded to it where published (default: %(default)s)",
+    )
+    data.add_argument(
+        "--data-url", help=f"mirror to download from, for {', '.join(DOWNLOADED)}; checksums hold"
+    )
+    data.add_argument(
+        "--image-size",
+        type=int,
+        choices=(32, 160),
+        help="size that images of --dataset folder are fitted to; picks the architecture "
+        "(default: 32)",
+    )
+    data.add_argument(
+        "--limit-train",
+        type=positive_int,
+        metavar="N",
+        help="keep a class-balanced subset of N training images, drawn with the seed",
+    )
+
+    attack = parser.add_argument_group("attack and noise")
+    attack.add_argument("--norm", choices=NORMS, default="l_inf", help="default: %(default)s")
+    attack.add_argument(
+        "--epsilon",
+        type=non_negative_float,
+        help="radius, in 1/255 units, for mnist in [0, 1] units (default: 8, for l_2 128)",
+    )
+    attack.add_argument(
+        "--pgd-alpha",
+        type=non_negative_float,
+        help="step size in the units of --epsilon (default: 2, for l_2 15)",
+    )
+    attack.add_argument(
+        "--attack-iters", type=positive_int, default=10, help="steps (default: %(default)s)"
+    )
+    attack.add_argument(
+        "--restarts", type=positive_int, default=1, help="of PGD (default: %(default)s)"
+    )
+    attack.add_argument(
+        "--noise-level",
+        type=non_negative_float,
+        default=8.0,
+        help="noise of --neural-collapse-gaussian in 1/255 units (default: %(default)s)",
+    )
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    machine.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        default="tf32",
+        help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
+    )
+    machine.add_argument(
+        "--eval-batch-size",
+        type=positive_int,
+        metavar="N",
+        help="images per batch in eval mode (default: by device and image size)",
+    )
+
+
+def complete_run_flags(parser: Parser, args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on other flags; refuse combinations without a meaning."""
+    if args.dataset == "mnist":
+        if args.epsilon is None or args.pgd_alpha is None:
+            parser.error("--dataset mnist needs --epsilon and --pgd-alpha, in [0, 1] units")
+        if args.norm == "l_inf" and max(args.epsilon, args.pgd_alpha) > 1:
+            parser.error("--epsilon and --pgd-alpha are in [0, 1] units for --dataset mnist")
+    if args.epsilon is None:
+        args.epsilon = 8.0 if args.norm == "l_inf" else 128.0
+    if args.pgd_alpha is None:
+        args.pgd_alpha = 2.0 if args.norm == "l_inf" else 15.0
+    if args.data_url and args.dataset not in DOWNLOADED:
+        parser.error(f"--data-url is for {', '.join(DOWNLOADED)}; {args.dataset} is not downloaded")
+    if args.image_size and args.dataset != "folder":
+        parser.error("--image-size is for --dataset folder; other data sets have their own size")
+    if args.trades_bn == "batch" and args.train_mode != "pgd_train_TRADES":
+        parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES")
+    if args.image_size is None:
+        args.image_size = 160 if args.dataset == "imnet" else 32
+
+
+def run_folder(args: argparse.Namespace) -> RunFolder:
+    """The folder that the flags name, not opened yet."""
+    return RunFolder(
+        args.models_dir,
+        dataset=args.dataset,
+        model=args.model,
+        norm=args.norm,
+        epsilon=args.epsilon,
+        train_mode=args.train_mode,
+        trades_bn=args.trades_bn,
+        seed=args.seed,
+    )
+
+
+def attack_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords that `pgd` and `trades` share, in units of images in [0, 1]."""
+    unit = 1 if args.dataset == "mnist" else 255
+    return {
+        "epsilon": args.epsilon / unit,
+        "step_size": args.pgd_alpha / unit,
+        "steps": args.attack_iters,
+        "norm": args.norm,
+    }
+
+
+def eval_batch_size(args: argparse.Namespace, device: torch.device) -> int:
+    """Images per batch in eval mode: many on a GPU, few enough for the caches of a CPU."""
+    if args.eval_batch_size:
+        return args.eval_batch_size
+    batch_at_32 = 2048 if device.type == "cuda" else 128
+    return batch_at_32 if args.image_size == 32 else batch_at_32 // 16
+
+
+def describe_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What args.json records: every flag as resolved, and what the run was made with."""
+    git = ("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return vars(args) | {"git_commit": commit, "torch": torch.__version__, "ran_on": name}
+
+
+def differing_flag(args: argparse.Namespace, earlier: dict, names: Iterable[str]) -> str | None:
+    """One line on the first of the flags that is not what an earlier run of the folder had."""
+    for name in names:
+        value = json.loads(json.dumps(getattr(args, name), default=str))
+        if name in earlier and earlier[name] != value:
+            return f"--{name.replace('_', '-')} was {earlier[name]}, is {value} now"
+    return None
+
+
+class _TqdmHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def log_to(path: Path) -> None:
+    """From here on, log lines also go to a file, with the time in front."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main; what a user can mend ends as one line on stderr and exit code 1."""
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_TqdmHandler()]
+    try:
+        main()
+    except InputError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except OSError as error:
+        # A full disk, a folder without permission: the system's message names the file.
+        message = str(error)
+    else:
+        return
+    if len(logger.handlers) > 1:
+        logger.handlers[1].emit(logging.makeLogRecord({"msg": f"error: {message}"}))
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(130 if message == "interrupted" else 1)
