@@ -106,7 +106,7 @@ def select_epochs(text: str | None, epochs: int) -> list[int]:
 
 def main() -> None:
     args = parse_args()
-    device = utils.select_device(args.device)
+    device = args.device
     utils.set_precision(args.precision)
     run = utils.run_folder(args)
     check_checkpoints(args, run)
@@ -144,6 +144,8 @@ def main() -> None:
             run.add(records)
             for record in records:
                 logger.info(f"epoch {epoch:>3} {utils.format_record(record)}")
+    for line in summary_table(run.records, args.sweep, args.inputs):
+        logger.info(line)
     logger.info(f"results are in {run.results}")
 
 
@@ -158,14 +160,14 @@ def check_checkpoints(args: argparse.Namespace, run: RunFolder) -> None:
 
 
 def check_training(args: argparse.Namespace, run: RunFolder) -> None:
-    """Take what names the training data from the run, and refuse another learning rate."""
+    """Take the training images from the run, and refuse flags that it was not trained with."""
     trained = utils.read_json(run.path / "args.json") or {}
     if args.limit_train is None:
         args.limit_train = trained.get("limit_train")
-    if args.lr_max is not None:
-        difference = utils.differing_flag(args, trained, ["lr_max"])
-        if difference:
-            raise InputError(f"{run.path} was trained with other flags: {difference}")
+    fixed = {"image_size"} if args.lr_max is None else {"image_size", "lr_max"}
+    difference = utils.differing_flag(args, trained, fixed)
+    if difference:
+        raise InputError(f"{run.path} was trained with other flags: {difference}")
 
 
 def check_earlier_sweep(args: argparse.Namespace, run: RunFolder) -> None:
@@ -221,6 +223,21 @@ def measure_checkpoint(
             )
         )
     return records
+
+
+def summary_table(records: list[Record], sweep: list[int], inputs: list[str]) -> list[str]:
+    """The first and the last checkpoint of the sweep, a line per input kind and checkpoint."""
+    lines = ["input      epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3     NC4"]
+    found = {(r.input, r.epoch): r for r in records if r.source == "eval"}
+    for name in inputs:
+        for epoch in sorted({sweep[0], sweep[-1]}):
+            r = found[name, epoch]
+            lines.append(
+                f"{name:<10} {epoch:>5}  {r.accuracy:>8.4f}  {r.nc1:>8.2e}  "
+                f"{r.nc2_norm_activation:>8.4f}  {r.nc2_angle_activation:>9.4f}  {r.nc3:>6.3f}  "
+                f"{r.nc4:>6.4f}"
+            )
+    return lines
 
 
 if __name__ == "__main__":

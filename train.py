@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device = utils.select_device(args.device)
+    device = args.device
     utils.set_precision(args.precision)
     run = utils.run_folder(args)
     refuse_other_run(args, run)
@@ -158,7 +158,7 @@ def main() -> None:
         if not math.isfinite(sums.clean_loss + sums.objective):
             raise InputError(
                 f"epoch {epoch}: the training loss is no longer finite (learning rate "
-                f"{optimizer.param_groups[0]['lr']:g}); checkpoints up to epoch {epoch - 1} are kept"
+                f"{optimizer.param_groups[0]['lr']:g}); earlier checkpoints are kept"
             )
         tested = measure(network, test_split.images, test_split.labels, batch_size)
         records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
@@ -429,8 +429,8 @@ def log_epoch(args: argparse.Namespace, summary: EpochSummary, records: list[Rec
             f" | robust loss {summary.train_robust_loss:.4f} acc {summary.train_robust_acc:.4f}"
         )
     logger.info(
-        f"epoch {summary.epoch + 1}/{args.epochs} | lr {summary.lr:.5f} | train loss "
-        f"{summary.train_loss:.4f} acc {summary.train_acc:.4f}{robust} | test loss "
+        f"epoch {summary.epoch} ({summary.epoch + 1} of {args.epochs}) | lr {summary.lr:g} | "
+        f"train loss {summary.train_loss:.4f} acc {summary.train_acc:.4f}{robust} | test loss "
         f"{summary.test_loss:.4f} acc {summary.test_acc:.4f} | {summary.seconds:.1f} s"
     )
     for record in records:

@@ -13,6 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +205,7 @@ def _check_arrays_only(path: Path) -> None:
     """
     allowed = {
         *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+        *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
@@ -837,7 +839,9 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict:
         InputError: the file is missing, damaged, not a checkpoint, or of another network.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused anyway
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
     except pickle.UnpicklingError as error:
@@ -913,19 +917,18 @@ def seed_everything(seed: int, *stream: int) -> None:
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
+    """The device of that name; `auto` is the GPU where there is one.
 
     Raises:
-        InputError: not a device of this machine.
+        ValueError: not a device of this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used here: {reason}") from error
+        torch.zeros(1, device=device).double()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
     return device
 
 
@@ -1090,12 +1093,18 @@ def complete_run_flags(parser: Parser, args: argparse.Namespace) -> None:
         args.pgd_alpha = 2.0 if args.norm == "l_inf" else 15.0
     if args.data_url and args.dataset not in DOWNLOADED:
         parser.error(f"--data-url is for {', '.join(DOWNLOADED)}; {args.dataset} is not downloaded")
+    if args.data_url and not args.data_url.startswith(("http://", "https://")):
+        parser.error(f"--data-url: expected http:// or https://, got {args.data_url!r}")
     if args.image_size and args.dataset != "folder":
         parser.error("--image-size is for --dataset folder; other data sets have their own size")
     if args.trades_bn == "batch" and args.train_mode != "pgd_train_TRADES":
         parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES")
     if args.image_size is None:
         args.image_size = 160 if args.dataset == "imnet" else 32
+    try:
+        args.device = select_device(args.device)
+    except ValueError as error:
+        parser.error(f"--device {args.device} cannot be used here: {error}")
 
 
 def run_folder(args: argparse.Namespace) -> RunFolder:
@@ -1144,7 +1153,7 @@ def describe_run(args: argparse.Namespace, device: torch.device) -> dict[str, An
 
 def differing_flag(args: argparse.Namespace, earlier: dict, names: Iterable[str]) -> str | None:
     """One line on the first of the flags that is not what an earlier run of the folder had."""
-    for name in names:
+    for name in sorted(names):
         value = json.loads(json.dumps(getattr(args, name), default=str))
         if name in earlier and earlier[name] != value:
             return f"--{name.replace('_', '-')} was {earlier[name]}, is {value} now"
@@ -1176,6 +1185,8 @@ def run_script(main: Callable[[], None]) -> None:
         message = str(error)
     except KeyboardInterrupt:
         message = "interrupted"
+    except torch.OutOfMemoryError as error:
+        message = f"{str(error).splitlines()[0]} --eval-batch-size can be lowered"
     except OSError as error:
         # A full disk, a folder without permission: the system's message names the file.
         message = str(error)

@@ -1,0 +1,148 @@
+"""Fixtures: the golden values, small data sets on disk, and scripts run as from the shell."""
+
+import gzip
+import json
+import pickle
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import utils
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+import cases  # noqa: E402
+
+GOLDEN_SEED = 7
+CIFAR_STATISTICS = utils.DATASETS["cifar"][1]
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Name -> a golden .npz, opened."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_json():
+    return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_json):
+    """Name of golden/state_dicts.json -> our model with the golden weights."""
+    shapes = golden_json("state_dicts")
+
+    def build(name):
+        architecture, _, imagenet = name.partition("_")
+        model = utils.build_model(architecture, 160 if imagenet else 32, 3, 10)
+        weights = cases.weights(shapes[name], GOLDEN_SEED)
+        model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def golden_network(golden_model):
+    return lambda name: utils.Network(golden_model(name), *CIFAR_STATISTICS)
+
+
+class TinyNet(torch.nn.Module):
+    """A fast model with batch norm, for what does not depend on the architecture."""
+
+    def __init__(self, channels=3, classes=4):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(channels, 8, 3, stride=2)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.linear = torch.nn.Linear(8, classes)
+
+    def forward(self, x, return_activations=False):
+        features = torch.relu(self.norm(self.convolution(x))).mean((2, 3))
+        logits = self.linear(features)
+        return (logits, features) if return_activations else logits
+
+
+@pytest.fixture
+def tiny_net():
+    torch.manual_seed(0)
+    return TinyNet()
+
+
+@pytest.fixture
+def image_tree(tmp_path):
+    """A tree of random 32x32 PNGs: train/ with 3 classes of 6, val/ with 3 classes of 2."""
+    rng = np.random.RandomState(0)
+    root = tmp_path / "tree"
+    for part, count in (("train", 6), ("val", 2)):
+        for c, name in enumerate(("ant", "bee", "cat")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.randint(0, 100, (32, 32, 3)) + 70 * c
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def cifar_dir(tmp_path):
+    """CIFAR-10's format with 5 x 8 training and 10 test images: not the published checksums."""
+    rng = np.random.RandomState(1)
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for name in names:
+        count = 10 if name == "test_batch" else 8
+        labels = [(i + len(name)) % 10 for i in rng.permutation(count)]
+        batch = {
+            "data": rng.randint(0, 256, (count, 3072)).astype(np.uint8),
+            "labels": labels,
+        }
+        (folder / name).write_bytes(pickle.dumps(batch))
+    return folder.parent
+
+
+@pytest.fixture
+def mnist_dir(tmp_path):
+    """MNIST's raw files with 20 training and 10 test images, as torchvision unpacks them."""
+    rng = np.random.RandomState(2)
+    folder = tmp_path / "data" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 20), ("t10k", 10)):
+        pixels = rng.randint(0, 256, (count, 28, 28)).astype(np.uint8)
+        header = struct.pack(">IIII", 2051, count, 28, 28)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        files = {
+            f"{part}-images-idx3-ubyte": header + pixels.tobytes(),
+            f"{part}-labels-idx1-ubyte": struct.pack(">II", 2049, count) + labels.tobytes(),
+        }
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+    return folder.parent.parent
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys, tmp_path):
+    """Run a script's main in tmp_path with flags; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(module, flags):
+        name = f"{module.__name__}.py"
+        monkeypatch.setattr(sys, "argv", [name, *flags.split()])
+        capsys.readouterr()
+        try:
+            utils.run_script(module.main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run

@@ -1,0 +1,185 @@
+"""Attacks and noise: golden perturbations, bounds, and what they leave untouched."""
+
+import cases
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN_SEED
+
+from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
+
+L_INF = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf"}
+L_2 = {"epsilon": 128 / 255, "step_size": 15 / 255, "steps": 10, "norm": "l_2"}
+GOLDEN_PGD = {
+    "pgd_linf": L_INF,
+    "pgd_l2": L_2,
+    "pgd_linf_targeted": L_INF | {"targeted": True},
+    "pgd_linf_restarts3": L_INF | {"restarts": 3},
+}
+
+
+@pytest.fixture
+def images_and_labels():
+    return (
+        torch.from_numpy(cases.images(16, 3, 32, GOLDEN_SEED + 1)),
+        torch.from_numpy(cases.labels(16, 10, GOLDEN_SEED + 2)),
+    )
+
+
+@pytest.mark.parametrize("name", ("vgg11bn", "PreActResNet18"))
+def test_attacks_are_golden(name, golden_network, golden, images_and_labels):
+    network, expected = golden_network(name).eval(), golden("attacks")
+    x, y = images_and_labels
+    for attack, settings in GOLDEN_PGD.items():
+        if name == "PreActResNet18" and settings.get("restarts"):
+            continue  # slow, and nothing in it depends on the architecture
+        torch.manual_seed(GOLDEN_SEED)
+        delta = pgd(network, x, y, **settings)
+        losses = F.cross_entropy(network(x + delta), y, reduction="none").detach()
+        # Signs of tiny gradients flip with rounding, which differs between machines.
+        assert share_equal(delta, expected[f"{name}.{attack}"]) > 0.85, attack
+        np.testing.assert_allclose(losses, expected[f"{name}.{attack}.loss"], rtol=0.02, atol=1e-6)
+
+    with torch.no_grad():
+        clean = F.softmax(network(x), 1)
+    for attack, settings in (("trades_linf", L_INF), ("trades_l2", L_2)):
+        torch.manual_seed(GOLDEN_SEED)
+        if attack == "trades_l2":
+            torch.randn(x.shape)  # the golden values were made behind one more draw
+        delta = trades(network, x, **settings)
+        with torch.no_grad():
+            logs = F.log_softmax(network(x + delta), 1)
+        divergence = F.kl_div(logs, clean, reduction="none").sum(1)
+        assert share_equal(delta, expected[f"{name}.{attack}"], 1e-3) > 0.85, attack
+        np.testing.assert_allclose(divergence, expected[f"{name}.{attack}.kl"], rtol=0.05)
+        assert divergence.mean().item() == pytest.approx(
+            expected[f"{name}.{attack}.kl"].mean(), rel=0.02
+        )
+
+
+def share_equal(delta, expected, tolerance=1e-4):
+    return ((delta - torch.from_numpy(expected)).abs() < tolerance).float().mean().item()
+
+
+@pytest.mark.parametrize("settings", (L_INF, L_2), ids=("l_inf", "l_2"))
+@pytest.mark.parametrize("attack", ("pgd", "trades"))
+def test_perturbations_stay_in_the_ball_and_the_image_box(attack, settings, tiny_net):
+    torch.manual_seed(1)
+    x = torch.rand(8, 3, 16, 16).round(decimals=1)  # many pixels at 0 and 1
+    y = torch.arange(8) % 4
+    if attack == "pgd":
+        delta = pgd(tiny_net, x, y, restarts=2, **settings)
+    else:
+        delta = trades(tiny_net, x, **settings)
+    perturbed = x + delta
+    assert perturbed.min() >= 0 and perturbed.max() <= 1
+    order = float("inf") if settings["norm"] == "l_inf" else 2
+    norms = delta.flatten(1).norm(p=order, dim=1)
+    assert norms.max() <= settings["epsilon"] * (1 + 1e-5)
+    assert norms.max() > 0.5 * settings["epsilon"]
+    assert not delta.requires_grad
+
+
+@pytest.mark.parametrize("attack", ("pgd", "trades"))
+def test_attacks_leave_the_model_as_they_found_it(attack, tiny_net):
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    F.cross_entropy(tiny_net(x), y).backward()
+    tiny_net.train()
+    tiny_net.linear.eval()  # a mixture of modes
+    tiny_net.linear.bias.requires_grad_(False)
+    before = [(p.requires_grad, p.grad.clone()) for p in tiny_net.parameters()]
+    statistics = tiny_net.norm.running_mean.clone()
+    if attack == "pgd":
+        pgd(tiny_net, x, y, **L_INF)
+    else:
+        trades(tiny_net, x, **L_INF)
+        assert torch.equal(statistics, tiny_net.norm.running_mean)  # it ran in eval mode
+    assert tiny_net.training and tiny_net.norm.training and not tiny_net.linear.training
+    for parameter, (trainable, gradient) in zip(tiny_net.parameters(), before, strict=True):
+        assert parameter.requires_grad == trainable
+        assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("restarts", (1, 3))
+def test_pgd_in_train_mode_makes_steps_plus_one_passes_per_restart(restarts, tiny_net):
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    tiny_net.train()
+    pgd(tiny_net, x, y, restarts=restarts, **L_INF)
+    assert tiny_net.norm.num_batches_tracked == restarts * 11
+
+
+def test_pgd_in_eval_mode_leaves_out_the_pass_without_effect(tiny_net):
+    passes = []
+    tiny_net.register_forward_hook(lambda *_: passes.append(1))
+    pgd(tiny_net.eval(), torch.rand(4, 3, 16, 16), torch.arange(4), **L_INF)
+    assert len(passes) == 10
+
+
+@pytest.mark.parametrize("targeted", (False, True))
+def test_restarts_keep_the_best_perturbation_of_each_image(targeted, tiny_net):
+    x, y = torch.rand(32, 3, 16, 16), torch.arange(32) % 4
+    tiny_net.eval()
+    settings = L_INF | {"steps": 0}  # random starts differ; PGD would converge
+
+    def losses(restarts):
+        torch.manual_seed(5)
+        delta = pgd(tiny_net, x, y, restarts=restarts, targeted=targeted, **settings)
+        with torch.no_grad():
+            return F.cross_entropy(tiny_net(x + delta), y, reduction="none")
+
+    gain = losses(4) - losses(1)
+    if targeted:
+        gain = -gain
+    assert gain.min() >= -1e-6 and gain.max() > 0
+
+
+def test_targeted_pgd_lowers_the_loss_of_the_target(tiny_net):
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    tiny_net.eval()
+    before = F.cross_entropy(tiny_net(x), y)
+    down = F.cross_entropy(tiny_net(x + pgd(tiny_net, x, y, targeted=True, **L_INF)), y)
+    up = F.cross_entropy(tiny_net(x + pgd(tiny_net, x, y, **L_INF)), y)
+    assert down < before < up
+
+
+def test_trades_takes_clean_logits_instead_of_a_pass(tiny_net):
+    x = torch.rand(4, 3, 16, 16)
+    tiny_net.eval()
+    clean = tiny_net(x)
+    passes = []
+    tiny_net.register_forward_hook(lambda *_: passes.append(1))
+    torch.manual_seed(0)
+    given = trades(tiny_net, x, clean_logits=clean, **L_INF)
+    assert len(passes) == 10
+    torch.manual_seed(0)
+    assert torch.equal(trades(tiny_net, x, **L_INF), given)
+    assert len(passes) == 21
+
+
+def test_trades_l_2_survives_a_zero_gradient():
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    torch.nn.init.zeros_(flat[1].weight)
+    delta = trades(flat, torch.full((2, 3, 4, 4), 0.5), **L_2)
+    assert delta.isfinite().all()
+    assert delta.flatten(1).norm(dim=1).min() > 0.1  # the noise moved it
+
+
+def test_noise_has_its_size_and_stays_in_the_box():
+    torch.manual_seed(0)
+    grey = torch.full((4, 3, 32, 32), 0.5)
+    assert gaussian_noise(grey, 8 / 255).std().item() == pytest.approx(8 / 255, rel=0.05)
+    sign = sign_noise(grey, 8 / 255)
+    np.testing.assert_allclose(sign.abs(), 8 / 255, rtol=1e-5)
+    assert abs(sign.mean().item()) < 0.1 * 8 / 255
+    norms = l2_noise(grey, 128 / 255).flatten(1).norm(dim=1)
+    np.testing.assert_allclose(norms, 128 / 255, rtol=1e-4)
+    black = torch.zeros(2, 3, 8, 8)
+    for noise in (gaussian_noise, sign_noise, l2_noise):
+        noisy = black + noise(black, 0.5)
+        assert noisy.min() >= 0 and noisy.max() > 0
+
+
+def test_an_unknown_norm_is_named(tiny_net):
+    with pytest.raises(ValueError, match="l_3"):
+        pgd(tiny_net, torch.rand(2, 3, 8, 8), torch.arange(2), **L_INF | {"norm": "l_3"})

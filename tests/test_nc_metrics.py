@@ -1,0 +1,105 @@
+"""Neural-collapse metrics: golden values, the plain formulas, and exact simplices."""
+
+import cases
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from nc_metrics import neural_collapse, simplex_distance
+
+GOLDEN_CASES = ("random", "collapsed", "unbalanced", "hundred_classes", "few_dimensions")
+
+
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_metrics_are_golden(name, golden_json, golden):
+    case = golden_json("nc_metrics")[name]
+    h, y, w, logits = (torch.from_numpy(a) for a in cases.features(**case["case"]))
+    collapse = neural_collapse(h, y, logits, w)
+    for metric, expected in case["expected"].items():
+        assert getattr(collapse, metric) == pytest.approx(expected, rel=1e-3, abs=1e-9), metric
+    np.testing.assert_allclose(
+        collapse.class_means, golden("class_means")[name], rtol=1e-4, atol=1e-6
+    )
+
+
+def plain_nc1(h, y, classes):
+    """tr(Sigma_W pinv(Sigma_B)) with both D x D matrices, in float64."""
+    means = np.stack([h[y == c].mean(0) for c in range(classes)])
+    within = np.mean([np.outer(a - means[c], a - means[c]) for a, c in zip(h, y, strict=True)], 0)
+    centred = (means - h.mean(0)).T
+    between = centred @ centred.T / classes
+    return np.trace(within @ scipy.linalg.pinv(between, rtol=1e-5))
+
+
+@pytest.mark.parametrize(("classes", "spread"), ((3, 1.0), (10, 0.1), (10, 1e-4)))
+def test_nc1_equals_the_formula_with_full_matrices(classes, spread):
+    h, y, w, logits = cases.features(300, 40, classes, spread, seed=3)
+    h = h.astype(np.float64)
+    collapse = neural_collapse(*map(torch.from_numpy, (h, y, logits, w)))
+    assert collapse.nc1 == pytest.approx(plain_nc1(h, y, classes), rel=1e-6)
+
+
+def simplex(classes, dimension=12):
+    """Vertices (classes, dimension) of a simplex: unit vectors with cosines -1/(classes-1)."""
+    centred = torch.eye(classes, dimension, dtype=torch.float64)
+    centred[:, :classes] -= 1 / classes
+    return centred / centred.norm(dim=1, keepdim=True)
+
+
+def test_a_collapsed_simplex_has_no_nc_left():
+    vertices = simplex(5)
+    y = torch.arange(50) % 5
+    collapse = neural_collapse(3 * vertices[y] + 1, y, vertices[y] @ vertices.T, vertices)
+    for name in ("nc1", "nc2_norm_activation", "nc2_angle_activation", "nc3", "nc4"):
+        assert getattr(collapse, name) == pytest.approx(0, abs=1e-9), name
+    assert collapse.ncc_accuracy == 1
+    np.testing.assert_allclose(collapse.activation_norms, 3, rtol=1e-6)
+    np.testing.assert_allclose(collapse.activation_cosines, vertices @ vertices.T, atol=1e-9)
+
+
+def test_nc4_compares_with_the_prediction_and_ncc_accuracy_with_the_label():
+    vertices = simplex(4)
+    y = torch.arange(40) % 4
+    wrong = torch.nn.functional.one_hot((y + (torch.arange(40) < 10)) % 4, 4).float()
+    collapse = neural_collapse(vertices[y], y, wrong, vertices)
+    assert collapse.nc4 == 0.25
+    assert collapse.ncc_accuracy == 1
+
+
+def test_a_class_without_samples_has_mean_zero():
+    h, y, w, logits = map(torch.from_numpy, cases.features(100, 16, 5, 0.5, seed=0))
+    some = y != 3
+    collapse = neural_collapse(h[some], y[some], logits[some], w)
+    assert not collapse.class_means[3].any()
+    assert np.isfinite(collapse.nc1)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    h, y, w, logits = map(torch.from_numpy, cases.features(20, 16, 5, 0.5, seed=0))
+    for bad in ((h[:-1], y, logits, w), (h, y, logits[:, :-1], w), (h, y, logits, w[:, :-1])):
+        with pytest.raises(ValueError, match="expected features"):
+            neural_collapse(*bad)
+    with pytest.raises(ValueError, match="two classes"):
+        neural_collapse(h, y * 0, logits[:, :1], w[:1])
+
+
+def test_a_shifted_simplex_is_distant_only_where_it_is_not_centred():
+    means = simplex(5)
+    shift = torch.full((12,), 2.0, dtype=torch.float64)
+    apart = simplex_distance(means, means + shift)
+    np.testing.assert_allclose(apart.distance, 0, atol=1e-9)
+    np.testing.assert_allclose(apart.angle, 0, atol=1e-6)
+    np.testing.assert_allclose(apart.distance_abs, shift.norm(), rtol=1e-9)
+    assert apart.mean_distance == pytest.approx(shift.norm().item())
+    assert apart.angle_abs.min() > 0.1
+
+
+def test_angles_between_simplices_are_in_radians():
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    turn = torch.tensor(0.3)
+    rotation = torch.tensor([[turn.cos(), turn.sin()], [-turn.sin(), turn.cos()]])
+    apart = simplex_distance(means, 2 * means @ rotation)
+    np.testing.assert_allclose(apart.angle, 0.3, rtol=1e-5)
+    with pytest.raises(ValueError, match="both be"):
+        simplex_distance(means, means[:1])

@@ -1,0 +1,480 @@
+"""train.py and eval.py as a user runs them: files left behind, resuming, bad input."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyNet
+
+import eval as eval_script
+import train
+import utils
+
+build_real_model = utils.build_model
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(request, monkeypatch):
+    """A tiny network instead of the real ones, where a test does not ask for `real_models`."""
+    if "real_models" not in request.fixturenames:
+        monkeypatch.setattr(
+            utils, "build_model", lambda name, size, channels, classes: TinyNet(channels, classes)
+        )
+
+
+@pytest.fixture
+def real_models():
+    """Leaves the real networks in place."""
+
+
+CIFAR_RUN = "--dataset=cifar --model=vgg11bn --seed 1 --norm l_inf --lr-max=0.1 --epsilon=8 "
+CIFAR_RUN += "--pgd-alpha=2 --attack-iters=10 --epochs 2"
+RUN_FOLDER = "models/cifar/vgg11bn/l_inf/eps8.0/{}/seed1"
+TREE_FOLDER = Path("models/folder/vgg11bn/l_inf/eps8.0/std_train/seed1")
+
+NC = {
+    "nc1",
+    "nc2_activation_norm",
+    "nc2_classifier_norm",
+    "nc2_activation_angle",
+    "nc2_classifier_angle",
+    "nc3",
+    "nc4",
+}
+ROBUST_NC = {
+    "robust_nc1",
+    "robust_activation_nc2_norm",
+    "robust_classifier_nc2_norm",
+    "robust_activation_nc2_angle",
+    "robust_classifier_nc2_angle",
+    "robust_nc3",
+    "robust_nc4",
+    "clean_robust_dist",
+    "clean_robust_angle",
+    "clean_robust_dist_abs",
+    "clean_robust_angle_abs",
+    "muG_dist",
+    "muG_angle",
+}
+NOISE_NC = {prefix + name for prefix in ("linf_label_", "new_gaussian_label_") for name in NC}
+TARGETED_NC = {
+    "targeted_nc1",
+    "targeted_nc2_norm_M",
+    "targeted_nc2_norm_W",
+    "targeted_nc2_angle_M",
+    "targeted_nc2_angle_W",
+    "targeted_nc3",
+    "targeted_nc4",
+    "clean_target_dist",
+    "clean_target_angle",
+    "clean_target_dist_abs",
+    "clean_target_angle_abs",
+    "target_muG_dist",
+    "target_muG_angle",
+}
+TRAINED = {"train_loss", "train_acc", "train_robust_loss", "train_robust_acc"}
+
+
+def series(folder):
+    return {path.stem: np.load(path) for path in (Path(folder) / "results").glob("*.npy")}
+
+
+def rows(path):
+    with Path(path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_published_st_commands_leave_the_published_files(cifar_dir, run_script):
+    flags = f"{CIFAR_RUN} --train-mode std_train"
+    folder = Path(RUN_FOLDER.format("std_train"))
+    assert run_script(train, flags)[0] == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "model_0.pth",
+        "model_1.pth",
+        "resume.pth",
+        "history.csv",
+        "args.json",
+        "output.log",
+        "results",
+    }
+    assert not series(folder)
+    checkpoint = torch.load(folder / "model_1.pth", weights_only=True)
+    assert set(checkpoint) == {"state_dict", "epoch", "seed"}
+    assert (checkpoint["epoch"], checkpoint["seed"]) == (1, 1)
+
+    what = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
+    code, output, _ = run_script(eval_script, f"{flags} {what}")
+    assert code == 0
+    found = series(folder)
+    assert set(found) == NC | ROBUST_NC | NOISE_NC | TARGETED_NC | TRAINED
+    for name, values in found.items():
+        assert values.shape == (2,) and np.isfinite(values).all(), name
+    recorded = rows(folder / "results" / "metrics.csv")
+    measured = [row["input"] for row in recorded if row["source"] == "eval"]
+    assert measured == ["clean", "pgd", "gaussian", "sign", "targeted"] * 2
+    clean = [row for row in recorded if (row["source"], row["input"]) == ("eval", "clean")]
+    assert [float(row["nc1"]) for row in clean] == found["nc1"].tolist()
+    assert [float(row["accuracy"]) for row in clean] == found["train_acc"].tolist()
+    assert "targeted" in output and "targeted" in (folder / "eval.log").read_text()
+    assert json.loads((folder / "args.json").read_text())["lr_max"] == 0.1
+
+
+@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
+def test_the_published_robust_commands_leave_the_published_files(mode, cifar_dir, run_script):
+    flags = f"{CIFAR_RUN} --train-mode {mode}"
+    folder = Path(RUN_FOLDER.format(mode))
+    assert run_script(train, f"{flags} --neural-collapse")[0] == 0
+    trained = series(folder)
+    assert set(trained) == NC | ROBUST_NC | TRAINED
+    assert all(values.shape == (2,) for values in trained.values())
+    assert trained["train_robust_loss"][0] > 0 and trained["clean_robust_dist"][0] > 0
+    history = rows(folder / "history.csv")
+    assert ",".join(history[0]) == (
+        "epoch,lr,train_loss,train_acc,train_robust_loss,train_robust_acc,test_loss,test_acc,seconds"
+    )
+    assert [float(row["train_loss"]) for row in history] == trained["train_loss"].tolist()
+
+    # The sweep adds the noise, and leaves what training saw as it is.
+    assert run_script(eval_script, f"{flags} --neural-collapse --neural-collapse-gaussian")[0] == 0
+    swept = series(folder)
+    assert set(swept) == NC | ROBUST_NC | TRAINED | NOISE_NC
+    for name, values in trained.items():
+        assert (swept[name] == values).all(), name
+    if mode == "pgd_train_TRADES":
+        state = torch.load(folder / "model_1.pth", weights_only=True)["state_dict"]
+        assert not state["norm.running_mean"].any()
+
+
+def test_robust_nc_is_measured_on_the_images_that_were_trained_on(
+    image_tree, run_script, monkeypatch
+):
+    stepped_on, measured = [], []
+    original_step, original_measure = train.adversarial_step, train.measure
+
+    def step(*arguments, **options):
+        result = original_step(*arguments, **options)
+        stepped_on.append(result.perturbed)
+        return result
+
+    def measure(network, images, *rest):
+        measured.append(images)
+        return original_measure(network, images, *rest)
+
+    monkeypatch.setattr(train, "adversarial_step", step)
+    monkeypatch.setattr(train, "measure", measure)
+    flags = f"--dataset folder --data-dir {image_tree} --epochs 1 --attack-iters 1 --batch-size 5"
+    flags += " --train-mode pgd_train --neural-collapse --neural-collapse-gaussian"
+    assert run_script(train, flags)[0] == 0
+    test, clean, robust, noisy = measured
+    assert len(test) == 6 and len(clean) == len(noisy) == 18
+    assert torch.equal(
+        torch.cat(stepped_on).flatten(1).sum(1).sort()[0], robust.flatten(1).sum(1).sort()[0]
+    )
+    assert (robust - utils.as_float(clean)).abs().max() <= 8 / 255 + 1e-6
+    folder = str(TREE_FOLDER).replace("std_train", "pgd_train")
+    assert {f"gaussian_label_{name}" for name in NC} <= set(series(folder))
+
+
+@pytest.fixture
+def tree_flags(image_tree):
+    return f"--dataset folder --data-dir {image_tree} --epochs 3 --attack-iters 2 --batch-size 7"
+
+
+def assert_equal_runs(folder, other):
+    """Every checkpoint and result of two runs is the same to the last bit."""
+    checkpoints = sorted(path.name for path in folder.glob("model_*.pth"))
+    assert checkpoints == sorted(path.name for path in other.glob("model_*.pth"))
+    for name in checkpoints:
+        states = [
+            torch.load(run / name, weights_only=True)["state_dict"] for run in (folder, other)
+        ]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
+    assert {name: values.tolist() for name, values in series(folder).items()} == {
+        name: values.tolist() for name, values in series(other).items()
+    }
+    histories = [
+        [row | {"seconds": 0} for row in rows(run / "history.csv")] for run in (folder, other)
+    ]
+    assert histories[0] == histories[1]
+    assert rows(folder / "results/metrics.csv") == rows(other / "results/metrics.csv")
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tree_flags, run_script, monkeypatch):
+    flags = f"{tree_flags} --train-mode pgd_train --neural-collapse"
+    folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train"))
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+
+    save = utils.save_checkpoint
+
+    def die_behind_the_second_checkpoint(path, **content):
+        save(path, **content)
+        if path.name == "model_1.pth":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(utils, "save_checkpoint", die_behind_the_second_checkpoint)
+        assert run_script(train, flags)[0] == 130
+    code, output, _ = run_script(train, f"{flags} --resume")
+    assert code == 0 and "resuming at epoch 1" in output
+    assert_equal_runs(folder, "whole" / folder.relative_to("models"))
+    code, output, _ = run_script(train, f"{flags} --resume")
+    assert code == 0 and "is finished" in output
+
+
+def test_resuming_an_empty_folder_starts_afresh(tree_flags, run_script):
+    assert run_script(train, f"{tree_flags} --resume")[0] == 0
+    assert (TREE_FOLDER / "model_2.pth").exists()
+
+
+@pytest.mark.parametrize("with_optimizer", (True, False))
+def test_a_published_checkpoint_resumes_and_is_swept(with_optimizer, tree_flags, run_script):
+    """As if never stopped, where the file holds the optimiser state as the published ones do."""
+    assert run_script(train, f"{tree_flags} --models-dir whole --lr-schedule onedrop")[0] == 0
+    whole = "whole" / TREE_FOLDER.relative_to("models")
+    assert run_script(train, f"{tree_flags} --epochs 2 --lr-schedule onedrop")[0] == 0
+    published = torch.load(TREE_FOLDER / "resume.pth", weights_only=True)
+    if not with_optimizer:
+        del published["optimizer"]
+    for path in TREE_FOLDER.rglob("*.*"):
+        path.unlink()
+    torch.save(published, TREE_FOLDER / "model_1.pth")
+
+    code, output, _ = run_script(train, f"{tree_flags} --lr-schedule onedrop --resume 2")
+    assert code == 0
+    assert ("momentum starts at zero" in output) != with_optimizer
+    assert [row["epoch"] for row in rows(TREE_FOLDER / "history.csv")] == ["2"]
+    states = [
+        torch.load(run / "model_2.pth", weights_only=True)["state_dict"]
+        for run in (TREE_FOLDER, whole)
+    ]
+    same = all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert same == with_optimizer
+    sweep = tree_flags.replace("--batch-size 7", "--neural-collapse --checkpoints 1:")
+    assert run_script(eval_script, sweep)[0] == 0
+    assert np.isnan(series(TREE_FOLDER)["nc1"]).tolist() == [True, False, False]
+
+
+def test_a_sweep_goes_on_where_it_stopped_and_mixes_nothing(tree_flags, run_script, monkeypatch):
+    sweep = tree_flags.replace(" --batch-size 7", "")
+    assert run_script(train, tree_flags)[0] == 0
+    assert run_script(eval_script, f"{sweep} --neural-collapse --checkpoints 0,2")[0] == 0
+    nc1 = series(TREE_FOLDER)["nc1"]
+    assert np.isnan(nc1).tolist() == [False, True, False]
+
+    measured = []
+    original = eval_script.measure
+    monkeypatch.setattr(eval_script, "measure", lambda *a: measured.append(1) or original(*a))
+    code, output, _ = run_script(eval_script, f"{sweep} --neural-collapse --checkpoints 0,2")
+    assert code == 0 and not measured and "2 done before" in output
+    assert run_script(eval_script, f"{sweep} --neural-collapse")[0] == 0
+    assert len(measured) == 2  # clean and PGD of epoch 1
+    swept = series(TREE_FOLDER)
+    assert (swept["nc1"][[0, 2]] == nc1[[0, 2]]).all()
+
+    other = sweep.replace("--attack-iters 2", "--attack-iters 3")
+    code, _, error = run_script(eval_script, f"{other} --neural-collapse")
+    assert code == 1 and "--attack-iters was 2, is 3 now" in error
+    assert run_script(eval_script, f"{other} --neural-collapse --overwrite")[0] == 0
+    assert (series(TREE_FOLDER)["nc1"] == swept["nc1"]).all()
+    assert (series(TREE_FOLDER)["robust_nc1"] != swept["robust_nc1"]).all()
+
+
+def test_eval_uses_the_training_images_of_the_run(tree_flags, run_script):
+    assert run_script(train, f"{tree_flags} --limit-train 9 --epochs 1")[0] == 0
+    sweep = tree_flags.replace(" --batch-size 7", " --epochs 1")
+    code, output, _ = run_script(eval_script, f"{sweep} --neural-collapse-gaussian")
+    assert code == 0 and "9 training images" in output
+    code, _, error = run_script(eval_script, f"{sweep} --neural-collapse-gaussian --lr-max 0.2")
+    assert code == 1 and "--lr-max was 0.1, is 0.2 now" in error
+
+
+@pytest.mark.parametrize(
+    "flags",
+    (
+        "--dataset folder --norm l_2 --optimizer adam --lr-schedule cosine --lr-max 0.001",
+        "--dataset folder --train-mode pgd_train --norm l_2 --restarts 2 --precision bf16",
+        "--dataset folder --train-mode pgd_train_TRADES --trades-bn batch --norm l_2",
+        "--dataset folder --train-mode pgd_train_TRADES --lr-schedule superconverge --lr-max 0.01",
+        "--dataset folder --model preactresnet18 --lr-schedule linear --precision fp32",
+        "--dataset folder --lr-schedule onedrop --lr-drop-epoch 1 --lr-one-drop 0.001",
+        "--dataset mnist --train-mode pgd_train --epsilon 0.3 --pgd-alpha 0.1",
+        "--dataset imnet --limit-train 3 --limit-test 3",
+        "--dataset imnet --limit-train 3 --limit-test 3 --model PreActResNet18",
+    ),
+)
+def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
+    flags, image_tree, mnist_dir, tmp_path, run_script, real_models
+):
+    root = mnist_dir if "mnist" in flags else image_tree
+    flags += f" --data-dir {root} --epochs 2 --attack-iters 1"
+    code, _, error = run_script(train, f"{flags} --neural-collapse")
+    assert code == 0, error
+    folder = next(tmp_path.glob("models/*/*/*/*/*/seed1"))
+    assert folder.parent.name.endswith("_batch") == ("--trades-bn batch" in flags)
+    only_train = ("lr-", "optimizer", "limit-test")
+    shared = "".join(
+        f"--{flag}" for flag in flags.split("--")[1:] if not flag.startswith(only_train)
+    )
+    code, _, error = run_script(
+        eval_script,
+        f"{shared} --neural-collapse --neural-collapse-gaussian --neural-collapse-targeted "
+        "--checkpoints ::2",
+    )
+    assert code == 0, error
+    assert np.isfinite(series(folder)["targeted_nc1"][0])
+    last = rows(folder / "history.csv")[-1]
+    assert 0 < float(last["train_loss"]) < 100
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "named"),
+    (
+        (train, "--dataset svhn", "--dataset"),
+        (train, "--model resnet50", "--model"),
+        (train, "--train-mode robust", "--train-mode"),
+        (train, "--norm l_1", "--norm"),
+        (train, "--epsilon=-1", "--epsilon"),
+        (train, "--epsilon nan", "--epsilon"),
+        (train, "--epochs 0", "--epochs"),
+        (train, "--epochs 3.5", "--epochs"),
+        (train, "--seed one", "--seed"),
+        (train, "--lr-max inf", "--lr-max"),
+        (train, "--device tpu9", "--device"),
+        (train, "--resume 400", "--resume"),
+        (train, "--resume never", "--resume"),
+        (train, "--resume --overwrite", "--overwrite"),
+        (train, "--dataset mnist", "--epsilon"),
+        (train, "--dataset mnist --epsilon 8 --pgd-alpha 2", "--epsilon"),
+        (train, "--data-url http://x --dataset digits", "--data-url"),
+        (train, "--data-url file:///x", "--data-url"),
+        (train, "--image-size 160", "--image-size"),
+        (train, "--trades-bn batch", "--trades-bn"),
+        (train, "--restarts 2", "--restarts"),
+        (train, "--lr-schedule multipledecay --epochs 5", "--lr-schedule"),
+        (train, "--no-such-flag", "--no-such-flag"),
+        (eval_script, "", "--neural-collapse"),
+        (eval_script, "--neural-collapse --checkpoints 400", "--checkpoints"),
+        (eval_script, "--neural-collapse --checkpoints a:b", "--checkpoints"),
+    ),
+)
+def test_a_bad_flag_ends_with_one_line_that_names_it(script, flags, named, run_script, tmp_path):
+    code, _, error = run_script(script, flags)
+    assert code == 2
+    assert named in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_is_never_overwritten_unasked(tree_flags, run_script):
+    assert run_script(train, f"{tree_flags} --epochs 1")[0] == 0
+    before = (TREE_FOLDER / "model_0.pth").read_bytes()
+    code, _, error = run_script(train, f"{tree_flags} --epochs 1")
+    assert code == 1 and "--resume" in error and "--overwrite" in error
+    code, _, error = run_script(train, f"{tree_flags} --resume")
+    assert code == 1 and "--epochs was 1, is 3 now" in error
+    assert (TREE_FOLDER / "model_0.pth").read_bytes() == before
+    (TREE_FOLDER / "mine.txt").write_text("notes")
+    assert run_script(train, f"{tree_flags} --epochs 1 --seed 1 --lr-max 0.2 --overwrite")[0] == 0
+    assert (TREE_FOLDER / "model_0.pth").read_bytes() != before
+    assert (TREE_FOLDER / "mine.txt").exists()
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(tree_flags, run_script):
+    code, _, error = run_script(train, f"{tree_flags} --lr-max 1e30")
+    assert code == 1 and "no longer finite" in error and error.count("\n") == 1
+    for path in TREE_FOLDER.glob("model_*.pth"):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def damage_missing(path):
+    path.unlink()
+    return "no such checkpoint"
+
+
+def damage_truncated(path):
+    path.write_bytes(path.read_bytes()[:5000])
+    return "truncated"
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+    return "truncated"
+
+
+def damage_hostile(path):
+    class Hostile:
+        def __reduce__(self):
+            return print, ("hacked",)
+
+    path.write_bytes(pickle.dumps(Hostile()))
+    return "refused"
+
+
+def damage_other_architecture(path):
+    torch.save({"state_dict": utils.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path)
+    return "another network"
+
+
+def damage_other_classes(path):
+    torch.save({"state_dict": utils.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
+    return r"classifier.weight is (7, 512), this network has (3, 512)"
+
+
+def damage_no_state_dict(path):
+    torch.save({"weights": {}}, path)
+    return "state_dict"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    (
+        damage_missing,
+        damage_truncated,
+        damage_empty,
+        damage_hostile,
+        damage_other_architecture,
+        damage_other_classes,
+        damage_no_state_dict,
+    ),
+)
+def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
+    damage, tree_flags, run_script, real_models
+):
+    TREE_FOLDER.mkdir(parents=True)
+    path = TREE_FOLDER / "model_0.pth"
+    torch.save({"state_dict": utils.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
+    expected = damage(path)
+    sweep = tree_flags.replace(" --batch-size 7", " --checkpoints 0 --neural-collapse")
+    commands = [(eval_script, sweep), (train, f"{tree_flags} --resume 1")]
+    for script, flags in commands:
+        code, output, error = run_script(script, flags)
+        assert code == 1
+        assert "model_0.pth" in error and expected in error and error.count("\n") == 1
+        assert "hacked" not in output
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "series.npy"
+    path.write_bytes(b"before")
+    with pytest.raises(RuntimeError), utils.atomic_open(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_records_survive_the_csv_to_the_last_bit(tmp_path):
+    name = {"dataset": "d", "model": "m", "norm": "l_2", "epsilon": 1.0, "seed": 1}
+    folder = utils.RunFolder(tmp_path, **name, train_mode="pgd_train", trades_bn="frozen")
+    folder.open()
+    values = dict(zip(utils.NC_METRICS, (1 / 3, 0.1, 2e-17, 1e300, 5.0, 0.0, 1.0), strict=True))
+    record = utils.Record("eval", 3, "train", "clean", 0.7, 1 / 7, 0.9, **values)
+    folder.add([record])
+    again = utils.RunFolder(tmp_path, **name, train_mode="pgd_train", trades_bn="frozen")
+    again.open()
+    assert repr(again.records) == repr([record])
+    assert np.isnan(np.load(folder.results / "nc1.npy")).tolist() == [True, True, True, False]
