@@ -4,14 +4,14 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 # The built-in digits need a larger epsilon than photographs.
-DIGITS := --dataset digits --epochs 12 --lr-max 0.05 --epsilon 16 --pgd-alpha 4
+DIGITS := --dataset digits --epochs 10 --lr-max 0.05 --epsilon 20 --pgd-alpha 5
 
 .PHONY: demo test lint
 
 demo: $(INSTALLED)
-	$(BIN)/python train.py $(DIGITS) --overwrite
-	$(BIN)/python eval.py $(DIGITS) --overwrite --limit-train 300 --checkpoints 0,5,11 \
-		--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted
+	$(BIN)/python train.py $(DIGITS) --lr-schedule cosine --overwrite
+	$(BIN)/python eval.py $(DIGITS) --overwrite --limit-train 200 --noise-level 20 \
+		--checkpoints 0,4,9 --neural-collapse --neural-collapse-gaussian --neural-collapse-targeted
 
 test: $(INSTALLED)
 	$(BIN)/pytest

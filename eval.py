@@ -106,41 +106,35 @@ def select_epochs(text: str | None, epochs: int) -> list[int]:
 
 def main() -> None:
     args = parse_args()
-    device = args.device
     utils.set_precision(args.precision)
     run = utils.run_folder(args)
     check_checkpoints(args, run)
     check_training(args, run)
     run.open()
     utils.log_to(run.path / "eval.log")
-    check_earlier_sweep(args, run)
+    if not args.overwrite:
+        check_earlier_sweep(args, run)
 
-    data = utils.load_dataset(
-        args.dataset,
-        args.data_dir,
-        image_size=args.image_size,
-        seed=args.seed,
-        limit_train=args.limit_train,
-        data_url=args.data_url,
-    )
-    train_split = data.train.to(device)
-    channels = data.train.images.shape[1]
-    model = utils.build_model(args.model, args.image_size, channels, data.num_classes)
-    network = Network(model, data.mean, data.std, bf16=args.precision == "bf16").to(device)
-    batch_size = utils.eval_batch_size(args, device)
+    data, network = utils.load_run(args)
+    if args.overwrite:
+        run.drop("eval")
+    batch_size = utils.eval_batch_size(args)
 
     done = {(r.epoch, r.input) for r in run.records if r.source == "eval"}
     todo = [e for e in args.sweep if any((e, name) not in done for name in args.inputs)]
-    utils.write_json(run.results / "eval_args.json", utils.describe_run(args, device))
+    utils.write_json(run.results / "eval_args.json", utils.describe_run(args))
     logger.info(
         f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
-        f"before) on {', '.join(args.inputs)}; {len(train_split)} training images, on {device}"
+        f"before) on {', '.join(args.inputs)}; {len(data.train)} training images, on {args.device}"
     )
-    total = len(todo) * len(args.inputs) * len(train_split)
+    total = len(todo) * len(args.inputs) * len(data.train)
     with tqdm(total=total, desc="sweep", unit="img", disable=None) as bar:
         for epoch in todo:
             utils.load_checkpoint(run.checkpoint(epoch), network.model)
-            records = measure_checkpoint(args, network, train_split, epoch, batch_size, bar)
+            try:
+                records = measure_checkpoint(args, network, data.train, epoch, batch_size, bar)
+            except InputError as error:
+                raise InputError(f"{run.checkpoint(epoch)}: {error}") from error
             run.add(records)
             for record in records:
                 logger.info(f"epoch {epoch:>3} {utils.format_record(record)}")
@@ -171,9 +165,7 @@ def check_training(args: argparse.Namespace, run: RunFolder) -> None:
 
 
 def check_earlier_sweep(args: argparse.Namespace, run: RunFolder) -> None:
-    if args.overwrite:
-        run.drop("eval")
-        return
+    """Refuse to mix records that were made with other flags."""
     earlier = utils.read_json(run.results / "eval_args.json") or {}
     difference = utils.differing_flag(args, earlier, MEASURING_FLAGS)
     if difference and any(record.source == "eval" for record in run.records):

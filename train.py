@@ -24,7 +24,17 @@ from tqdm import tqdm
 import utils
 from attacks import l2_noise, pgd, trades
 from nc_metrics import simplex_distance
-from utils import EpochSummary, InputError, Network, Record, RunFolder, Split, logger, measure
+from utils import (
+    Dataset,
+    EpochSummary,
+    InputError,
+    Network,
+    Record,
+    RunFolder,
+    Split,
+    logger,
+    measure,
+)
 
 TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
 # Flags that may change when a run is resumed: they do not change its numbers.
@@ -105,76 +115,25 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device = args.device
     utils.set_precision(args.precision)
     run = utils.run_folder(args)
     refuse_other_run(args, run)
 
-    data = utils.load_dataset(
-        args.dataset,
-        args.data_dir,
-        image_size=args.image_size,
-        seed=args.seed,
-        limit_train=args.limit_train,
-        limit_test=args.limit_test,
-        data_url=args.data_url,
-    )
-    train_split, test_split = data.train.to(device), data.test.to(device)
-    utils.seed_everything(args.seed)
-    channels = data.train.images.shape[1]
-    model = utils.build_model(args.model, args.image_size, channels, data.num_classes)
-    network = Network(model, data.mean, data.std, bf16=args.precision == "bf16").to(device)
+    data, network = utils.load_run(args, args.limit_test)
     optimizer = make_optimizer(args, network)
 
     start_epoch = restore(args, run, network, optimizer)
     if start_epoch is None:
         return
-    utils.write_json(run.path / "args.json", utils.describe_run(args, device))
+    utils.write_json(run.path / "args.json", utils.describe_run(args))
     logger.info(
-        f"{args.train_mode} of {args.model} on {args.dataset}: {len(train_split)} training and "
-        f"{len(test_split)} test images, {data.num_classes} classes, on {device}; to {run.path}"
+        f"{args.train_mode} of {args.model} on {args.dataset}: {len(data.train)} training and "
+        f"{len(data.test)} test images, {data.num_classes} classes, on {args.device}; to {run.path}"
     )
 
     step = make_step(args)
-    rate = partial(
-        utils.learning_rate,
-        args.lr_schedule,
-        epochs=args.epochs,
-        lr_max=args.lr_max,
-        drop_epoch=args.lr_drop_epoch,
-        drop_lr=args.lr_one_drop,
-    )
-    batch_size = utils.eval_batch_size(args, device)
-    keep_perturbed = args.neural_collapse and args.train_mode != "std_train"
     for epoch in range(start_epoch, args.epochs):
-        started = time.perf_counter()
-        utils.seed_everything(args.seed, epoch)
-        # Frozen TRADES stays in eval mode throughout, as the published code does by accident.
-        frozen = args.train_mode == "pgd_train_TRADES" and args.trades_bn == "frozen"
-        network.train(not frozen)
-        sums, perturbed = train_epoch(
-            network, optimizer, train_split, step, rate, epoch, args, keep_perturbed
-        )
-        if not math.isfinite(sums.clean_loss + sums.objective):
-            raise InputError(
-                f"epoch {epoch}: the training loss is no longer finite (learning rate "
-                f"{optimizer.param_groups[0]['lr']:g}); earlier checkpoints are kept"
-            )
-        tested = measure(network, test_split.images, test_split.labels, batch_size)
-        records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
-        records += measure_collapse(args, network, train_split, perturbed, epoch, batch_size)
-        standard = args.train_mode == "std_train"
-        summary = EpochSummary(
-            epoch=epoch,
-            lr=optimizer.param_groups[0]["lr"],
-            train_loss=sums.clean_loss,
-            train_acc=sums.clean_accuracy,
-            train_robust_loss=math.nan if standard else sums.objective,
-            train_robust_acc=math.nan if standard else sums.robust_accuracy,
-            test_loss=tested.loss,
-            test_acc=tested.accuracy,
-            seconds=round(time.perf_counter() - started, 3),
-        )
+        summary, records = run_epoch(args, network, optimizer, data, step, epoch)
         save(args, run, network, optimizer, summary, records)
         log_epoch(args, summary, records)
 
@@ -342,17 +301,61 @@ class EpochSums:
     robust_accuracy: float
 
 
+def run_epoch(
+    args: argparse.Namespace,
+    network: Network,
+    optimizer: optim.Optimizer,
+    data: Dataset,
+    step: Callable[..., Step],
+    epoch: int,
+) -> tuple[EpochSummary, list[Record]]:
+    """Train for one epoch, then measure the test data and what the flags ask for."""
+    started = time.perf_counter()
+    utils.seed_everything(args.seed, epoch)
+    # Frozen TRADES stays in eval mode throughout, as the published code does by accident.
+    frozen = args.train_mode == "pgd_train_TRADES" and args.trades_bn == "frozen"
+    network.train(not frozen)
+    sums, perturbed = train_epoch(network, optimizer, data.train, step, epoch, args)
+    rate = optimizer.param_groups[0]["lr"]
+    if not math.isfinite(sums.clean_loss + sums.objective):
+        raise InputError(
+            f"epoch {epoch}: the training loss is no longer finite (learning rate {rate:g}); "
+            "the checkpoints before it are kept"
+        )
+    batch_size = utils.eval_batch_size(args)
+    tested = measure(network, data.test.images, data.test.labels, batch_size)
+    records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
+    records += measure_collapse(args, network, data.train, perturbed, epoch, batch_size)
+    standard = args.train_mode == "std_train"
+    summary = EpochSummary(
+        epoch=epoch,
+        lr=rate,
+        train_loss=sums.clean_loss,
+        train_acc=sums.clean_accuracy,
+        train_robust_loss=math.nan if standard else sums.objective,
+        train_robust_acc=math.nan if standard else sums.robust_accuracy,
+        test_loss=tested.loss,
+        test_acc=tested.accuracy,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    return summary, records
+
+
 def train_epoch(
     network: Network,
     optimizer: optim.Optimizer,
     data: Split,
     step: Callable[..., Step],
-    rate: Callable[[float], float],
     epoch: int,
     args: argparse.Namespace,
-    keep_perturbed: bool,
 ) -> tuple[EpochSums, Tensor | None]:
-    """Visit all images once in random order; also return the perturbed ones, in data order."""
+    """Visit all images once in random order.
+
+    Returns:
+        What the steps saw, and under AT and TRADES with --neural-collapse the perturbed images
+        (N, C, H, W) in the order of the data.
+    """
+    keep_perturbed = args.neural_collapse and args.train_mode != "std_train"
     order = torch.randperm(len(data)).to(data.labels.device)
     batches = order.split(args.batch_size)
     # Losses and correct answers, summed on the device: nothing waits for it until the epoch ends.
@@ -361,7 +364,14 @@ def train_epoch(
     with tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False) as bar:
         for i, indices in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = rate(epoch + (i + 1) / len(batches))
+                group["lr"] = utils.learning_rate(
+                    args.lr_schedule,
+                    epoch + (i + 1) / len(batches),
+                    epochs=args.epochs,
+                    lr_max=args.lr_max,
+                    drop_epoch=args.lr_drop_epoch,
+                    drop_lr=args.lr_one_drop,
+                )
             x, y = utils.as_float(data.images[indices]), data.labels[indices]
             result = step(network, optimizer, x, y)
             robust = result.clean_logits if result.robust_logits is None else result.robust_logits

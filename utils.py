@@ -1,5 +1,12 @@
-"""What train.py and eval.py share: data sets in memory, networks, the run folder with its
-checkpoints and results, measurements, learning-rate schedules, seeds, devices, flags and logs.
+"""What train.py and eval.py share, section by section:
+
+data sets         DATASETS, load_dataset: images in memory as uint8
+networks          build_model, Network: images in [0, 1] -> logits
+measurements      measure, Record: one forward pass, one record per epoch, split and input
+the run folder    RunFolder, SERIES, checkpoints: every file that a run leaves
+learning rates    learning_rate
+seeds, device     seed_everything, select_device, set_precision
+flags and logs    add_run_flags and what is made of them, run_script
 """
 
 import argparse
@@ -18,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +83,9 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def to(self, device: torch.device) -> "Dataset":
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def load_dataset(
@@ -451,6 +461,9 @@ def measure(
         labels: (N,); the targets where the input is a targeted attack.
         perturb: from images and labels of a batch to the perturbation that is added.
         on_batch: told the size of each finished batch, for a progress bar.
+
+    Raises:
+        InputError: features or logits that are not finite.
     """
     network.eval()
     features, logits = [], []
@@ -463,6 +476,8 @@ def measure(
         features.append(batch_features)
         on_batch(len(x))
     features, logits = torch.cat(features), torch.cat(logits)
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        raise InputError("the network's outputs are not finite: its training has diverged")
     return Measurement(
         loss=F.cross_entropy(logits.double(), labels).item(),
         accuracy=(logits.argmax(1) == labels).double().mean().item(),
@@ -951,30 +966,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def positive_int(text: str) -> int:
-    return _number(text, int, lambda value: value > 0, "a whole number above 0")
+def _number(kind: type, accepted: Callable, description: str) -> Callable[[str], Any]:
+    """An argparse type."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepted(value):
+            raise argparse.ArgumentTypeError(f"expected {description}, got {text!r}")
+        return value
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    return _number(text, int, lambda value: value >= 0, "a whole number, 0 or above")
-
-
-def positive_float(text: str) -> float:
-    return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
-
-
-def non_negative_float(text: str) -> float:
-    return _number(text, float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
-
-
-def _number(text: str, kind: type, accepted: Callable, description: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not accepted(value):
-        raise argparse.ArgumentTypeError(f"expected {description}, got {text!r}")
-    return value
+positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
+non_negative_int = _number(int, lambda value: value >= 0, "a whole number, 0 or above")
+non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
 
 
 def _model_name(text: str) -> str:
@@ -1121,6 +1130,24 @@ def run_folder(args: argparse.Namespace) -> RunFolder:
     )
 
 
+def load_run(args: argparse.Namespace, limit_test: int | None = None) -> tuple[Dataset, Network]:
+    """The data that the flags name and a network for it with fresh weights, on the device."""
+    data = load_dataset(
+        args.dataset,
+        args.data_dir,
+        image_size=args.image_size,
+        seed=args.seed,
+        limit_train=args.limit_train,
+        limit_test=limit_test,
+        data_url=args.data_url,
+    ).to(args.device)
+    seed_everything(args.seed)
+    channels = data.train.images.shape[1]
+    model = build_model(args.model, args.image_size, channels, data.num_classes)
+    network = Network(model, data.mean, data.std, bf16=args.precision == "bf16")
+    return data, network.to(args.device)
+
+
 def attack_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords that `pgd` and `trades` share, in units of images in [0, 1]."""
     unit = 1 if args.dataset == "mnist" else 255
@@ -1132,22 +1159,22 @@ def attack_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def eval_batch_size(args: argparse.Namespace, device: torch.device) -> int:
+def eval_batch_size(args: argparse.Namespace) -> int:
     """Images per batch in eval mode: many on a GPU, few enough for the caches of a CPU."""
     if args.eval_batch_size:
         return args.eval_batch_size
-    batch_at_32 = 2048 if device.type == "cuda" else 128
+    batch_at_32 = 2048 if args.device.type == "cuda" else 128
     return batch_at_32 if args.image_size == 32 else batch_at_32 // 16
 
 
-def describe_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     """What args.json records: every flag as resolved, and what the run was made with."""
     git = ("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
     return vars(args) | {"git_commit": commit, "torch": torch.__version__, "ran_on": name}
 
 

@@ -424,6 +424,13 @@ def damage_other_classes(path):
     return r"classifier.weight is (7, 512), this network has (3, 512)"
 
 
+def damage_diverged(path):
+    weights = utils.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights["classifier.bias"] += float("nan")
+    torch.save({"state_dict": weights}, path)
+    return "not finite"
+
+
 def damage_no_state_dict(path):
     torch.save({"weights": {}}, path)
     return "state_dict"
@@ -439,6 +446,7 @@ def damage_no_state_dict(path):
         damage_other_architecture,
         damage_other_classes,
         damage_no_state_dict,
+        damage_diverged,
     ),
 )
 def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
@@ -453,6 +461,9 @@ def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
     for script, flags in commands:
         code, output, error = run_script(script, flags)
         assert code == 1
+        if script is train and damage is damage_diverged:
+            assert "epoch 1: the training loss is no longer finite" in error
+            continue
         assert "model_0.pth" in error and expected in error and error.count("\n") == 1
         assert "hacked" not in output
 

@@ -134,14 +134,21 @@ def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_net):
         logits = torch.nn.functional.one_hot(y, 4).float()
         return train.Step(torch.tensor(2.0), logits, torch.tensor(3.0), logits.roll(1, 1), x)
 
-    args = argparse.Namespace(batch_size=4)
-    sums, kept = train.train_epoch(
-        network, optimizer, data, step, lambda t: t, 5, args, keep_perturbed=True
+    args = argparse.Namespace(
+        batch_size=4,
+        epochs=10,
+        neural_collapse=True,
+        train_mode="pgd_train",
+        lr_schedule="superconverge",
+        lr_max=4.0,
+        lr_drop_epoch=1,
+        lr_one_drop=1.0,
     )
+    sums, kept = train.train_epoch(network, optimizer, data, step, 1, args)
     assert [len(batch) for batch in batches] == [4, 4, 2]
     visited = [image for batch in batches for image in batch]
     assert sorted(visited) == list(range(10)) != visited
-    assert rates == pytest.approx([5 + 1 / 3, 5 + 2 / 3, 6])
+    assert rates == pytest.approx([1 + 1 / 3, 1 + 2 / 3, 2])  # rises by 1 an epoch until 4
     assert (sums.clean_loss, sums.clean_accuracy) == (2, 1)
     assert (sums.objective, sums.robust_accuracy) == (3, 0)
     assert torch.equal(kept, utils.as_float(data.images))  # in data order
