@@ -116,13 +116,14 @@ def main() -> None:
         check_earlier_sweep(args, run)
 
     data, network = utils.load_run(args)
+    utils.refuse_other_data(run, data)
     if args.overwrite:
-        run.drop("eval")
+        run.drop(0, "eval")
     batch_size = utils.eval_batch_size(args)
 
     done = {(r.epoch, r.input) for r in run.records if r.source == "eval"}
     todo = [e for e in args.sweep if any((e, name) not in done for name in args.inputs)]
-    utils.write_json(run.results / "eval_args.json", utils.describe_run(args))
+    utils.write_json(run.results / "eval_args.json", utils.describe_run(args, data))
     logger.info(
         f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
         f"before) on {', '.join(args.inputs)}; {len(data.train)} training images, on {args.device}"
@@ -229,7 +230,7 @@ def summary_table(records: list[Record], sweep: list[int], inputs: list[str]) ->
                 f"{r.nc2_norm_activation:>8.4f}  {r.nc2_angle_activation:>9.4f}  {r.nc3:>6.3f}  "
                 f"{r.nc4:>6.4f}"
             )
-    return lines
+    return [*lines, utils.NC1_SCALE]
 
 
 if __name__ == "__main__":

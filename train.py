@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -88,10 +89,12 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="last",
         metavar="N",
-        help="go on with the run in the folder; with N, from model_{N-1}.pth as epoch N",
+        help="go on with the run in the folder; with N, train epoch N from model_{N-1}.pth",
     )
     training.add_argument(
-        "--overwrite", action="store_true", help="delete the run that is in the folder first"
+        "--overwrite",
+        action="store_true",
+        help="delete the run that is in the folder first; with --resume N from epoch N on",
     )
     args = parser.parse_args()
     utils.complete_run_flags(parser, args)
@@ -102,7 +105,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"argument --resume: {error}")
         if args.resume >= args.epochs:
             parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
-    if args.resume and args.overwrite:
+    if args.resume == "last" and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
     if args.lr_schedule == "multipledecay" and args.epochs < 10:
         parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
@@ -120,17 +123,21 @@ def main() -> None:
     refuse_other_run(args, run)
 
     data, network = utils.load_run(args, args.limit_test)
+    if args.resume:
+        utils.refuse_other_data(run, data)
     optimizer = make_optimizer(args, network)
 
     start_epoch = restore(args, run, network, optimizer)
     if start_epoch is None:
         return
-    utils.write_json(run.path / "args.json", utils.describe_run(args))
+    utils.write_json(run.path / "args.json", utils.describe_run(args, data))
     logger.info(
         f"{args.train_mode} of {args.model} on {args.dataset}: {len(data.train)} training and "
         f"{len(data.test)} test images, {data.num_classes} classes, on {args.device}; to {run.path}"
     )
 
+    if args.neural_collapse or args.neural_collapse_gaussian:
+        logger.info(utils.NC1_SCALE)
     step = make_step(args)
     for epoch in range(start_epoch, args.epochs):
         summary, records = run_epoch(args, network, optimizer, data, step, epoch)
@@ -140,11 +147,18 @@ def main() -> None:
 
 def refuse_other_run(args: argparse.Namespace, run: RunFolder) -> None:
     """Stop before anything is read or written if the folder holds what would be lost or mixed."""
-    epochs = run.epochs()
-    if epochs and not args.resume and not args.overwrite:
+    if not args.resume and not args.overwrite and run.holds_run():
         raise InputError(
-            f"{run.path} holds a run already (model_{epochs[0]}.pth to model_{epochs[-1]}.pth): "
-            "--resume goes on with it, --overwrite deletes it first"
+            f"{run.path} holds a run already: --resume goes on with it, "
+            "--overwrite deletes it first"
+        )
+    later = [
+        epoch for epoch in run.epochs() if isinstance(args.resume, int) and epoch >= args.resume
+    ]
+    if later and not args.overwrite:
+        raise InputError(
+            f"{run.checkpoint(later[0])} would be replaced by --resume {args.resume}: "
+            "--overwrite deletes it and those behind it first"
         )
     earlier = utils.read_json(run.path / "args.json")
     if args.resume and earlier:
@@ -168,32 +182,42 @@ def restore(
     Returns:
         The first epoch to train, None if the run is finished.
     """
-    if args.overwrite:
+    if args.resume is None and args.overwrite:
         run.clear()
-    run.open()
-    utils.log_to(run.path / "output.log")
+    if args.resume == "last" and not run.resume_file.exists() and run.holds_run():
+        raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
     if args.resume is None or (args.resume == "last" and not run.resume_file.exists()):
-        if run.epochs():
-            raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
+        run.open()
+        utils.log_to(run.path / "output.log")
         return 0
     path = run.resume_file if args.resume == "last" else run.checkpoint(args.resume - 1)
     rest = utils.load_checkpoint(path, network.model)
-    if "optimizer" in rest:
-        try:
-            optimizer.load_state_dict(rest["optimizer"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: its optimiser state does not fit this run: {error}"
-            ) from error
-    else:
-        logger.warning(f"{path.name} holds no optimiser state: momentum starts at zero")
-    start = rest["epoch"] + 1 if args.resume == "last" else args.resume
+    load_optimizer(optimizer, rest.get("optimizer"), path)
+    start = args.resume if args.resume != "last" else int(rest.get("epoch", -1)) + 1
     if start >= args.epochs:
         logger.info(f"{run.path} is finished: {args.epochs} epochs")
         return None
-    run.drop("train", from_epoch=start)
+    run.open()
+    utils.log_to(run.path / "output.log")
+    if args.resume != "last":
+        run.clear(from_epoch=start)
+    run.drop(from_epoch=start)  # what a sweep recorded of later checkpoints is stale as well
     logger.info(f"resuming at epoch {start} from {path.name}")
     return start
+
+
+def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -> None:
+    """Load the optimiser state of a checkpoint, where it holds one."""
+    if state is None:
+        logger.warning(f"{path.name} holds no optimiser state: momentum starts at zero")
+        return
+    expected = set(optimizer.param_groups[0])
+    try:
+        if not expected <= set(state["param_groups"][0]):
+            raise ValueError("it is of another optimiser")
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: its optimiser state does not fit this run: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------
@@ -259,10 +283,12 @@ def trades_step(
 ) -> Step:
     """TRADES: one step on CE(clean) + 6 KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
 
-    The attack runs in eval mode. With `bn` "frozen" the network stays in eval mode, so the clean
-    pass serves the attack as well; with "batch" both passes use batch statistics.
+    The attack runs in eval mode. With `bn` "frozen" the whole step does, as the published code does
+    by accident, so the clean pass serves the attack as well; with "batch" both passes of the step
+    use batch statistics.
     """
     if bn == "frozen":
+        network.eval()
         clean_logits = network(x)
         perturbed = x + attack(network, x, clean_logits=clean_logits)
     else:
@@ -312,9 +338,7 @@ def run_epoch(
     """Train for one epoch, then measure the test data and what the flags ask for."""
     started = time.perf_counter()
     utils.seed_everything(args.seed, epoch)
-    # Frozen TRADES stays in eval mode throughout, as the published code does by accident.
-    frozen = args.train_mode == "pgd_train_TRADES" and args.trades_bn == "frozen"
-    network.train(not frozen)
+    network.train()
     sums, perturbed = train_epoch(network, optimizer, data.train, step, epoch, args)
     rate = optimizer.param_groups[0]["lr"]
     if not math.isfinite(sums.clean_loss + sums.objective):

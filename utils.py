@@ -21,7 +21,6 @@ import pickle
 import subprocess
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -108,6 +106,9 @@ def load_dataset(
     """
     reader, statistics = DATASETS[name]
     train, test, num_classes = reader(data_dir, image_size, data_url)
+    for split in (train, test):
+        if len(split.images) != len(split) or split.labels.max() >= num_classes:
+            raise InputError(f"{data_dir}: labels of {name} do not fit its images and classes")
     # Before any subset is taken: the same normalisation for every subset of the data.
     mean, std = statistics or channel_statistics(train.images)
     if name == "mnist":
@@ -256,10 +257,12 @@ MNIST_PER_CLASS = 5000
 def _download_errors(name: str, url: str, hint: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, URLError, ValueError, KeyError, EOFError) as error:
-        reason = " ".join(str(error).split())
+    except InputError:
+        raise
+    except Exception as error:  # torchvision and urllib raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{name} is not there and cannot be read from {url} ({reason}); {hint}"
+            f"{name} cannot be read, or downloaded from {url} ({reason}); {hint}"
         ) from error
 
 
@@ -326,7 +329,7 @@ def _read_tree(root: Path, fit: Callable, fit_name: str) -> tuple[Split, Split, 
 def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tensor:
     """All images of a folder as uint8 (N, 3, H, W), decoded in parallel or read from the cache.
 
-    The cache lies beside the class folders' parent and is keyed by every file's name, size and
+    The cache lies in `.decoded` beside train/ and val/ and is keyed by every file's name, size and
     time of change, so that it is never older than the images.
     """
     root = Path(listing.root)
@@ -340,13 +343,13 @@ def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tens
         stored = torch.load(cache, weights_only=True)
         if stored["key"] == key.hexdigest():
             return stored["images"]
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
-        pass  # no cache yet, or a damaged one: decode
+    except Exception:
+        logger.debug(f"{cache}: none yet, or damaged")
 
     def read(path: Path) -> Tensor:
         try:
             image = fit(datasets.folder.default_loader(str(path)))
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # Pillow raises many kinds
             raise InputError(f"{path}: cannot be read as an image ({error})") from error
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -485,6 +488,17 @@ def measure(
     )
 
 
+# The metrics of NeuralCollapse that are recorded per epoch.
+NC_METRICS = (
+    "nc1",
+    "nc2_norm_activation",
+    "nc2_norm_classifier",
+    "nc2_angle_activation",
+    "nc2_angle_classifier",
+    "nc3",
+    "nc4",
+)
+
 # Each kind of input has its own random stream, so this order must not change.
 INPUTS = ("clean", "pgd", "gaussian", "sign", "targeted", "gaussian_l2")
 
@@ -552,6 +566,9 @@ class Record:
         )
 
 
+NC1_SCALE = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"
+
+
 def format_record(record: Record) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
     line = (
@@ -587,22 +604,12 @@ class EpochSummary:
 # The run folder: checkpoints, records, and the published .npy series made from them
 # ---------------------------------------------------------------------------------------------
 
-NC_METRICS = (
-    "nc1",
-    "nc2_norm_activation",
-    "nc2_norm_classifier",
-    "nc2_angle_activation",
-    "nc2_angle_classifier",
-    "nc3",
-    "nc4",
-)
-
 
 def _nc_series(*names: str) -> dict[str, str]:
     return dict(zip(NC_METRICS, names, strict=True))
 
 
-def _noise_series(prefix: str) -> dict[str, str]:
+def _prefixed_series(prefix: str) -> dict[str, str]:
     return _nc_series(
         f"{prefix}nc1",
         f"{prefix}nc2_activation_norm",
@@ -627,7 +634,7 @@ def _distance_series(prefix: str, mean_prefix: str) -> dict[str, str]:
 
 # Input kind -> {field of Record: published name of the .npy series}.
 SERIES: dict[str, dict[str, str]] = {
-    "clean": _noise_series(""),
+    "clean": _prefixed_series(""),
     "pgd": _nc_series(
         "robust_nc1",
         "robust_activation_nc2_norm",
@@ -638,9 +645,9 @@ SERIES: dict[str, dict[str, str]] = {
         "robust_nc4",
     )
     | _distance_series("clean_robust", "muG"),
-    "gaussian": _noise_series("new_gaussian_label_"),
-    "gaussian_l2": _noise_series("gaussian_label_"),
-    "sign": _noise_series("linf_label_"),
+    "gaussian": _prefixed_series("new_gaussian_label_"),
+    "gaussian_l2": _prefixed_series("gaussian_label_"),
+    "sign": _prefixed_series("linf_label_"),
     "targeted": _nc_series(
         "targeted_nc1",
         "targeted_nc2_norm_M",
@@ -690,8 +697,12 @@ class RunFolder:
     def open(self) -> None:
         """Make the folder and read the records that are in it already."""
         self.results.mkdir(parents=True, exist_ok=True)
-        self.records = _read_rows(self.results / "metrics.csv", Record)
-        self.history = _read_rows(self.path / "history.csv", EpochSummary)
+        self._read()
+
+    def holds_run(self) -> bool:
+        """Whether a former run left checkpoints or records here."""
+        files = (self.resume_file, self.path / "history.csv", self.results / "metrics.csv")
+        return bool(self.epochs()) or any(file.exists() for file in files)
 
     def checkpoint(self, epoch: int) -> Path:
         return self.path / f"model_{epoch}.pth"
@@ -705,21 +716,24 @@ class RunFolder:
         names = [path.stem.removeprefix("model_") for path in self.path.glob("model_*.pth")]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def clear(self) -> None:
-        """Delete a former run: its checkpoints, records and series, and nothing else."""
-        series = (self.results / f"{name}.npy" for name in self._series_names())
-        for path in (
-            *map(self.checkpoint, self.epochs()),
-            self.resume_file,
-            self.path / "history.csv",
-            self.path / "args.json",
-            self.path / "output.log",
-            self.path / "eval.log",
-            self.results / "metrics.csv",
-            self.results / "eval_args.json",
-            *series,
-        ):
-            path.unlink(missing_ok=True)
+    def clear(self, from_epoch: int = 0) -> None:
+        """Delete a former run from an epoch on: what it left, and nothing else."""
+        self.resume_file.unlink(missing_ok=True)
+        if from_epoch == 0:
+            series = {name for names in SERIES.values() for name in names.values()}
+            for path in (
+                self.results / "metrics.csv",
+                self.path / "history.csv",
+                *(self.results / f"{name}.npy" for name in series | set(HISTORY_SERIES)),
+                self.results / "eval_args.json",
+                self.path / "args.json",
+                self.path / "output.log",
+                self.path / "eval.log",
+            ):
+                path.unlink(missing_ok=True)
+        for epoch in self.epochs():
+            if epoch >= from_epoch:
+                self.checkpoint(epoch).unlink()
 
     def add(self, records: list[Record], summary: EpochSummary | None = None) -> None:
         """Put records into metrics.csv, and an epoch into history.csv, in place of equal keys."""
@@ -727,52 +741,64 @@ class RunFolder:
         def key(record: Record) -> tuple:
             return record.epoch, record.source, record.split, INPUTS.index(record.input)
 
+        self._read()  # the other script may have added to them
         replaced = {key(record) for record in records}
         kept = [record for record in self.records if key(record) not in replaced]
         self.records = sorted(kept + records, key=key)
         if summary is not None:
             self.history = [row for row in self.history if row.epoch != summary.epoch] + [summary]
-        self._write()
+            _write_rows(self.path / "history.csv", EpochSummary, self.history)
+        self._write_records()
 
-    def drop(self, source: str, from_epoch: int = 0) -> None:
-        """Forget what a script recorded from an epoch on, before it is measured anew."""
+    def drop(self, from_epoch: int, source: str | None = None) -> None:
+        """Forget what was recorded from an epoch on, by one script or by both."""
+        self._read()
+        before = self._series().keys()
         self.records = [
             record
             for record in self.records
-            if record.source != source or record.epoch < from_epoch
+            if record.epoch < from_epoch or source not in (None, record.source)
         ]
-        if source == "train":
+        if source != "eval" and self.history:
             self.history = [row for row in self.history if row.epoch < from_epoch]
-        for name in self._series_names():
-            (self.results / f"{name}.npy").unlink(missing_ok=True)
-        self._write()
-
-    def _series_names(self) -> set[str]:
-        names = {name for series in SERIES.values() for name in series.values()}
-        return names | set(HISTORY_SERIES)
-
-    def _write(self) -> None:
-        _write_rows(self.results / "metrics.csv", Record, self.records)
-        for input, series in SERIES.items():
-            rows = [r for r in self.records if r.input == input and r.split == "train"]
-            # What train.py saw on exactly its training inputs comes before a later sweep.
-            self._save_series([r for r in rows if r.source == "train"] or rows, series)
-            if self.standard and input in ST_SERIES:
-                self._save_series([r for r in rows if r.source == "eval"], ST_SERIES[input])
-        if self.history:
             _write_rows(self.path / "history.csv", EpochSummary, self.history)
-            if not self.standard:
-                self._save_series(self.history, {name: name for name in HISTORY_SERIES})
+        self._write_records()
+        for name in before - self._series().keys():
+            (self.results / f"{name}.npy").unlink(missing_ok=True)
 
-    def _save_series(self, rows: list, series: dict[str, str]) -> None:
-        if not rows:
-            return
-        for field, name in series.items():
-            values = np.full(max(row.epoch for row in rows) + 1, np.nan)
-            for row in rows:
-                values[row.epoch] = getattr(row, field)
+    def _read(self) -> None:
+        self.records = _read_rows(self.results / "metrics.csv", Record)
+        self.history = _read_rows(self.path / "history.csv", EpochSummary)
+
+    def _write_records(self) -> None:
+        _write_rows(self.results / "metrics.csv", Record, self.records)
+        for name, values in self._series().items():
             with atomic_open(self.results / f"{name}.npy") as file:
                 np.save(file, values)
+
+    def _series(self) -> dict[str, np.ndarray]:
+        """Published name -> values by epoch, of every series that there are records for."""
+        series = {}
+        for input, names in SERIES.items():
+            rows = [r for r in self.records if r.input == input and r.split == "train"]
+            swept = [r for r in rows if r.source == "eval"]
+            # What train.py saw on exactly its training inputs comes before a later sweep.
+            series |= _by_epoch(swept + [r for r in rows if r.source == "train"], names)
+            if self.standard:
+                series |= _by_epoch(swept, ST_SERIES.get(input, {}))
+        if not self.standard:
+            series |= _by_epoch(self.history, {name: name for name in HISTORY_SERIES})
+        return series
+
+
+def _by_epoch(rows: list, names: dict[str, str]) -> dict[str, np.ndarray]:
+    """Fields of rows under their published names, indexed by epoch; a later row wins."""
+    series = {}
+    for field, name in names.items() if rows else ():
+        series[name] = np.full(max(row.epoch for row in rows) + 1, np.nan)
+        for row in rows:
+            series[name][row.epoch] = getattr(row, field)
+    return series
 
 
 @contextmanager
@@ -859,15 +885,20 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to read it") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it is not a file of weights alone") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"{path}: truncated, or not a PyTorch checkpoint") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path}: a checkpoint is a dict with the weights under 'state_dict'")
     weights = checkpoint.pop("state_dict")
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+    found = {
+        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for name, value in weights.items()
+    }
     if found != expected:
         differing = next(n for n in (expected | found) if expected.get(n) != found.get(n))
         raise InputError(
@@ -1014,7 +1045,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--lr-max",
         type=non_negative_float,
         default=0.1,
-        help="peak learning rate (default: %(default)s)",
+        help="peak learning rate (train.py: 0.1; eval.py compares it with the run's where given)",
     )
     run.add_argument(
         "--models-dir",
@@ -1167,7 +1198,14 @@ def eval_batch_size(args: argparse.Namespace) -> int:
     return batch_at_32 if args.image_size == 32 else batch_at_32 // 16
 
 
-def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+def refuse_other_data(run: RunFolder, data: Dataset) -> None:
+    """Stop if the run in the folder was trained on other images, by their statistics."""
+    trained = read_json(run.path / "args.json") or {}
+    if trained.get("mean", list(data.mean)) != list(data.mean):
+        raise InputError(f"{run.path} was trained on other images: check --data-dir")
+
+
+def describe_run(args: argparse.Namespace, data: Dataset) -> dict[str, Any]:
     """What args.json records: every flag as resolved, and what the run was made with."""
     git = ("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
     try:
@@ -1175,7 +1213,13 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     except OSError:
         commit = None
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
-    return vars(args) | {"git_commit": commit, "torch": torch.__version__, "ran_on": name}
+    return vars(args) | {
+        "mean": data.mean,
+        "std": data.std,
+        "git_commit": commit,
+        "torch": torch.__version__,
+        "ran_on": name,
+    }
 
 
 def differing_flag(args: argparse.Namespace, earlier: dict, names: Iterable[str]) -> str | None:
@@ -1206,20 +1250,20 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; what a user can mend ends as one line on stderr and exit code 1."""
     logger.setLevel(logging.INFO)
     logger.handlers = [_TqdmHandler()]
+    code = 1
     try:
         main()
+        return
     except InputError as error:
         message = str(error)
     except KeyboardInterrupt:
-        message = "interrupted"
+        message, code = "interrupted", 130
     except torch.OutOfMemoryError as error:
         message = f"{str(error).splitlines()[0]} --eval-batch-size can be lowered"
     except OSError as error:
         # A full disk, a folder without permission: the system's message names the file.
         message = str(error)
-    else:
-        return
     if len(logger.handlers) > 1:
         logger.handlers[1].emit(logging.makeLogRecord({"msg": f"error: {message}"}))
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    sys.exit(130 if message == "interrupted" else 1)
+    sys.exit(code)

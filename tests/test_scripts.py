@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyNet
+from PIL import Image
 
 import eval as eval_script
 import train
 import utils
-
-build_real_model = utils.build_model
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +222,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(tree_flags, run_script, monkeypa
     assert_equal_runs(folder, "whole" / folder.relative_to("models"))
     code, output, _ = run_script(train, f"{flags} --resume")
     assert code == 0 and "is finished" in output
+
+
+def test_training_anew_from_an_epoch_drops_what_a_sweep_recorded_of_later_ones(
+    tree_flags, run_script
+):
+    sweep = tree_flags.replace("--batch-size 7", "--neural-collapse-gaussian")
+    assert run_script(train, tree_flags)[0] == 0
+    assert run_script(eval_script, sweep)[0] == 0
+    before = [row for row in rows(TREE_FOLDER / "results/metrics.csv") if row["epoch"] == "0"]
+    code, _, error = run_script(train, f"{tree_flags} --resume 1")
+    assert code == 1 and "model_1.pth would be replaced" in error and "--overwrite" in error
+    assert run_script(train, f"{tree_flags} --resume 1 --overwrite")[0] == 0
+    recorded = rows(TREE_FOLDER / "results/metrics.csv")
+    assert [row for row in recorded if row["epoch"] == "0"] == before
+    assert {row["epoch"] for row in recorded if row["source"] == "eval"} == {"0"}
 
 
 def test_resuming_an_empty_folder_starts_afresh(tree_flags, run_script):
@@ -468,6 +482,167 @@ def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
         assert "hacked" not in output
 
 
+NC_FIELDS = (
+    "nc1 nc2_norm_activation nc2_norm_classifier nc2_angle_activation nc2_angle_classifier nc3 nc4"
+)
+PLAIN = (
+    "nc1 nc2_activation_norm nc2_classifier_norm nc2_activation_angle nc2_classifier_angle nc3 nc4"
+)
+PUBLISHED_SERIES = {
+    "clean": PLAIN,
+    "pgd": "robust_nc1 robust_activation_nc2_norm robust_classifier_nc2_norm "
+    "robust_activation_nc2_angle robust_classifier_nc2_angle robust_nc3 robust_nc4",
+    "gaussian": " ".join(f"new_gaussian_label_{name}" for name in PLAIN.split()),
+    "sign": " ".join(f"linf_label_{name}" for name in PLAIN.split()),
+    "gaussian_l2": " ".join(f"gaussian_label_{name}" for name in PLAIN.split()),
+    "targeted": "targeted_nc1 targeted_nc2_norm_M targeted_nc2_norm_W targeted_nc2_angle_M "
+    "targeted_nc2_angle_W targeted_nc3 targeted_nc4",
+}
+DISTANCE_FIELDS = (
+    "clean_distance clean_angle clean_distance_abs clean_angle_abs clean_mean_distance "
+    "clean_mean_angle"
+)
+PUBLISHED_DISTANCES = {
+    "pgd": "clean_robust_dist clean_robust_angle clean_robust_dist_abs clean_robust_angle_abs "
+    "muG_dist muG_angle",
+    "targeted": "clean_target_dist clean_target_angle clean_target_dist_abs "
+    "clean_target_angle_abs target_muG_dist target_muG_angle",
+}
+
+
+def make_record(input, source="eval", epoch=0, start=0.0):
+    fields = f"loss accuracy ncc_accuracy {NC_FIELDS} {DISTANCE_FIELDS}".split()
+    numbers = {name: start + i for i, name in enumerate(fields)}
+    return utils.Record(source=source, epoch=epoch, split="train", input=input, **numbers)
+
+
+def make_folder(path, train_mode="std_train"):
+    folder = utils.RunFolder(
+        path,
+        dataset="d",
+        model="m",
+        norm="l_2",
+        epsilon=1.0,
+        seed=1,
+        train_mode=train_mode,
+        trades_bn="frozen",
+    )
+    folder.open()
+    return folder
+
+
+@pytest.mark.parametrize("input", PUBLISHED_SERIES)
+def test_every_field_goes_to_its_published_series(input, tmp_path):
+    folder, record = make_folder(tmp_path), make_record(input)
+    folder.add([record])
+    expected = dict(zip(PUBLISHED_SERIES[input].split(), NC_FIELDS.split(), strict=True))
+    if input in PUBLISHED_DISTANCES:
+        distances = PUBLISHED_DISTANCES[input].split()
+        expected |= dict(zip(distances, DISTANCE_FIELDS.split(), strict=True))
+    if input == "clean":
+        expected |= {"train_loss": "loss", "train_acc": "accuracy"}
+    if input == "pgd":
+        expected |= {"train_robust_loss": "loss", "train_robust_acc": "accuracy"}
+    found = series(folder.path)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: [getattr(record, field)] for name, field in expected.items()
+    }
+
+
+def test_training_values_come_before_swept_ones_epoch_by_epoch(tmp_path):
+    folder = make_folder(tmp_path, "pgd_train")
+    folder.add([make_record("pgd", "eval", epoch, start=100) for epoch in (0, 1)])
+    folder.add([make_record("pgd", "train", 1, start=200)])
+    assert series(folder.path)["robust_nc1"].tolist() == [103, 203]
+
+
+def test_both_scripts_may_write_records_of_one_run(tmp_path):
+    one, other = make_folder(tmp_path, "pgd_train"), make_folder(tmp_path, "pgd_train")
+    summary = utils.EpochSummary(0, 0.1, 1, 2, 3, 4, 5, 6, 7)
+    one.add([make_record("pgd", "train")], summary)
+    other.add([make_record("sign", "eval")])
+    assert [record.input for record in make_folder(tmp_path, "pgd_train").records] == [
+        "sign",
+        "pgd",
+    ]
+    assert len(rows(one.path / "history.csv")) == 1
+
+
+def test_series_that_no_record_explains_are_kept(tmp_path):
+    folder = make_folder(tmp_path)
+    np.save(folder.results / "targeted_nc1.npy", np.arange(400))
+    folder.add([make_record("clean")])
+    folder.drop(0)
+    assert list(series(folder.path)) == ["targeted_nc1"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "norm", "epsilon", "alpha"),
+    (("cifar", "l_inf", 8 / 255, 2 / 255), ("digits", "l_2", 128 / 255, 15 / 255)),
+)
+def test_the_attack_has_the_units_of_its_data_set(dataset, norm, epsilon, alpha, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--dataset", dataset, "--norm", norm])
+    settings = utils.attack_settings(train.parse_args())
+    assert settings == {"epsilon": epsilon, "step_size": alpha, "steps": 10, "norm": norm}
+
+
+def test_mnist_has_its_attack_in_image_units(monkeypatch):
+    flags = "train.py --dataset mnist --epsilon 0.3 --pgd-alpha 0.01 --attack-iters 7"
+    monkeypatch.setattr("sys.argv", flags.split())
+    settings = utils.attack_settings(train.parse_args())
+    assert settings == {"epsilon": 0.3, "step_size": 0.01, "steps": 7, "norm": "l_inf"}
+
+
+def test_a_sweep_measures_each_input_as_named(tree_flags, run_script, monkeypatch):
+    assert run_script(train, f"{tree_flags} --epochs 1")[0] == 0
+    seen = []
+    original = eval_script.measure
+
+    def spy(network, images, labels, batch_size, perturb, on_batch):
+        x = utils.as_float(images)
+        seen.append((labels, None if perturb is None else perturb(x, labels)))
+        if perturb is not None and len(seen) == 5:
+            network.eval()
+            with torch.no_grad():
+                losses = [
+                    torch.nn.functional.cross_entropy(network(images), labels)
+                    for images in (x, x + seen[-1][1])
+                ]
+            assert losses[1] < losses[0]  # towards the target
+        return original(network, images, labels, batch_size, perturb, on_batch)
+
+    monkeypatch.setattr(eval_script, "measure", spy)
+    sweep = tree_flags.replace("--batch-size 7", "--epochs 1 --noise-level 20 --epsilon 8")
+    what = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
+    assert run_script(eval_script, f"{sweep} {what}")[0] == 0
+    clean, pgd, gaussian, sign, targeted = seen
+    assert clean[1] is None
+    assert pgd[1].abs().max().item() == pytest.approx(8 / 255, rel=1e-4)
+    assert gaussian[1].std().item() == pytest.approx(20 / 255, rel=0.1)
+    assert sign[1].abs().median().item() == pytest.approx(20 / 255, rel=1e-4)
+    assert sign[1].abs().max().item() == pytest.approx(20 / 255, rel=1e-4)
+    for labels, _ in (pgd, gaussian, sign):
+        assert torch.equal(labels, clean[0])
+    assert torch.equal(targeted[0], (clean[0] + 1) % 3)
+    assert targeted[1].abs().max().item() == pytest.approx(8 / 255, rel=1e-4)
+
+
+def test_an_optimizer_state_of_another_kind_is_refused(tree_flags, run_script):
+    assert run_script(train, f"{tree_flags} --optimizer adam --lr-max 0.001 --epochs 1")[0] == 0
+    (TREE_FOLDER / "args.json").unlink()
+    (TREE_FOLDER / "resume.pth").rename(TREE_FOLDER / "model_0.pth")
+    code, _, error = run_script(train, f"{tree_flags} --resume 1")
+    assert code == 1 and "another optimiser" in error and error.count("\n") == 1
+
+
+def test_other_images_in_the_data_folder_are_noticed(tree_flags, image_tree, run_script):
+    assert run_script(train, f"{tree_flags} --epochs 1")[0] == 0
+    Image.new("RGB", (32, 32), "blue").save(image_tree / "train" / "ant" / "0.png")
+    sweep = tree_flags.replace("--batch-size 7", "--epochs 1 --neural-collapse")
+    code, _, error = run_script(eval_script, sweep)
+    assert code == 1 and "trained on other images" in error
+
+
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / "series.npy"
     path.write_bytes(b"before")
@@ -479,13 +654,9 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
 
 
 def test_records_survive_the_csv_to_the_last_bit(tmp_path):
-    name = {"dataset": "d", "model": "m", "norm": "l_2", "epsilon": 1.0, "seed": 1}
-    folder = utils.RunFolder(tmp_path, **name, train_mode="pgd_train", trades_bn="frozen")
-    folder.open()
+    folder = make_folder(tmp_path)
     values = dict(zip(utils.NC_METRICS, (1 / 3, 0.1, 2e-17, 1e300, 5.0, 0.0, 1.0), strict=True))
     record = utils.Record("eval", 3, "train", "clean", 0.7, 1 / 7, 0.9, **values)
     folder.add([record])
-    again = utils.RunFolder(tmp_path, **name, train_mode="pgd_train", trades_bn="frozen")
-    again.open()
-    assert repr(again.records) == repr([record])
+    assert repr(make_folder(tmp_path).records) == repr([record])
     assert np.isnan(np.load(folder.results / "nc1.npy")).tolist() == [True, True, True, False]
