@@ -123,7 +123,9 @@ def main() -> None:
 
     done = {(r.epoch, r.input) for r in run.records if r.source == "eval"}
     todo = [e for e in args.sweep if any((e, name) not in done for name in args.inputs)]
-    utils.write_json(run.results / "eval_args.json", utils.describe_run(args, data))
+    settings = utils.describe_run(args, data)
+    del settings["sweep"], settings["inputs"]  # they follow from the flags
+    utils.write_json(run.results / "eval_args.json", settings)
     logger.info(
         f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
         f"before) on {', '.join(args.inputs)}; {len(data.train)} training images, on {args.device}"

@@ -64,6 +64,30 @@ def test_cifar_format_is_read_with_a_word_about_its_checksum(cifar_dir, caplog):
     assert data.train.labels[:8].tolist() == batch["labels"]
 
 
+def test_cifar100_has_its_hundred_fine_labels(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, count in (("train", 200), ("test", 100)):
+        pixels = np.full((count, 3072), np.arange(count)[:, None] % 100, np.uint8)
+        batch = {"data": pixels, "fine_labels": [i % 100 for i in range(count)]}
+        (folder / name).write_bytes(pickle.dumps(batch | {"coarse_labels": [0] * count}))
+    data = load_dataset("cifar100", tmp_path, limit_train=150)
+    assert data.num_classes == 100 and len(data.train) == 150 and len(data.test) == 100
+    assert (data.train.images[:, 0, 0, 0] == data.train.labels).all()
+    assert data.mean == (0.5071, 0.4865, 0.4409)
+
+
+def test_labels_beyond_the_classes_are_refused(cifar_dir):
+    path = cifar_dir / "cifar-10-batches-py" / "data_batch_2"
+    batch = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps(batch | {"labels": [12] * 8}))
+    with pytest.raises(InputError, match="labels of cifar"):
+        load_dataset("cifar", cifar_dir)
+    path.write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_dataset("cifar", cifar_dir)
+
+
 def test_a_cifar_batch_that_would_run_code_is_refused(cifar_dir, tmp_path):
     class Hostile:
         def __reduce__(self):
