@@ -184,9 +184,9 @@ def restore(
     """
     if args.resume is None and args.overwrite:
         run.clear()
-    if args.resume == "last" and not run.resume_file.exists() and run.holds_run():
-        raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
     if args.resume is None or (args.resume == "last" and not run.resume_file.exists()):
+        if run.holds_run():
+            raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
         run.open()
         utils.log_to(run.path / "output.log")
         return 0
@@ -211,9 +211,10 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -
     if state is None:
         logger.warning(f"{path.name} holds no optimiser state: momentum starts at zero")
         return
-    expected = set(optimizer.param_groups[0])
+    # Older PyTorch saved fewer settings per group; these two tell SGD and Adam apart.
+    kind = "betas" if isinstance(optimizer, optim.Adam) else "momentum"
     try:
-        if not expected <= set(state["param_groups"][0]):
+        if kind not in state["param_groups"][0]:
             raise ValueError("it is of another optimiser")
         optimizer.load_state_dict(state)
     except (ValueError, KeyError, TypeError, IndexError) as error:
