@@ -297,8 +297,13 @@ def trades_step(
         clean_logits = network(x)
     logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)
+    # Of logarithms: where a clean probability underflows to zero, the gradient through
+    # F.softmax would be NaN.
     divergence = F.kl_div(
-        F.log_softmax(logits, 1), F.softmax(clean_logits, 1), reduction="batchmean"
+        F.log_softmax(logits, 1),
+        F.log_softmax(clean_logits, 1),
+        reduction="batchmean",
+        log_target=True,
     )
     loss = clean_loss + TRADES_BETA * divergence
     update(optimizer, loss)

@@ -98,6 +98,14 @@ def test_frozen_trades_trains_with_untouched_running_statistics(tiny_net):
     assert not network.training
 
 
+def test_trades_has_finite_gradients_where_a_probability_underflows(tiny_net):
+    with torch.no_grad():
+        tiny_net.linear.bias[0] = 200.0  # the other probabilities are exactly zero in float32
+    network = utils.Network(tiny_net, *CIFAR_STATISTICS)
+    steps_seen(network, "pgd_train_TRADES")
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("schedule", "points"),
     (
