@@ -140,7 +140,14 @@ def main() -> None:
         logger.info(utils.NC1_SCALE)
     step = make_step(args)
     for epoch in range(start_epoch, args.epochs):
-        summary, records = run_epoch(args, network, optimizer, data, step, epoch)
+        try:
+            summary, records = run_epoch(args, network, optimizer, data, step, epoch)
+        except InputError as error:
+            rate = optimizer.param_groups[0]["lr"]
+            raise InputError(
+                f"epoch {epoch}: {error} (learning rate {rate:g}); "
+                "the checkpoints before it are kept"
+            ) from error
         save(args, run, network, optimizer, summary, records)
         log_epoch(args, summary, records)
 
@@ -348,10 +355,7 @@ def run_epoch(
     sums, perturbed = train_epoch(network, optimizer, data.train, step, epoch, args)
     rate = optimizer.param_groups[0]["lr"]
     if not math.isfinite(sums.clean_loss + sums.objective):
-        raise InputError(
-            f"epoch {epoch}: the training loss is no longer finite (learning rate {rate:g}); "
-            "the checkpoints before it are kept"
-        )
+        raise InputError("the training loss is no longer finite")
     batch_size = utils.eval_batch_size(args)
     tested = measure(network, data.test.images, data.test.labels, batch_size)
     records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
