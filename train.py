@@ -39,7 +39,12 @@ from utils import (
 
 TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
 # Flags that may change when a run is resumed: they do not change its numbers.
-FREE_FLAGS = {"data_dir", "data_url", "models_dir", "device", "eval_batch_size"} | {
+FREE_FLAGS = {
+    "data_dir",
+    "data_url",
+    "models_dir",
+    "device",
+    "eval_batch_size",
     "resume",
     "overwrite",
 }
@@ -109,10 +114,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
     if args.lr_schedule == "multipledecay" and args.epochs < 10:
         parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
-    if args.train_mode == "std_train" and args.restarts > 1:
-        parser.error("--restarts is for --train-mode pgd_train: std_train makes no attack")
-    if args.train_mode == "pgd_train_TRADES" and args.restarts > 1:
-        parser.error("--restarts is for --train-mode pgd_train: TRADES has no restarts")
+    if args.restarts > 1 and args.train_mode != "pgd_train":
+        parser.error("--restarts is for --train-mode pgd_train: the others have no restarts")
     return args
 
 
