@@ -4,9 +4,12 @@
 perturbation `delta`, shaped like the images, with x + delta in [0, 1]. All draws are made with the
 global random generator, in the order in which they are documented. Only the gradient of the input
 is computed: the weights are frozen while an attack runs.
+
+What an image gets does not depend on how many are attacked with it (in eval mode, up to rounding):
+draws are made for CHUNK images at a time, and losses averaged over CHUNK images at most.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORMS = ("l_inf", "l_2")
+CHUNK = 128  # the published batch size
 
 
 def pgd(
@@ -27,6 +31,7 @@ def pgd(
     norm: str = "l_inf",
     restarts: int = 1,
     targeted: bool = False,
+    score: bool = True,
 ) -> Tensor:
     """Projected gradient descent on the cross-entropy, in the mode that the model is in.
 
@@ -39,6 +44,8 @@ def pgd(
         y: labels (N,) whose loss is raised, or with `targeted` the targets whose loss is lowered.
         epsilon, step_size: in the units of x, for the l_inf or l_2 norm of each image.
         restarts: each image keeps the restart with the highest loss (targeted: the lowest).
+        score: False leaves out the scoring pass of a single restart in train mode too, for a
+            caller that makes that same pass itself.
 
     Returns:
         delta (N, C, H, W) in the epsilon-ball, without gradient.
@@ -51,15 +58,16 @@ def pgd(
     """
     _check_norm(norm)
     direction = -1 if targeted else 1
-    needs_score = model.training or restarts > 1
+    needs_score = restarts > 1 or (score and model.training)
     x = x.detach()
+    starts = _draw(x, lambda part: _random_starts(part, epsilon, norm, restarts))
     best_delta, best_score = torch.zeros_like(x), None
     with torch.enable_grad(), _frozen(model):
-        for _ in range(restarts):
-            delta = _clip_to_box(_random_start(x, epsilon, norm), x)
+        for start in starts.unbind(1):
+            delta = _clip_to_box(start, x)
             for _ in range(steps):
                 delta.requires_grad_()
-                loss = F.cross_entropy(model(x + delta), y)
+                loss = F.cross_entropy(model(x + delta), y, reduction="sum") / min(len(x), CHUNK)
                 (gradient,) = torch.autograd.grad(loss, delta)
                 delta = delta.detach()
                 if norm == "l_inf":
@@ -73,13 +81,13 @@ def pgd(
             if not needs_score:
                 return delta
             with torch.no_grad():
-                score = direction * F.cross_entropy(model(x + delta), y, reduction="none")
+                scores = direction * F.cross_entropy(model(x + delta), y, reduction="none")
             if best_score is None:
-                best_delta, best_score = delta, score
+                best_delta, best_score = delta, scores
             else:
-                better = score >= best_score
+                better = scores >= best_score
                 best_delta = torch.where(better.view(-1, 1, 1, 1), delta, best_delta)
-                best_score = torch.where(better, score, best_score)
+                best_score = torch.where(better, scores, best_score)
     return best_delta
 
 
@@ -121,7 +129,7 @@ def trades(
         clean_probabilities = F.softmax(clean_logits.detach(), dim=1)
         # The iterate is the perturbed image, not delta: at the start the gradient is so small that
         # the rounding of x + delta decides signs, and the published code rounds the image.
-        perturbed = x + 0.001 * torch.randn_like(x)
+        perturbed = x + 0.001 * _draw(x, torch.randn_like)
         for _ in range(steps):
             perturbed.requires_grad_()
             log_probabilities = F.log_softmax(model(perturbed), dim=1)
@@ -139,26 +147,38 @@ def trades(
 
 def gaussian_noise(x: Tensor, level: float) -> Tensor:
     """x + delta is x plus normal noise of standard deviation `level`, clipped to [0, 1]."""
-    return _clip_to_box(level * torch.randn_like(x), x)
+    return _clip_to_box(level * _draw(x, torch.randn_like), x)
 
 
 def sign_noise(x: Tensor, level: float) -> Tensor:
     """x + delta is x plus or minus `level` in every pixel at random, clipped to [0, 1]."""
-    return _clip_to_box(level * torch.randn_like(x).sign(), x)
+    return _clip_to_box(level * _draw(x, torch.randn_like).sign(), x)
 
 
 def l2_noise(x: Tensor, radius: float) -> Tensor:
     """x + delta is x plus normal noise renormed to an l_2 norm of at most `radius`, clipped."""
-    return _clip_to_box(_renorm(torch.randn_like(x), radius), x)
+    return _clip_to_box(_renorm(_draw(x, torch.randn_like), radius), x)
 
 
-def _random_start(x: Tensor, epsilon: float, norm: str) -> Tensor:
-    """l_inf: uniform in the ball. l_2: normal, scaled to a radius uniform in [0, epsilon]."""
-    if norm == "l_inf":
-        return torch.empty_like(x).uniform_(-epsilon, epsilon)
-    start = torch.randn_like(x)
-    radius = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
-    return start * (radius * epsilon / _image_norms(start))
+def _draw(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """draw(x), made for CHUNK images at a time."""
+    return torch.cat([draw(part) for part in x.split(CHUNK)])
+
+
+def _random_starts(x: Tensor, epsilon: float, norm: str, restarts: int) -> Tensor:
+    """One start per restart, (N, restarts, C, H, W).
+
+    l_inf: uniform in the ball. l_2: normal, scaled to a radius uniform in [0, epsilon].
+    """
+    starts = []
+    for _ in range(restarts):
+        if norm == "l_inf":
+            starts.append(torch.empty_like(x).uniform_(-epsilon, epsilon))
+        else:
+            start = torch.randn_like(x)
+            radius = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+            starts.append(start * (radius * epsilon / _image_norms(start)))
+    return torch.stack(starts, 1)
 
 
 def _clip_to_box(delta: Tensor, x: Tensor) -> Tensor:
@@ -177,13 +197,12 @@ def _renorm(delta: Tensor, radius: float) -> Tensor:
 
 
 def _unit_or_noise(gradient: Tensor) -> Tensor:
-    """Unit gradient of each image; normal noise where the gradient is zero, as published."""
+    """Unit gradient of each image; normal noise where the gradient is zero, as published.
+
+    The noise is drawn whether it is needed or not, so that nothing waits for the device.
+    """
     norms = _image_norms(gradient)
-    unit = gradient / norms
-    zero = norms.flatten() == 0
-    if zero.any():
-        unit[zero] = torch.randn_like(unit[zero])
-    return unit
+    return torch.where(norms == 0, _draw(gradient, torch.randn_like), gradient / norms)
 
 
 def _check_norm(norm: str) -> None:

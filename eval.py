@@ -115,11 +115,11 @@ def main() -> None:
     if not args.overwrite:
         check_earlier_sweep(args, run)
 
-    data, network = utils.load_run(args)
+    data, network, folded = utils.load_run(args)
     utils.refuse_other_data(run, data)
     if args.overwrite:
         run.drop(0, "eval")
-    batch_size = utils.eval_batch_size(args)
+    batch_size = utils.eval_batch_size(args, folded, data.train.images)
 
     done = {(r.epoch, r.input) for r in run.records if r.source == "eval"}
     todo = [e for e in args.sweep if any((e, name) not in done for name in args.inputs)]
@@ -128,14 +128,17 @@ def main() -> None:
     utils.write_json(run.results / "eval_args.json", settings)
     logger.info(
         f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
-        f"before) on {', '.join(args.inputs)}; {len(data.train)} training images, on {args.device}"
+        f"before) on {', '.join(args.inputs)}; {len(data.train)} training images in batches of "
+        f"{batch_size}, on {args.device}"
     )
     total = len(todo) * len(args.inputs) * len(data.train)
     with tqdm(total=total, desc="sweep", unit="img", disable=None) as bar:
         for epoch in todo:
             utils.load_checkpoint(run.checkpoint(epoch), network.model)
             try:
-                records = measure_checkpoint(args, network, data.train, epoch, batch_size, bar)
+                records = measure_checkpoint(
+                    args, folded.refold(), data.train, epoch, batch_size, bar
+                )
             except InputError as error:
                 raise InputError(f"{run.checkpoint(epoch)}: {error}") from error
             run.add(records)
@@ -143,7 +146,7 @@ def main() -> None:
                 logger.info(f"epoch {epoch:>3} {utils.format_record(record)}")
     for line in summary_table(run.records, args.sweep, args.inputs):
         logger.info(line)
-    logger.info(f"results are in {run.results}")
+    logger.info(f"results are in {run.results}; {utils.peak_memory(args.device)}")
 
 
 def check_checkpoints(args: argparse.Namespace, run: RunFolder) -> None:

