@@ -31,7 +31,7 @@ MEASURING_FLAGS = (
 )
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.Parser(
         description="Sweep the checkpoints of a run with the neural-collapse metrics.",
         allow_abbrev=False,
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     )
     # The run may tell what it was trained with; a value given here must agree with it.
     parser.set_defaults(lr_max=None)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     utils.complete_run_flags(parser, args)
     args.inputs = wanted_inputs(args)
     if not args.inputs:

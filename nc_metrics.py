@@ -86,13 +86,18 @@ def neural_collapse(
 
     class_means = compute_class_means(features, labels, num_classes)  # (C, D)
     activation = (class_means - features.mean(0)).T  # M, (D, C); the mean over samples is mu_G
-    nearest = torch.cdist(features, class_means).argmin(1)
+    # Class means differ within the column space of M alone. There, in at most C dimensions instead
+    # of D, are the nearest class mean and all of Sigma_W that Sigma_B^+ sees.
+    directions, singular_values, _ = torch.linalg.svd(activation, full_matrices=False)
+    projected = features @ directions  # (N, min(C, D))
+    projected_means = class_means @ directions
+    nearest = torch.cdist(projected, projected_means).argmin(1)
 
     activation_norms, activation_cosines = _norms_and_cosines(activation)
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
     return NeuralCollapse(
-        nc1=_nc1(features - class_means[labels], activation),
+        nc1=_nc1(projected - projected_means[labels], singular_values, *activation.shape),
         nc2_norm_activation=(activation_norms.std() / activation_norms.mean()).item(),
         nc2_norm_classifier=(classifier_norms.std() / classifier_norms.mean()).item(),
         nc2_angle_activation=_simplex_deviation(activation_cosines),
@@ -160,18 +165,17 @@ def _check_shapes(
         raise ValueError("neural collapse needs at least two classes")
 
 
-def _nc1(within: Tensor, activation: Tensor) -> float:
+def _nc1(within: Tensor, singular_values: Tensor, dimension: int, classes: int) -> float:
     """tr(Sigma_W Sigma_B^+) without a D x D matrix.
 
     Sigma_B = M M^T / C = U diag(S^2 / C) U^T has at most C - 1 directions U, so the trace is the
-    within-class variance along each of them over S^2 / C. Directions with less than
-    D * eps(float32) of the largest eigenvalue are dropped, as scipy.linalg.pinv does in float32.
+    within-class variance along each of them, from the centred features projected on U (N, K), over
+    S^2 / C. Directions with less than D * eps(float32) of the largest eigenvalue are dropped, as
+    scipy.linalg.pinv does in float32.
     """
-    directions, singular_values, _ = torch.linalg.svd(activation, full_matrices=False)
-    between = singular_values.square() / activation.shape[1]
-    kept = between > activation.shape[0] * FLOAT32_EPS * between[0]
-    within_variance = (within @ directions[:, kept]).square().mean(0)
-    return (within_variance / between[kept]).sum().item()
+    between = singular_values.square() / classes
+    kept = between > dimension * FLOAT32_EPS * between[0]
+    return (within.square().mean(0)[kept] / between[kept]).sum().item()
 
 
 def _norms_and_cosines(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ FREE_FLAGS = {
 }
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.Parser(
         description="Train one network with a checkpoint per epoch.", allow_abbrev=False
     )
@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="delete the run that is in the folder first; with --resume N from epoch N on",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     utils.complete_run_flags(parser, args)
     if args.resume not in (None, "last"):
         try:

@@ -1291,6 +1291,11 @@ def load_run(
         limit_test=limit_test,
         data_url=args.data_url,
     ).to(args.device)
+    return data, *build_networks(args, data)
+
+
+def build_networks(args: argparse.Namespace, data: Dataset) -> tuple[Network, FoldedNetwork]:
+    """The network that the flags name, and the one for eval mode, as fast as this machine can."""
     seed_everything(args.seed)
     channels = data.train.images.shape[1]
     model = build_model(args.model, args.image_size, channels, data.num_classes)
@@ -1301,7 +1306,7 @@ def load_run(
     if args.compile:
         network.compile(dynamic=False)
         folded.compile(dynamic=False)
-    return data, network, folded
+    return network, folded
 
 
 def attack_settings(args: argparse.Namespace) -> dict[str, Any]:

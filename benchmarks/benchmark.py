@@ -1,0 +1,414 @@
+"""Time this implementation against a plain baseline, on the same machine in the same run.
+
+    python benchmarks/benchmark.py                    # a GPU: all 50,000 images; a CPU: 128 of them
+    python benchmarks/benchmark.py --scale 0.1        # a tenth of the images
+    python benchmarks/benchmark.py --models vgg11bn --tasks st at --repeats 5
+
+Both sides run alternately, each in a process of its own, after a warm-up; medians are printed as
+ratios to the baseline, with the achieved share of the machine's matrix-product rate and the time
+that a run of 400 epochs with its sweep would take. `baseline.py` says what the baseline does.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import baseline
+
+import eval as sweep
+import train
+import utils
+from attacks import pgd
+from nc_metrics import neural_collapse
+
+IMAGES, TEST_IMAGES, EPOCHS = 50_000, 10_000, 400
+MODES = {"st": "std_train", "at": "pgd_train", "trades": "pgd_train_TRADES"}
+TASKS = {
+    "st": "ST epoch",
+    "at": "AT epoch",
+    "trades": "TRADES epoch",
+    "pgd": "PGD-10, eval mode",
+    "nc10": "NC metrics, 10 classes",
+    "nc100": "NC metrics, 100 classes",
+    "sweep": "checkpoint of the ST sweep",
+}
+# Passes per image in units of a forward pass; all gradients are two more, the input's alone is one
+# more. An epoch includes testing a fifth as many images. First ours, then the baseline's: README.md
+# beside this file counts them.
+PASSES = {
+    "st": (3.2, 3.2),
+    "at": (24.2, 35.2),
+    "trades": (26.2, 38.2),
+    "pgd": (20, 31),
+    "sweep": (45, 77),
+}
+ATTACK = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
+
+
+def main() -> None:
+    args = parse_args()
+    images = max(1, round(IMAGES * args.scale))
+    sides = ["baseline", *args.variants]
+    times: dict[tuple, list[float]] = {}
+    # A process for each side: what one does to memory or threads does not touch the other.
+    context = multiprocessing.get_context("spawn")
+    workers = {
+        side: ProcessPoolExecutor(1, context, initializer=set_up, initargs=(side, args.device))
+        for side in ("baseline", "ours")
+    }
+    jobs = [
+        (task, model) for task in args.tasks for model in (args.models if task in PASSES else ["-"])
+    ]
+    total = len(jobs) * len(sides) * (args.repeats + 1)
+    print(f"{describe_machine(args.device)}; {images} images", flush=True)
+    with tqdm(total=total, desc="benchmark", unit="run", disable=None) as bar:
+        for task, model in jobs:
+            for repeat in range(-1, args.repeats):  # -1 is the warm-up
+                for side in sides:
+                    if task not in PASSES and side not in ("baseline", "fp32"):
+                        bar.update()
+                        continue  # the metrics are in float64 in every precision
+                    worker = workers["baseline" if side == "baseline" else "ours"]
+                    seconds = worker.submit(
+                        time_task, side, task, model, images, args.device, repeat < 0
+                    ).result()
+                    if repeat >= 0:
+                        times.setdefault((task, model, side), []).append(seconds)
+                    bar.update()
+    rates = {
+        precision: workers["ours"].submit(matrix_rate, precision, args.device).result()
+        for precision in sorted({variant.split("+")[0] for variant in args.variants})
+    }
+    for worker in workers.values():
+        worker.shutdown()
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    print_ratios(args, medians, sides, images)
+    print_rates(args, medians, rates, images)
+    print_projection(args, medians, sides, images)
+    if args.out:
+        rows = [[*key, *values] for key, values in times.items()]
+        args.out.write_text(json.dumps({"images": images, "rates": rates, "seconds": rows}))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = utils.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    cuda = torch.cuda.is_available()
+    precisions = ("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16")
+    variants = [f"{p}{c}" for p in precisions for c in ("", "+compile")]
+    parser.add_argument("--scale", type=float, help="share of 50,000 images (CPU: 128 images)")
+    parser.add_argument("--models", nargs="+", choices=utils.MODELS, default=list(utils.MODELS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
+    parser.add_argument("--repeats", type=utils.positive_int, default=3)
+    parser.add_argument("--out", type=Path, help="write every measured second to this JSON file")
+    args = parser.parse_args()
+    if args.scale is None:
+        args.scale = 1.0 if cuda else 128 / IMAGES
+    if not 0 < args.scale <= 1:
+        parser.error(f"--scale {args.scale}: expected a share of the images, above 0, at most 1")
+    args.device = torch.device("cuda" if cuda else "cpu")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------
+# In the workers
+# ---------------------------------------------------------------------------------------------
+
+
+def set_up(side: str, device: torch.device) -> None:
+    if side == "ours":
+        utils.keep_freed_memory()
+    torch.zeros(1, device=device)
+
+
+def time_task(
+    side: str, task: str, model: str, images: int, device: torch.device, warm_up: bool
+) -> float:
+    """Seconds of one task; a warm-up takes the same shapes with a single attack step."""
+    steps = 1 if warm_up else ATTACK["steps"]
+    if side == "baseline":
+        run = prepare_baseline(task, model, images, device, steps)
+    else:
+        precision, _, compiled = side.partition("+")
+        utils.set_precision(precision)
+        run = prepare_ours(precision, bool(compiled), task, model, images, device, steps)
+    torch.manual_seed(0)
+    for _ in range(4 if warm_up and compiled_step(side, task, device) else 1):
+        wait(device)
+        started = time.perf_counter()
+        run()
+        wait(device)
+    return time.perf_counter() - started
+
+
+def compiled_step(side: str, task: str, device: torch.device) -> bool:
+    """Whether the last batch of an epoch needs three epochs before its step is captured."""
+    return side.endswith("compile") and task in MODES and device.type == "cuda"
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@cache
+def make_data(images: int) -> utils.Dataset:
+    """Random images in CIFAR-10's format, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    splits = []
+    for count in (images, max(1, images * TEST_IMAGES // IMAGES)):
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        splits.append(utils.Split(pixels, torch.randint(0, 10, (count,), generator=generator)))
+    return utils.Dataset(*splits, 10, *utils.DATASETS["cifar"][1])
+
+
+@cache
+def make_features(classes: int, device: torch.device) -> tuple[Tensor, ...]:
+    """50,000 x 512 features around their class means, labels, logits and a classifier."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, classes, (IMAGES,))
+    features = torch.randn(IMAGES, 512) + 2 * torch.randn(classes, 512)[labels]
+    logits = F.one_hot(labels, classes).float()
+    weight = torch.randn(classes, 512)
+    return tuple(tensor.to(device) for tensor in (features, labels, logits, weight))
+
+
+@cache
+def baseline_state(model: str, images: int, device: torch.device) -> tuple:
+    data = make_data(images)
+    torch.manual_seed(0)
+    network = baseline.PlainNetwork(utils.build_model(model, 32, 3, 10), data.mean, data.std)
+    network.to(device)
+    return (
+        network,
+        baseline.make_loader(data.train.images, data.train.labels, shuffle=True),
+        baseline.make_loader(data.test.images, data.test.labels, shuffle=False),
+        torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4),
+    )
+
+
+def prepare_baseline(task: str, model: str, images: int, device: torch.device, steps: int):
+    if task not in PASSES:
+        return lambda: baseline_collapse(int(task.removeprefix("nc")), device)
+    network, loader, test_loader, optimizer = baseline_state(model, images, device)
+    attack = ATTACK | {"steps": steps}
+    weight = next(m for m in network.modules() if isinstance(m, torch.nn.Linear)).weight
+
+    def epoch() -> None:
+        baseline.train_epoch(network, optimizer, loader, MODES[task], attack, device)
+        baseline.test_epoch(network, test_loader, device)
+
+    def attack_all() -> None:
+        network.eval()
+        for x, y in loader:
+            baseline.attack_pgd(network, x.to(device), y.to(device), **attack)
+
+    def checkpoint() -> None:
+        for kind in ("clean", "pgd", "gaussian", "sign", "targeted"):
+            batches = baseline.perturb_all(network, loader, kind, attack, device)
+            baseline.collapse_in_two_passes(network, batches, weight)
+
+    return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
+
+
+def baseline_collapse(classes: int, device: torch.device) -> None:
+    features, labels, logits, weight = make_features(classes, device)
+    size = baseline.BATCH_SIZE
+    means = baseline.class_means(features.split(size), labels.split(size), classes)
+    baseline.collapse_by_sample(features, labels, logits, weight, means)
+
+
+@cache
+def our_state(
+    precision: str, compiled: bool, mode: str, model: str, images: int, device: torch.device
+) -> tuple:
+    flags = f"--model {model} --train-mode {mode} --precision {precision} --device {device.type}"
+    args = train.parse_args((flags + (" --compile" if compiled else "")).split())
+    data = make_data(images).to(device)
+    network, folded = utils.build_networks(args, data)
+    batch_size = utils.eval_batch_size(args, folded, data.train.images)
+    return args, data, network, folded, train.make_optimizer(args, network), batch_size
+
+
+def prepare_ours(
+    precision: str,
+    compiled: bool,
+    task: str,
+    model: str,
+    images: int,
+    device: torch.device,
+    steps: int,
+):
+    if task not in PASSES:
+        features = make_features(int(task.removeprefix("nc")), device)
+        return lambda: neural_collapse(*features)
+    mode = MODES.get(task, "std_train")
+    state = our_state(precision, compiled, mode, model, images, device)
+    args, data, network, folded, optimizer, batch_size = state
+    args.attack_iters = steps
+    args.lr_max = 1e-3
+
+    def epoch() -> None:
+        step = our_step(*state[:1], folded, steps)
+        train.run_epoch(args, network, folded, optimizer, data, step, 0, batch_size)
+
+    def attack_all() -> None:
+        folded.refold()
+        for start in range(0, images, batch_size):
+            x = utils.as_float(data.train.images[start : start + batch_size])
+            pgd(
+                folded,
+                x,
+                data.train.labels[start : start + batch_size],
+                **ATTACK | {"steps": steps},
+            )
+
+    def checkpoint() -> None:
+        args.inputs = ["clean", "pgd", "gaussian", "sign", "targeted"]
+        sweep.measure_checkpoint(
+            args, folded.refold(), data.train, 0, batch_size, tqdm(disable=True)
+        )
+
+    return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
+
+
+def our_step(args: argparse.Namespace, folded: utils.FoldedNetwork, steps: int):
+    """The step of a run; one per setting, so that captured CUDA graphs are kept."""
+    key = (id(folded), steps)
+    if key not in _STEPS:
+        step = train.make_step(args, folded)
+        replayed = args.compile and args.device.type == "cuda"
+        _STEPS[key] = train.ReplayedStep(step) if replayed else step
+    return _STEPS[key]
+
+
+_STEPS: dict = {}
+
+
+def matrix_rate(precision: str, device: torch.device) -> float:
+    """The best rate in FLOP/s of a matrix product, as torch.mm or as a 1x1 convolution.
+
+    Which of the two is faster depends on the library behind it; the networks are convolutions.
+    """
+    utils.set_precision(precision)
+    size, batch = (8192, 4096) if device.type == "cuda" else (2048, 128)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    image, weight = (
+        torch.randn(shape, device=device).to(kind, memory_format=torch.channels_last)
+        for shape in ((batch, 512, 8, 8), (512, 512, 1, 1))
+    )
+    best = 0.0
+    with torch.no_grad():
+        for product, operations in (
+            (lambda: a @ b, 2 * size**3),
+            (lambda: F.conv2d(image, weight), 2 * batch * 8 * 8 * 512**2),
+        ):
+            for _ in range(6):
+                wait(device)
+                started = time.perf_counter()
+                product()
+                wait(device)
+                best = max(best, operations / (time.perf_counter() - started))
+    return best
+
+
+# ---------------------------------------------------------------------------------------------
+# What is printed
+# ---------------------------------------------------------------------------------------------
+
+
+def describe_machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return f"{name}, {torch.get_num_threads()} CPU threads, PyTorch {torch.__version__}"
+
+
+def cpu_name() -> str:
+    """The processor's name and the widest of its instruction sets that matter here."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor()
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = fields.get("flags", "").split()
+    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "")
+    return f"{fields.get('model name', 'CPU')} {widest}".strip()
+
+
+@cache
+def forward_flops(model: str) -> int:
+    """Floating-point operations of one forward pass of one image, a multiply-add being two."""
+    network = utils.build_model(model, 32, 3, 10).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops()
+
+
+def print_ratios(args, medians: dict, sides: list[str], images: int) -> None:
+    print(f"\nSeconds of the baseline, and how many times faster ours is ({args.repeats} runs)\n")
+    print("| task | model | " + " | ".join(sides) + " |")
+    print("| --- " * (len(sides) + 2) + "|")
+    for task in args.tasks:
+        for model in args.models if task in PASSES else ["-"]:
+            plain = medians[task, model, "baseline"]
+            cells = [
+                f"{plain / medians[task, model, side]:.2f}x"
+                if (task, model, side) in medians
+                else ""
+                for side in sides[1:]
+            ]
+            size = f"{images} images" if task in PASSES else "50,000 x 512"
+            print(f"| {TASKS[task]} ({size}) | {model} | {plain:.2f} s | {' | '.join(cells)} |")
+
+
+def print_rates(args, medians: dict, rates: dict[str, float], images: int) -> None:
+    print(
+        "\nRate reached: the least arithmetic of the task over its time, against a matrix product"
+    )
+    print("of this machine (" + ", ".join(f"{p} {r / 1e9:,.0f} GFLOP/s" for p, r in rates.items()))
+    print(")\n\n| task | model | " + " | ".join(args.variants) + " |")
+    print("| --- " * (len(args.variants) + 2) + "|")
+    for task in args.tasks:
+        for model in args.models if task in PASSES else []:
+            work = PASSES[task][0] * forward_flops(model) * images
+            cells = []
+            for variant in args.variants:
+                rate = work / medians[task, model, variant]
+                share = rate / rates[variant.split("+")[0]]
+                cells.append(f"{rate / 1e9:,.0f} GFLOP/s, {share:.0%}")
+            print(f"| {TASKS[task]} | {model} | {' | '.join(cells)} |")
+
+
+def print_projection(args, medians: dict, sides: list[str], images: int) -> None:
+    if not {"st", "sweep"} <= set(args.tasks):
+        return
+    print(f"\nProjected hours of {EPOCHS} epochs of 50,000 images (and of the ST sweep)\n")
+    print("| run | model | " + " | ".join(sides) + " |")
+    print("| --- " * (len(sides) + 2) + "|")
+    for task in (*(task for task in MODES if task in args.tasks), "sweep"):
+        for model in args.models:
+            hours = (
+                f"{medians[task, model, side] * EPOCHS * IMAGES / images / 3600:,.2f}"
+                for side in sides
+            )
+            name = "the ST sweep" if task == "sweep" else f"{task.upper()}, {EPOCHS} epochs"
+            print(f"| {name} | {model} | {' | '.join(hours)} |")
+
+
+if __name__ == "__main__":
+    main()
