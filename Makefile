@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # The built-in digits need a larger epsilon than photographs.
 DIGITS := --dataset digits --epochs 10 --lr-max 0.05 --epsilon 20 --pgd-alpha 5
 
-.PHONY: demo test lint
+.PHONY: demo test test-slow benchmark lint
 
 demo: $(INSTALLED)
 	$(BIN)/python train.py $(DIGITS) --lr-schedule cosine --overwrite
@@ -15,6 +15,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+# --compile with the real networks.
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+benchmark: $(INSTALLED)
+	$(BIN)/python benchmarks/benchmark.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

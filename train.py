@@ -149,18 +149,19 @@ def main() -> None:
     step = make_step(args, folded)
     if args.compile and args.device.type == "cuda":
         step = ReplayedStep(step)
-    for epoch in range(start_epoch, args.epochs):
-        try:
-            summary, records = run_epoch(
-                args, network, folded, optimizer, data, step, epoch, batch_size
-            )
-        except InputError as error:
-            raise InputError(
-                f"epoch {epoch}: {error} (learning rate {present_rate(optimizer):g}); "
-                "the checkpoints before it are kept"
-            ) from error
-        save(args, run, network, optimizer, summary, records)
-        log_epoch(args, summary, records)
+    with utils.Writer() as writer:
+        for epoch in range(start_epoch, args.epochs):
+            try:
+                summary, records = run_epoch(
+                    args, network, folded, optimizer, data, step, epoch, batch_size
+                )
+            except InputError as error:
+                raise InputError(
+                    f"epoch {epoch}: {error} (learning rate {present_rate(optimizer):g}); "
+                    "the checkpoints before it are kept"
+                ) from error
+            writer.submit(save, args, run, *snapshot(network, optimizer), summary, records)
+            log_epoch(args, summary, records)
     logger.info(f"finished; {utils.peak_memory(args.device)}")
 
 
@@ -259,6 +260,11 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -
         # The state may have been saved on another kind of device.
         for group, settings in zip(optimizer.param_groups, machine, strict=True):
             group |= {name: value for name, value in settings.items() if name in group}
+        # In the layout of its weight, without which a fused step refuses it.
+        for parameter, buffers in optimizer.state.items():
+            for name, value in buffers.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    buffers[name] = torch.empty_like(parameter).copy_(value)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: its optimiser state does not fit this run: {error}") from error
 
@@ -555,23 +561,24 @@ def measure_collapse(
     return records
 
 
+def snapshot(network: Network, optimizer: optim.Optimizer) -> tuple[dict, dict]:
+    """Copies in main memory of the weights and the optimiser's state, which training changes."""
+    return utils.to_cpu(network.model.state_dict()), utils.to_cpu(optimizer.state_dict())
+
+
 def save(
     args: argparse.Namespace,
     run: RunFolder,
-    network: Network,
-    optimizer: optim.Optimizer,
+    weights: dict,
+    optimizer_state: dict,
     summary: EpochSummary,
     records: list[Record],
 ) -> None:
     """Write the epoch. resume.pth comes last: what it resumes from is on disk by then."""
-    content = {
-        "state_dict": network.model.state_dict(),
-        "epoch": summary.epoch,
-        "seed": args.seed,
-    }
+    content = {"state_dict": weights, "epoch": summary.epoch, "seed": args.seed}
     utils.save_checkpoint(run.checkpoint(summary.epoch), **content)
     run.add(records, summary)
-    utils.save_checkpoint(run.resume_file, **content, optimizer=optimizer.state_dict())
+    utils.save_checkpoint(run.resume_file, **content, optimizer=optimizer_state)
 
 
 def log_epoch(args: argparse.Namespace, summary: EpochSummary, records: list[Record]) -> None:

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -937,6 +937,42 @@ def _read_rows(path: Path, row_type: type) -> list:
 def save_checkpoint(path: Path, **content: Any) -> None:
     with atomic_open(path) as file:
         torch.save(content, file)
+
+
+def to_cpu(state: Any) -> Any:
+    """Nested dicts and lists with a contiguous copy in main memory in place of every tensor."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True).contiguous()
+    if isinstance(state, dict):
+        return {key: to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_cpu(value) for value in state]
+    return state
+
+
+class Writer:
+    """Writes in a thread of its own, so that training goes on; one epoch behind it at most.
+
+    An error there is raised by the next `submit`, or at the end of the `with` block.
+    """
+
+    def __enter__(self) -> "Writer":
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future | None = None
+        return self
+
+    def submit(self, write: Callable, *arguments: Any) -> None:
+        self._wait()
+        self._last = self._thread.submit(write, *arguments)
+
+    def __exit__(self, error: type | None, *_: Any) -> None:
+        self._thread.shutdown(wait=True)  # what was handed over is written in any case
+        if error is None:
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
 
 def load_checkpoint(path: Path, model: nn.Module) -> dict:

@@ -23,6 +23,14 @@ GOLDEN_SEED = 7
 CIFAR_STATISTICS = utils.DATASETS["cifar"][1]
 
 
+def images_and_labels():
+    """The 16 images and labels of the golden attacks."""
+    return (
+        torch.from_numpy(cases.images(16, 3, 32, GOLDEN_SEED + 1)),
+        torch.from_numpy(cases.labels(16, 10, GOLDEN_SEED + 2)),
+    )
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Name -> a golden .npz, opened."""

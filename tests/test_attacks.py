@@ -1,11 +1,10 @@
 """Attacks and noise: golden perturbations, bounds, and what they leave untouched."""
 
-import cases
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN_SEED
+from conftest import GOLDEN_SEED, images_and_labels
 
 from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
 
@@ -19,18 +18,10 @@ GOLDEN_PGD = {
 }
 
 
-@pytest.fixture
-def images_and_labels():
-    return (
-        torch.from_numpy(cases.images(16, 3, 32, GOLDEN_SEED + 1)),
-        torch.from_numpy(cases.labels(16, 10, GOLDEN_SEED + 2)),
-    )
-
-
 @pytest.mark.parametrize("name", ("vgg11bn", "PreActResNet18"))
-def test_attacks_are_golden(name, golden_network, golden, images_and_labels):
+def test_attacks_are_golden(name, golden_network, golden):
     network, expected = golden_network(name).eval(), golden("attacks")
-    x, y = images_and_labels
+    x, y = images_and_labels()
     for attack, settings in GOLDEN_PGD.items():
         if name == "PreActResNet18" and settings.get("restarts"):
             continue  # slow, and nothing in it depends on the architecture
