@@ -4,20 +4,36 @@
     python eval.py --neural-collapse-gaussian                 # Gaussian and sign noise
     python eval.py --neural-collapse-targeted                 # PGD towards the next class
     python eval.py --neural-collapse --checkpoints 0,10,399   # three checkpoints alone
+    python eval.py --neural-collapse --checkpoint a.pth b.pth --out results/   # any files
+    torchrun --nproc-per-node=8 eval.py --neural-collapse     # shared out over 8 GPUs
 
 The flags that name the run are those it was trained with. Each finished checkpoint is on disk at
 once; the same command, started again, goes on behind the last one.
 """
 
 import argparse
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 import utils
 from attacks import gaussian_noise, pgd, sign_noise
 from nc_metrics import simplex_distance
-from utils import INPUTS, InputError, Network, Record, RunFolder, Split, logger, measure
+from utils import (
+    INPUTS,
+    Dataset,
+    FoldedNetwork,
+    InputError,
+    Network,
+    Record,
+    RunFolder,
+    Split,
+    logger,
+    measure,
+)
 
 # Flags that change what a sweep measures: records made with other values are never mixed in.
 MEASURING_FLAGS = (
@@ -28,6 +44,7 @@ MEASURING_FLAGS = (
     "limit_train",
     "image_size",
     "precision",
+    "checkpoint",
 )
 
 
@@ -50,7 +67,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sweep.add_argument(
         "--checkpoints",
         metavar="EPOCHS",
-        help="epochs like 0,10,399 or a slice like ::10 (default: all of --epochs)",
+        help="epochs like 0,10,399, a slice like ::10, or log (default: those that the run keeps)",
+    )
+    sweep.add_argument(
+        "--checkpoint",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="measure these files instead of a run's checkpoints; needs --out",
+    )
+    sweep.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results of --checkpoint"
     )
     sweep.add_argument(
         "--overwrite", action="store_true", help="drop what an earlier sweep recorded first"
@@ -65,13 +92,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian or "
             "--neural-collapse-targeted"
         )
-    try:
-        args.sweep = select_epochs(args.checkpoints, args.epochs)
-    except ValueError:
-        parser.error(
-            f"argument --checkpoints: expected epochs below {args.epochs} like 0,10,399 or a "
-            f"slice like ::10, got {args.checkpoints!r}"
-        )
+    args.sweep = utils.parse_epochs(parser, "--checkpoints", args.checkpoints, args.epochs)
+    if (args.checkpoint is None) != (args.out is None):
+        parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
+    if args.checkpoint:
+        if args.checkpoints:
+            parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
+        args.sweep = list(range(len(args.checkpoint)))
     return args
 
 
@@ -86,84 +113,107 @@ def wanted_inputs(args: argparse.Namespace) -> list[str]:
     return [name for name in INPUTS if name in wanted]
 
 
-def select_epochs(text: str | None, epochs: int) -> list[int]:
-    """Epochs that "0,10,399" or a slice like "::10" selects out of range(epochs).
-
-    Raises:
-        ValueError: neither of these, an epoch out of range, or no epoch at all.
-    """
-    if text is None:
-        return list(range(epochs))
-    if ":" in text:
-        parts = [int(part) if part.strip() else None for part in text.split(":")]
-        selected = list(range(epochs))[slice(*parts)] if len(parts) <= 3 else []
-    else:
-        selected = sorted({int(part) for part in text.split(",")})
-    if not selected or not set(selected) <= set(range(epochs)):
-        raise ValueError
-    return sorted(selected)
-
-
 def main() -> None:
     args = parse_args()
+    rank, world_size = utils.join_ranks(args)
     utils.set_precision(args.precision)
     run = utils.run_folder(args)
-    check_checkpoints(args, run)
-    check_training(args, run)
-    run.open()
-    utils.log_to(run.path / "eval.log")
-    if not args.overwrite:
-        check_earlier_sweep(args, run)
-
+    if args.checkpoint:
+        run.move_to(args.out)
+    else:
+        check_training(args, run)
+    files = checkpoint_files(args, run)
     data, network, folded = utils.load_run(args)
-    utils.refuse_other_data(run, data)
+    if not args.checkpoint:
+        utils.refuse_other_data(run, data)
+    with run.lock("eval.py") if rank == 0 else nullcontext():
+        if rank == 0:
+            prepare(args, run, data)
+        utils.wait_for_ranks(world_size)
+        run.open()
+        utils.log_to(run.path / "eval.log")
+        sweep(args, run, data.train, network, folded, files, rank, world_size)
+        utils.wait_for_ranks(world_size)
+        if rank == 0:
+            run.open()  # with what the other ranks recorded
+            for line in summary_table(run.records, args.sweep, args.inputs):
+                logger.info(line)
+            logger.info(f"results are in {run.results}; {utils.peak_memory(args.device)}")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def prepare(args: argparse.Namespace, run: RunFolder, data: Dataset) -> None:
+    """Open the folder for this sweep: nothing of one with other flags stays or is mixed in."""
+    run.open()
     if args.overwrite:
         run.drop(0, "eval")
-    batch_size = utils.eval_batch_size(args, folded, data.train.images)
+    else:
+        check_earlier_sweep(args, run)
+    utils.write_json(run.results / "eval_args.json", utils.describe_run(args, data))
 
+
+def sweep(
+    args: argparse.Namespace,
+    run: RunFolder,
+    data: Split,
+    network: Network,
+    folded: FoldedNetwork,
+    files: dict[int, Path],
+    rank: int,
+    world_size: int,
+) -> None:
+    """Measure this rank's share of the checkpoints that are not recorded yet."""
+    batch_size = utils.eval_batch_size(args, folded, data.images)
     done = {(r.epoch, r.input) for r in run.records if r.source == "eval"}
     todo = [e for e in args.sweep if any((e, name) not in done for name in args.inputs)]
-    settings = utils.describe_run(args, data)
-    del settings["sweep"], settings["inputs"]  # they follow from the flags
-    utils.write_json(run.results / "eval_args.json", settings)
+    share = todo[rank::world_size]
+    of_rank = f"; rank {rank} of {world_size} takes {len(share)}" if world_size > 1 else ""
     logger.info(
         f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
-        f"before) on {', '.join(args.inputs)}; {len(data.train)} training images in batches of "
-        f"{batch_size}, on {args.device}"
+        f"before) on {', '.join(args.inputs)}; {len(data)} training images in batches of "
+        f"{batch_size}, on {args.device}{of_rank}"
     )
-    total = len(todo) * len(args.inputs) * len(data.train)
-    with tqdm(total=total, desc="sweep", unit="img", disable=None) as bar:
-        for epoch in todo:
-            utils.load_checkpoint(run.checkpoint(epoch), network.model)
+    utils.wait_for_ranks(world_size)  # all have read the same records before one adds to them
+    total = len(share) * len(args.inputs) * len(data)
+    # A bar for one rank: those of others would write over it.
+    with tqdm(total=total, desc="sweep", unit="img", disable=True if rank else None) as bar:
+        for epoch in share:
+            utils.load_checkpoint(files[epoch], network.model)
             try:
-                records = measure_checkpoint(
-                    args, folded.refold(), data.train, epoch, batch_size, bar
-                )
+                records = measure_checkpoint(args, folded.refold(), data, epoch, batch_size, bar)
             except InputError as error:
-                raise InputError(f"{run.checkpoint(epoch)}: {error}") from error
+                raise InputError(f"{files[epoch]}: {error}") from error
             run.add(records)
+            name = files[epoch].name if args.checkpoint else f"epoch {epoch:>3}"
             for record in records:
-                logger.info(f"epoch {epoch:>3} {utils.format_record(record)}")
-    for line in summary_table(run.records, args.sweep, args.inputs):
-        logger.info(line)
-    logger.info(f"results are in {run.results}; {utils.peak_memory(args.device)}")
+                logger.info(f"{name} {utils.format_record(record)}")
 
 
-def check_checkpoints(args: argparse.Namespace, run: RunFolder) -> None:
-    missing = [epoch for epoch in args.sweep if not run.checkpoint(epoch).is_file()]
+def checkpoint_files(args: argparse.Namespace, run: RunFolder) -> dict[int, Path]:
+    """Epoch -> file of every checkpoint to measure; for --checkpoint the place in its list."""
+    if args.checkpoint:
+        files = dict(enumerate(args.checkpoint))
+        advice = "--checkpoint names files of weights"
+    else:
+        files = {epoch: run.checkpoint(epoch) for epoch in args.sweep}
+        advice = "check the flags that name the run, or choose with --checkpoints"
+    missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise InputError(
-            f"{run.checkpoint(missing[0])}: no such checkpoint ({len(missing)} of "
-            f"{len(args.sweep)} are missing); check the flags that name the run, or choose with "
-            "--checkpoints"
+            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(files)} are missing); "
+            f"{advice}"
         )
+    return files
 
 
 def check_training(args: argparse.Namespace, run: RunFolder) -> None:
-    """Take the training images from the run, and refuse flags that it was not trained with."""
+    """Take images and checkpoints from the run, and refuse flags that it was not trained with."""
     trained = utils.read_json(run.path / "args.json") or {}
     if args.limit_train is None:
         args.limit_train = trained.get("limit_train")
+    if args.checkpoints is None and trained.get("epochs") == args.epochs:
+        args.sweep = utils.select_epochs(trained.get("checkpoint_epochs"), args.epochs)
     fixed = {"image_size"} if args.lr_max is None else {"image_size", "lr_max"}
     difference = utils.differing_flag(args, trained, fixed)
     if difference:

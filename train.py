@@ -48,6 +48,8 @@ FREE_FLAGS = {
     "models_dir",
     "device",
     "compile",
+    "checkpoint_epochs",
+    "kept_epochs",
     "eval_batch_size",
     "resume",
     "overwrite",
@@ -94,6 +96,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "of at most 16 times --noise-level",
     )
     training.add_argument(
+        "--checkpoint-epochs",
+        metavar="EPOCHS",
+        help="epochs whose checkpoint is kept: 0,10,399, a slice like ::10, or log for ten per "
+        "decade (default: all)",
+    )
+    training.add_argument(
         "--resume",
         nargs="?",
         const="last",
@@ -107,6 +115,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     utils.complete_run_flags(parser, args)
+    args.kept_epochs = utils.parse_epochs(
+        parser, "--checkpoint-epochs", args.checkpoint_epochs, args.epochs
+    )
     if args.resume not in (None, "last"):
         try:
             args.resume = utils.positive_int(args.resume)
@@ -133,36 +144,74 @@ def main() -> None:
     if args.resume:
         utils.refuse_other_data(run, data)
     optimizer = make_optimizer(args, network)
+    check_disk(args, run, network, optimizer)
+    with run.lock("train.py"):
+        refuse_other_run(args, run)  # again: the images may have taken a while
+        start = restore(args, run, network, optimizer)
+        if start is None:
+            return
+        utils.write_json(run.path / "args.json", utils.describe_run(args, data))
+        logger.info(
+            f"{args.train_mode} of {args.model} on {args.dataset}: {len(data.train)} training and "
+            f"{len(data.test)} test images, {data.num_classes} classes, on {args.device}; "
+            f"to {run.path}"
+        )
+        if args.neural_collapse or args.neural_collapse_gaussian:
+            logger.info(utils.NC1_SCALE)
+        train(args, run, data, network, folded, optimizer, start)
+        logger.info(f"finished; {utils.peak_memory(args.device)}")
 
-    start_epoch = restore(args, run, network, optimizer)
-    if start_epoch is None:
-        return
-    utils.write_json(run.path / "args.json", utils.describe_run(args, data))
-    logger.info(
-        f"{args.train_mode} of {args.model} on {args.dataset}: {len(data.train)} training and "
-        f"{len(data.test)} test images, {data.num_classes} classes, on {args.device}; to {run.path}"
-    )
 
-    if args.neural_collapse or args.neural_collapse_gaussian:
-        logger.info(utils.NC1_SCALE)
+def train(
+    args: argparse.Namespace,
+    run: RunFolder,
+    data: Dataset,
+    network: Network,
+    folded: FoldedNetwork,
+    optimizer: optim.Optimizer,
+    start: "Start",
+) -> None:
+    """Train from the start on, writing every epoch, until the end or a signal."""
     batch_size = utils.eval_batch_size(args, folded, data.train.images)
     step = make_step(args, folded)
     if args.compile and args.device.type == "cuda":
         step = ReplayedStep(step)
-    with utils.Writer() as writer:
-        for epoch in range(start_epoch, args.epochs):
+    unfinished = start.unfinished
+    with utils.StopSignals() as signals, utils.Writer() as writer:
+        for epoch in range(start.epoch, args.epochs):
             try:
                 summary, records = run_epoch(
-                    args, network, folded, optimizer, data, step, epoch, batch_size
+                    args,
+                    network,
+                    folded,
+                    optimizer,
+                    data,
+                    step,
+                    epoch,
+                    batch_size,
+                    unfinished,
+                    signals,
                 )
             except InputError as error:
                 raise InputError(
-                    f"epoch {epoch}: {error} (learning rate {present_rate(optimizer):g}); "
-                    "the checkpoints before it are kept"
+                    f"epoch {epoch}: {error}; the checkpoints before it are kept"
                 ) from error
+            except Interrupted as interrupted:
+                # As if the epoch before had ended here, with what this one has seen beside it.
+                weights, state = snapshot(network, optimizer)
+                partly = utils.to_cpu(interrupted.unfinished)
+                writer.submit(save_resume, args, run, epoch - 1, weights, state, partly)
+                raise utils.Stopped(
+                    signals.received,
+                    f" in epoch {epoch}, after step {partly['steps']}; --resume goes on from there",
+                ) from None
+            unfinished = None
             writer.submit(save, args, run, *snapshot(network, optimizer), summary, records)
             log_epoch(args, summary, records)
-    logger.info(f"finished; {utils.peak_memory(args.device)}")
+            if signals.received and epoch + 1 < args.epochs:
+                raise utils.Stopped(
+                    signals.received, f" after epoch {epoch}; --resume goes on from there"
+                )
 
 
 def refuse_other_run(args: argparse.Namespace, run: RunFolder) -> None:
@@ -210,14 +259,38 @@ def present_rate(optimizer: optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
+def check_disk(
+    args: argparse.Namespace, run: RunFolder, network: Network, optimizer: optim.Optimizer
+) -> None:
+    """Say what the run will take on the disk; refuse when there is less."""
+    weights = sum(t.numel() * t.element_size() for t in network.model.state_dict().values())
+    buffers = 2 if isinstance(optimizer, optim.Adam) else 1
+    present = set() if args.overwrite and not args.resume else set(run.epochs())
+    count = len(set(args.kept_epochs) - present)
+    # While resume.pth is written, the one before it is still there.
+    needed = count * weights + 2 * (1 + buffers) * weights
+    free = utils.free_disk(run.path)
+    figures = (
+        f"{count} checkpoints of {weights / 2**20:.1f} MiB and resume.pth take "
+        f"{needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
+    )
+    if needed > free:
+        raise InputError(f"{run.path}: {figures}; --checkpoint-epochs keeps fewer")
+    logger.info(f"disk: {figures}")
+
+
+@dataclass
+class Start:
+    """Where training begins: at the first step of an epoch, or behind what was done of it."""
+
+    epoch: int
+    unfinished: dict | None = None
+
+
 def restore(
     args: argparse.Namespace, run: RunFolder, network: Network, optimizer: optim.Optimizer
-) -> int | None:
-    """Open the run folder and load what --resume asks for.
-
-    Returns:
-        The first epoch to train, None if the run is finished.
-    """
+) -> Start | None:
+    """Open the run folder and load what --resume asks for; None if the run is finished."""
     if args.resume is None and args.overwrite:
         run.clear()
     if args.resume is None or (args.resume == "last" and not run.resume_file.exists()):
@@ -225,20 +298,25 @@ def restore(
             raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
         run.open()
         utils.log_to(run.path / "output.log")
-        return 0
+        return Start(0)
     path = run.resume_file if args.resume == "last" else run.checkpoint(args.resume - 1)
     rest = utils.load_checkpoint(path, network.model)
     load_optimizer(optimizer, rest.get("optimizer"), path)
-    start = args.resume if args.resume != "last" else int(rest.get("epoch", -1)) + 1
-    if start >= args.epochs:
+    if args.resume == "last" and not isinstance(rest.get("epoch"), int):
+        raise InputError(f"{path}: holds no epoch to go on from; name one, --resume N")
+    start = Start(args.resume if args.resume != "last" else rest["epoch"] + 1)
+    if start.epoch >= args.epochs:
         logger.info(f"{run.path} is finished: {args.epochs} epochs")
         return None
     run.open()
     utils.log_to(run.path / "output.log")
-    if args.resume != "last":
-        run.clear(from_epoch=start)
-    run.drop(from_epoch=start)  # what a sweep recorded of later checkpoints is stale as well
-    logger.info(f"resuming at epoch {start} from {path.name}")
+    if args.resume == "last":
+        start.unfinished = rest.get("unfinished")
+    else:
+        run.clear(from_epoch=start.epoch)
+    run.drop(from_epoch=start.epoch)  # what a sweep recorded of later checkpoints is stale as well
+    behind = f" behind step {start.unfinished['steps']}" if start.unfinished else ""
+    logger.info(f"resuming at epoch {start.epoch}{behind} from {path.name}")
     return start
 
 
@@ -462,14 +540,16 @@ def run_epoch(
     step: Callable[..., Step],
     epoch: int,
     batch_size: int,
+    unfinished: dict | None = None,
+    signals: utils.StopSignals | None = None,
 ) -> tuple[EpochSummary, list[Record]]:
     """Train for one epoch, then measure the test data and what the flags ask for."""
     started = time.perf_counter()
     utils.seed_everything(args.seed, epoch)
     network.train()
-    sums, perturbed = train_epoch(network, optimizer, data.train, step, epoch, args)
-    if not math.isfinite(sums.clean_loss + sums.objective):
-        raise InputError("the training loss is no longer finite")
+    sums, perturbed = train_epoch(
+        network, optimizer, data.train, step, epoch, args, unfinished, signals
+    )
     folded.refold()
     tested = measure(folded, data.test.images, data.test.labels, batch_size)
     records = [Record.of(tested, source="train", epoch=epoch, split="test", input="clean")]
@@ -489,6 +569,13 @@ def run_epoch(
     return summary, records
 
 
+class Interrupted(Exception):
+    """A signal came in the middle of an epoch; `unfinished` is what the epoch has seen so far."""
+
+    def __init__(self, unfinished: dict):
+        self.unfinished = unfinished
+
+
 def train_epoch(
     network: Network,
     optimizer: optim.Optimizer,
@@ -496,41 +583,88 @@ def train_epoch(
     step: Callable[..., Step],
     epoch: int,
     args: argparse.Namespace,
+    unfinished: dict | None = None,
+    signals: utils.StopSignals | None = None,
 ) -> tuple[EpochSums, Tensor | None]:
     """Visit all images once in random order.
+
+    Args:
+        unfinished: what an Interrupted epoch had seen, to go on behind it.
+        signals: asked after every step whether to stop.
 
     Returns:
         What the steps saw, and under AT and TRADES with --neural-collapse the perturbed images
         (N, C, H, W) in the order of the data.
+
+    Raises:
+        InputError: a loss that is not finite.
+        Interrupted: a signal asked to stop.
     """
+    device = data.labels.device
     keep_perturbed = args.neural_collapse and args.train_mode != "std_train"
-    order = torch.randperm(len(data)).to(data.labels.device)
+    order = torch.randperm(len(data)).to(device)
     batches = order.split(args.batch_size)
-    # Losses and correct answers, summed on the device: nothing waits for it until the epoch ends.
-    totals = torch.zeros(4, dtype=torch.float64, device=data.labels.device)
-    kept = torch.empty(data.images.shape, device=data.images.device) if keep_perturbed else None
+    # Clean loss and objective of each step, correct answers on both inputs. They stay on the
+    # device: nothing waits for it until the epoch ends.
+    seen = {
+        "steps": 0,
+        "losses": torch.zeros(2, len(batches), dtype=torch.float64, device=device),
+        "correct": torch.zeros(2, dtype=torch.float64, device=device),
+        "perturbed": torch.empty(data.images.shape, device=device) if keep_perturbed else None,
+    }
+    if unfinished:
+        utils.set_random_state(unfinished["random"], device)
+        for name in ("losses", "correct", "perturbed"):
+            if seen[name] is not None:
+                seen[name].copy_(unfinished[name])
+    first = unfinished["steps"] if unfinished else 0
+    losses, correct, kept = seen["losses"], seen["correct"], seen["perturbed"]
     with tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False) as bar:
-        for i, indices in enumerate(batches):
-            rate = utils.learning_rate(
-                args.lr_schedule,
-                epoch + (i + 1) / len(batches),
-                epochs=args.epochs,
-                lr_max=args.lr_max,
-                drop_epoch=args.lr_drop_epoch,
-                drop_lr=args.lr_one_drop,
-            )
-            set_rate(optimizer, rate)
+        bar.update(min(first * args.batch_size, len(data)))
+        for i in range(first, len(batches)):
+            set_rate(optimizer, rate_of_step(args, epoch, i, len(batches)))
+            indices = batches[i]
             x, y = utils.as_float(data.images[indices]), data.labels[indices]
             result = step(network, optimizer, x, y)
             robust = result.clean_logits if result.robust_logits is None else result.robust_logits
-            totals[0] += result.clean_loss * len(y)
-            totals[1] += (result.clean_logits.argmax(1) == y).sum()
-            totals[2] += result.objective * len(y)
-            totals[3] += (robust.argmax(1) == y).sum()
+            losses[0, i] = result.clean_loss
+            losses[1, i] = result.objective
+            correct[0] += (result.clean_logits.argmax(1) == y).sum()
+            correct[1] += (robust.argmax(1) == y).sum()
             if kept is not None:
                 kept[indices] = result.perturbed
             bar.update(len(y))
-    return EpochSums(*(totals / len(data)).tolist()), kept
+            if signals is not None and signals.received and i + 1 < len(batches):
+                random = utils.random_state(device)
+                raise Interrupted(seen | {"steps": i + 1, "random": random})
+    check_losses(args, losses.cpu(), epoch)
+    sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+    clean_loss, objective = (losses.cpu() @ sizes / len(data)).tolist()
+    clean_accuracy, robust_accuracy = (correct / len(data)).tolist()
+    return EpochSums(clean_loss, clean_accuracy, objective, robust_accuracy), kept
+
+
+def rate_of_step(args: argparse.Namespace, epoch: int, i: int, steps: int) -> float:
+    """The learning rate of step i of an epoch of so many steps."""
+    return utils.learning_rate(
+        args.lr_schedule,
+        epoch + (i + 1) / steps,
+        epochs=args.epochs,
+        lr_max=args.lr_max,
+        drop_epoch=args.lr_drop_epoch,
+        drop_lr=args.lr_one_drop,
+    )
+
+
+def check_losses(args: argparse.Namespace, losses: Tensor, epoch: int) -> None:
+    """Raise InputError naming the first step whose losses, in (2, steps), are not finite."""
+    finite = losses.isfinite().all(0)
+    if not finite.all():
+        i, steps = int((~finite).nonzero()[0]), len(finite)
+        rate = rate_of_step(args, epoch, i, steps)
+        raise InputError(
+            f"step {i} of {steps}, learning rate {rate:g}: the training loss is no longer finite"
+        )
 
 
 def measure_collapse(
@@ -575,10 +709,31 @@ def save(
     records: list[Record],
 ) -> None:
     """Write the epoch. resume.pth comes last: what it resumes from is on disk by then."""
-    content = {"state_dict": weights, "epoch": summary.epoch, "seed": args.seed}
-    utils.save_checkpoint(run.checkpoint(summary.epoch), **content)
+    if summary.epoch in args.kept_epochs:
+        utils.save_checkpoint(
+            run.checkpoint(summary.epoch), state_dict=weights, epoch=summary.epoch, seed=args.seed
+        )
     run.add(records, summary)
-    utils.save_checkpoint(run.resume_file, **content, optimizer=optimizer_state)
+    save_resume(args, run, summary.epoch, weights, optimizer_state)
+
+
+def save_resume(
+    args: argparse.Namespace,
+    run: RunFolder,
+    epoch: int,
+    weights: dict,
+    optimizer_state: dict,
+    unfinished: dict | None = None,
+) -> None:
+    """Write resume.pth: the last finished epoch, and what is done of the next one."""
+    utils.save_checkpoint(
+        run.resume_file,
+        state_dict=weights,
+        epoch=epoch,
+        seed=args.seed,
+        optimizer=optimizer_state,
+        unfinished=unfinished,
+    )
 
 
 def log_epoch(args: argparse.Namespace, summary: EpochSummary, records: list[Record]) -> None:

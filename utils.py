@@ -13,6 +13,7 @@ import argparse
 import copy
 import csv
 import ctypes
+import fcntl
 import hashlib
 import io
 import json
@@ -21,19 +22,25 @@ import math
 import os
 import pickle
 import resource
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -52,6 +59,14 @@ logger = logging.getLogger("robust_nc")
 
 class InputError(Exception):
     """Data, a file or a setting that the run cannot use; its text is one line for the user."""
+
+
+class Stopped(BaseException):
+    """A signal stopped the run; what it was asked to keep is on disk."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}")
+        self.code = 128 + number
 
 
 # ---------------------------------------------------------------------------------------------
@@ -763,10 +778,38 @@ class RunFolder:
         self.records: list[Record] = []
         self.history: list[EpochSummary] = []
 
+    def move_to(self, path: Path) -> None:
+        """Keep everything in another folder, for checkpoints that lie outside ours."""
+        self.path = self.results = path
+
     def open(self) -> None:
         """Make the folder and read the records that are in it already."""
         self.results.mkdir(parents=True, exist_ok=True)
         self._read()
+
+    @contextmanager
+    def lock(self, script: str) -> Iterator[None]:
+        """Hold the folder alone inside; it is made if need be.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            if not _flock(file, wait=False):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise InputError(f"{self.path} is in use by {holder}: wait for it, or stop it")
+            file.truncate(0)
+            file.write(
+                f"{script} on {socket.gethostname()}, process {os.getpid()}, since "
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
+            file.flush()
+            for folder in (self.path, self.results):
+                for left_by_a_killed_run in folder.glob(".*.tmp"):
+                    left_by_a_killed_run.unlink(missing_ok=True)
+            yield
 
     def holds_run(self) -> bool:
         """Whether a former run left checkpoints or records here."""
@@ -810,14 +853,17 @@ class RunFolder:
         def key(record: Record) -> tuple:
             return record.epoch, record.source, record.split, INPUTS.index(record.input)
 
-        self._read()  # the other script may have added to them
-        replaced = {key(record) for record in records}
-        kept = [record for record in self.records if key(record) not in replaced]
-        self.records = sorted(kept + records, key=key)
-        if summary is not None:
-            self.history = [row for row in self.history if row.epoch != summary.epoch] + [summary]
-            _write_rows(self.path / "history.csv", EpochSummary, self.history)
-        self._write_records()
+        with (self.results / ".records.lock").open("a") as file:
+            _flock(file, wait=True)  # the ranks of a shared sweep take turns
+            self._read()
+            replaced = {key(record) for record in records}
+            kept = [record for record in self.records if key(record) not in replaced]
+            self.records = sorted(kept + records, key=key)
+            if summary is not None:
+                others = [row for row in self.history if row.epoch != summary.epoch]
+                self.history = [*others, summary]
+                _write_rows(self.path / "history.csv", EpochSummary, self.history)
+            self._write_records()
 
     def drop(self, from_epoch: int, source: str | None = None) -> None:
         """Forget what was recorded from an epoch on, by one script or by both."""
@@ -870,9 +916,24 @@ def _by_epoch(rows: list, names: dict[str, str]) -> dict[str, np.ndarray]:
     return series
 
 
+def _flock(file: Any, wait: bool) -> bool:
+    """Lock an open file until it is closed; whether that succeeded."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network file systems have no locks
+        logger.warning(f"{file.name}: cannot be locked ({error.strerror}): let one run write here")
+    return True
+
+
 @contextmanager
 def atomic_open(path: Path) -> Iterator[Any]:
-    """A binary file that appears under its name only once it is complete and on disk."""
+    """A binary file that appears under its name only once it is complete and on disk.
+
+    Raises:
+        InputError: it cannot be written, a full disk for example; what was there before is intact.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -880,8 +941,19 @@ def atomic_open(path: Path) -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())[:200]
+        raise InputError(f"{path}: cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes where a folder lies, or will."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -976,43 +1048,85 @@ class Writer:
 
 
 def load_checkpoint(path: Path, model: nn.Module) -> dict:
-    """Load the weights of a checkpoint, ours or a published one, into a bare model.
+    """Load the weights of a checkpoint, ours, a published or another one, into a bare model.
+
+    The weights may lie under `state_dict`, `model` or `net` or be the file's whole content, and
+    their names may begin with `module.`, as nn.DataParallel saves them.
 
     Returns:
         The checkpoint's other entries: `epoch`, `seed`, perhaps `optimizer`.
 
     Raises:
-        InputError: the file is missing, damaged, not a checkpoint, or of another network.
+        InputError: the file is missing, damaged, not a checkpoint, of another network, or holds
+            numbers that are not finite.
     """
+    checkpoint = _read_tensors(path)
+    rest = {}
+    if isinstance(checkpoint, dict):
+        key = next((k for k in WEIGHT_KEYS if isinstance(checkpoint.get(k), dict)), None)
+        weights = checkpoint[key] if key else checkpoint
+        rest = {k: value for k, value in checkpoint.items() if key and k != key}
+    if not isinstance(checkpoint, dict) or not any(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(
+            f"{path}: holds no weights: expected a dict of tensors, bare or under "
+            f"{', '.join(map(repr, WEIGHT_KEYS))}"
+        )
+    weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
+    _check_fit(path, weights, model)
+    infinite = next(
+        (n for n, v in weights.items() if v.is_floating_point() and not v.isfinite().all()), None
+    )
+    if infinite:
+        raise InputError(f"{path}: {infinite} is not finite: the training had diverged")
+    model.load_state_dict(weights)
+    return rest
+
+
+WEIGHT_KEYS = ("state_dict", "model", "net")
+
+
+def _read_tensors(path: Path) -> Any:
+    """The content of a file of torch.save, as long as it is data and not code."""
     try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read it") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder, not a checkpoint") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it is not a file of weights alone") from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"{path}: truncated, or not a PyTorch checkpoint") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{path}: a checkpoint is a dict with the weights under 'state_dict'")
-    weights = checkpoint.pop("state_dict")
+
+
+def _check_fit(path: Path, weights: dict, model: nn.Module) -> None:
+    """Raise InputError if the weights are not those of the model, by name and shape."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         for name, value in weights.items()
     }
-    if found != expected:
-        differing = next(n for n in (expected | found) if expected.get(n) != found.get(n))
+    differing = [n for n in (expected | found) if expected.get(n) != found.get(n)]
+    last = [name for name in list(expected)[-2:] if name in found]
+    if differing and set(differing) <= set(last):
         raise InputError(
-            f"{path}: weights of another network: {differing} is "
-            f"{found.get(differing, 'missing')}, this network has "
-            f"{expected.get(differing, 'no such entry')}"
+            f"{path}: its network has {found[last[0]][0]} classes, the data has "
+            f"{expected[last[0]][0]}"
         )
-    model.load_state_dict(weights)
-    return checkpoint
+    if differing:
+        raise InputError(
+            f"{path}: weights of another network: {differing[0]} is "
+            f"{found.get(differing[0], 'missing')}, this network has "
+            f"{expected.get(differing[0], 'no such entry')}"
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1055,7 +1169,7 @@ def learning_rate(
 
 
 # ---------------------------------------------------------------------------------------------
-# Seeds, device, precision
+# Seeds, device, precision, signals
 # ---------------------------------------------------------------------------------------------
 
 
@@ -1065,6 +1179,46 @@ def seed_everything(seed: int, *stream: int) -> None:
     Draws depend on these numbers alone, so that an epoch repeats whatever ran before it.
     """
     torch.manual_seed(int(np.random.SeedSequence((seed, *stream)).generate_state(1)[0]))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that a run on the device draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StopSignals:
+    """SIGTERM, which SLURM sends before it kills, and Ctrl-C ask to stop; a second one insists.
+
+    `received` is the signal's number, 0 as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> "StopSignals":
+        self._former = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received:
+            raise Stopped(number, ", the second signal: at once")
+        self.received = number
+        logger.info(f"{signal.Signals(number).name}: stopping behind the present step")
 
 
 def select_device(name: str) -> torch.device:
@@ -1077,7 +1231,7 @@ def select_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).double()
+        torch.zeros(1, device=device).double().item()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
     return device
@@ -1088,6 +1242,25 @@ def set_precision(precision: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = True
+
+
+def join_ranks(args: argparse.Namespace) -> tuple[int, int]:
+    """This process's rank and the number of ranks that torchrun started; (0, 1) without it.
+
+    On GPUs each rank takes its own. Ranks exchange nothing but barriers, so gloo serves everywhere.
+    """
+    if "RANK" not in os.environ:
+        return 0, 1
+    if args.device.type == "cuda":
+        args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(args.device)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def wait_for_ranks(world_size: int) -> None:
+    if world_size > 1:
+        torch.distributed.barrier()
 
 
 def keep_freed_memory() -> None:
@@ -1154,9 +1327,48 @@ def _number(kind: type, accepted: Callable, description: str) -> Callable[[str],
     return parse
 
 
-positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
-non_negative_int = _number(int, lambda value: value >= 0, "a whole number, 0 or above")
+LARGEST_COUNT = 1_000_000
+positive_int = _number(
+    int, lambda value: 0 < value <= LARGEST_COUNT, f"a whole number from 1 to {LARGEST_COUNT}"
+)
+seed_number = _number(
+    int, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"
+)
 non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
+
+
+def select_epochs(text: str | None, epochs: int) -> list[int]:
+    """Epochs that "0,10,399", a slice like "::10" or "log" selects out of range(epochs).
+
+    "log" is ten per decade of the number of finished epochs, and the last one. None is all.
+
+    Raises:
+        ValueError: none of these, an epoch out of range, or no epoch at all.
+    """
+    if text is None:
+        return list(range(epochs))
+    if text == "log":
+        counts = (round(10 ** (i / 10)) for i in range(math.ceil(10 * math.log10(epochs)) + 1))
+        return sorted({count - 1 for count in counts if count <= epochs} | {epochs - 1})
+    if ":" in text:
+        parts = [int(part) if part.strip() else None for part in text.split(":")]
+        selected = list(range(epochs))[slice(*parts)] if len(parts) <= 3 else []
+    else:
+        selected = sorted({int(part) for part in text.split(",")})
+    if not selected or not set(selected) <= set(range(epochs)):
+        raise ValueError
+    return sorted(selected)
+
+
+def parse_epochs(parser: Parser, flag: str, text: str | None, epochs: int) -> list[int]:
+    """select_epochs for the value of a flag; ends the script where it has none."""
+    try:
+        return select_epochs(text, epochs)
+    except ValueError:
+        parser.error(
+            f"argument {flag}: expected epochs below {epochs} like 0,10,{epochs - 1}, a slice like "
+            f"::10, or log; got {text!r}"
+        )
 
 
 def _model_name(text: str) -> str:
@@ -1181,7 +1393,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="batch norm under TRADES: frozen at its initial statistics, as in the published "
         "code, or batch statistics, as in the TRADES paper (default: %(default)s)",
     )
-    run.add_argument("--seed", type=non_negative_int, default=1, help="default: %(default)s")
+    run.add_argument("--seed", type=seed_number, default=1, help="default: %(default)s")
     run.add_argument("--epochs", type=positive_int, default=400, help="default: %(default)s")
     run.add_argument(
         "--lr-max",
@@ -1290,6 +1502,10 @@ def complete_run_flags(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES")
     if args.image_size is None:
         args.image_size = 160 if args.dataset == "imnet" else 32
+    for flag in ("data_dir", "models_dir", "out"):
+        path = getattr(args, flag, None)
+        if path is not None and path.exists() and not path.is_dir():
+            parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
     try:
         args.device = select_device(args.device)
     except ValueError as error:
@@ -1405,7 +1621,8 @@ def describe_run(args: argparse.Namespace, data: Dataset) -> dict[str, Any]:
     except OSError:
         commit = None
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
-    return vars(args) | {
+    derived = ("sweep", "inputs", "kept_epochs")
+    return {name: value for name, value in vars(args).items() if name not in derived} | {
         "mean": data.mean,
         "std": data.std,
         "git_commit": commit,
@@ -1442,20 +1659,29 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; what a user can mend ends as one line on stderr and exit code 1."""
     logger.setLevel(logging.INFO)
     logger.handlers = [_TqdmHandler()]
+    former = signal.signal(signal.SIGTERM, _stop)
     code = 1
     try:
         main()
         return
     except InputError as error:
         message = str(error)
+    except Stopped as error:
+        message, code = str(error), error.code
     except KeyboardInterrupt:
         message, code = "interrupted", 130
     except torch.OutOfMemoryError as error:
         message = f"{str(error).splitlines()[0]} --eval-batch-size can be lowered"
     except OSError as error:
-        # A full disk, a folder without permission: the system's message names the file.
+        # A folder without permission, for example: the system's message names the file.
         message = str(error)
+    finally:
+        signal.signal(signal.SIGTERM, former)
     if len(logger.handlers) > 1:
         logger.handlers[1].emit(logging.makeLogRecord({"msg": f"error: {message}"}))
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _stop(number: int, _: Any) -> None:
+    raise Stopped(number, "; the same command goes on behind what is finished")

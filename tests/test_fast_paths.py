@@ -100,7 +100,11 @@ def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
         delta = pgd(fast, x, y, **settings)
         losses = F.cross_entropy(plain(x + delta), y, reduction="none").detach()
         np.testing.assert_allclose(
-            losses, expected[f"{name}.{attack}.loss"], rtol=0.03, atol=1e-6, err_msg=attack
+            losses,
+            expected[f"{name}.{attack}.loss"],
+            rtol=0.03,
+            atol=0.03 if bf16 else 1e-6,
+            err_msg=attack,
         )
         # Signs of tiny gradients flip with rounding; bf16 rounds the l_2 steps of every pixel.
         if settings["norm"] == "l_inf":

@@ -1,0 +1,351 @@
+"""Nothing lost: kills, signals, full disks, locks, shared sweeps, foreign checkpoints."""
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_scripts import TREE_FOLDER, assert_equal_runs, rows
+
+import eval as eval_script
+import train
+import utils
+
+ROOT = Path(__file__).parent.parent
+FLAGS = "--epochs 3 --attack-iters 2 --batch-size 4 --lr-max 0.01 --neural-collapse"
+
+
+@pytest.fixture
+def flags(image_tree):
+    return f"--dataset folder --data-dir {image_tree} {FLAGS}"
+
+
+@pytest.fixture
+def sweep_flags(flags):
+    return flags.replace(" --batch-size 4", "")
+
+
+def start(script, flags, folder, before="", **settings):
+    """The script as a process of its own, on one thread."""
+    code = f"{before}\nimport utils, {script} as script; utils.run_script(script.main)"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *flags.split()],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def finish(process):
+    output, error = process.communicate(timeout=300)
+    return process.returncode, output, error
+
+
+def run_folder(mode):
+    return Path(str(TREE_FOLDER).replace("std_train", mode))
+
+
+def kill_until_done(flags, mode, folder, kills, rng):
+    """Resume and kill at random moments, then let it end; returns what each kill hit."""
+    hits = []
+    while True:
+        process = start("train", f"{flags} --train-mode {mode} --resume", folder)
+        if len(hits) < kills:
+            number = rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+            # Importing PyTorch takes seconds: wait for the run to begin, then for a moment of it.
+            first = process.stdout.readline()
+            if "is finished" not in first:
+                time.sleep(rng.uniform(0, 2.5))
+            process.send_signal(number)
+        code, _, error = finish(process)
+        if code == 0:
+            return hits
+        hits.append((code, error.strip()))
+        assert code in (-9, 143, 130), error
+        assert code == -9 or error.count("\n") == 1, error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ("std_train", "pgd_train", "pgd_train_TRADES"))
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp_path):
+    kills = int(os.environ.get("KILLS", "6"))
+    seed = int(os.environ.get("KILL_SEED", "0"))
+    whole = start("train", f"{flags} --train-mode {mode} --models-dir whole", tmp_path)
+    assert finish(whole)[0] == 0
+    hits = kill_until_done(flags, mode, tmp_path, kills, random.Random(f"{mode}{seed}"))
+    folder = run_folder(mode)
+    assert_equal_runs(tmp_path / folder, tmp_path / "whole" / folder.relative_to("models"))
+    left = [path.name for path in (tmp_path / folder).rglob(".*.tmp")]
+    assert not left
+    print(f"{mode}: {len(hits)} kills: {[code for code, _ in hits]}")
+
+
+@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
+def test_a_signal_within_an_epoch_stops_behind_the_step_and_loses_nothing(
+    mode, flags, run_script, monkeypatch, tmp_path, tiny_models
+):
+    """The epoch goes on in its middle: the same bits, perturbed images and draws included."""
+    flags = f"{flags} --train-mode {mode}"
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    steps = []
+    original = train.update
+
+    def update(*args):
+        steps.append(1)
+        if len(steps) in (2, 8, 9):  # epoch 0 of five steps, epoch 1
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(train, "update", update)
+    code, output, error = run_script(train, flags)
+    assert code == 143
+    assert (
+        error == "train.py: error: stopped by SIGTERM in epoch 0, after step 2; --resume goes "
+        "on from there\n"
+    )
+    assert not (tmp_path / run_folder(mode) / "model_0.pth").exists()
+    for where in ("resuming at epoch 0 behind step 2", "resuming at epoch 1 behind step 3"):
+        code, output, error = run_script(train, f"{flags} --resume")
+        assert code == 143 and where in output
+    code, output, _ = run_script(train, f"{flags} --resume")
+    assert code == 0 and "resuming at epoch 1 behind step 4" in output
+    assert len(steps) == 15
+    assert_equal_runs(run_folder(mode), Path("whole") / run_folder(mode).relative_to("models"))
+
+
+@pytest.fixture
+def tiny_models(monkeypatch):
+    from conftest import TinyNet
+
+    monkeypatch.setattr(
+        utils, "build_model", lambda name, size, channels, classes: TinyNet(channels, classes)
+    )
+
+
+def test_two_runs_never_write_into_one_folder(flags, sweep_flags, run_script, tiny_models):
+    assert run_script(train, flags)[0] == 0
+    before = sorted(path.stat().st_mtime_ns for path in TREE_FOLDER.rglob("*.[!l]*"))
+    with (TREE_FOLDER / ".lock").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("train.py on node7, process 123, since 2026-01-01 00:00:00")
+        file.flush()
+        for script, command in (
+            (train, f"{flags} --resume"),
+            (train, f"{flags} --overwrite"),
+            (eval_script, sweep_flags),
+        ):
+            code, _, error = run_script(script, command)
+            assert code == 1 and error.count("\n") == 1
+            assert "in use by train.py on node7, process 123, since 2026-01-01" in error
+    assert sorted(path.stat().st_mtime_ns for path in TREE_FOLDER.rglob("*.[!l]*")) == before
+    assert run_script(train, f"{flags} --resume")[0] == 0
+
+
+def test_a_run_too_large_for_the_disk_is_refused_before_it_starts(
+    flags, run_script, monkeypatch, tiny_models
+):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(utils.shutil, "disk_usage", lambda path: usage._replace(free=2**16))
+    code, _, error = run_script(train, f"{flags} --epochs 5000")
+    assert code == 1 and error.count("\n") == 1
+    assert "5000 checkpoints" in error and "0.01 GiB" in error and "0.00 GiB are free" in error
+    assert not TREE_FOLDER.exists()
+    code, output, _ = run_script(train, f"{flags} --epochs 3")
+    assert code == 0 and "disk: 3 checkpoints of" in output
+
+
+def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(flags, tmp_path):
+    assert finish(start("train", f"{flags} --epochs 1 --models-dir models", tmp_path))[0] == 0
+    folder = tmp_path / TREE_FOLDER
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    # A limit of the size of a file stands in for the disk: checkpoints are 37 MB.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000,) * 2)"
+    args = (folder / "args.json").read_text().replace('"epochs": 1', '"epochs": 3')
+    (folder / "args.json").write_text(args)
+    code, _, error = finish(start("train", f"{flags} --resume", tmp_path, before=limit))
+    assert code == 1 and error.count("\n") == 1
+    assert "model_1.pth: cannot be written: File too large" in error
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
+    assert not list(folder.rglob(".*.tmp"))
+    assert finish(start("train", f"{flags} --resume", tmp_path))[0] == 0
+    assert (folder / "model_2.pth").exists()
+
+
+def test_only_chosen_epochs_keep_a_checkpoint_and_a_sweep_takes_those(
+    flags, sweep_flags, run_script, tiny_models
+):
+    assert run_script(train, f"{flags} --checkpoint-epochs ::2")[0] == 0
+    assert sorted(path.name for path in TREE_FOLDER.glob("*.pth")) == [
+        "model_0.pth",
+        "model_2.pth",
+        "resume.pth",
+    ]
+    assert len(rows(TREE_FOLDER / "history.csv")) == 3
+    code, output, error = run_script(eval_script, sweep_flags)
+    assert code == 0 and "2 checkpoints" in output, error
+
+
+def test_logarithmic_epochs():
+    assert utils.select_epochs("log", 400)[:12] == [0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24]
+    assert utils.select_epochs("log", 400)[-3:] == [315, 397, 399]
+    assert utils.select_epochs("log", 1) == [0]
+    assert utils.select_epochs("log", 2) == [0, 1]
+
+
+def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(flags, tmp_path, sweep_flags):
+    assert finish(start("train", flags, tmp_path))[0] == 0
+    shutil.copytree(tmp_path / "models", tmp_path / "shared")
+    sweep_flags += " --neural-collapse-gaussian --neural-collapse-targeted"
+    assert finish(start("eval", sweep_flags, tmp_path))[0] == 0
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(ROOT / "eval.py"), *sweep_flags.split(), "--models-dir", "shared"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "rank 0 of 2 takes 2" in result.stdout and "rank 1 of 2 takes 1" in result.stdout
+    alone = tmp_path / TREE_FOLDER / "results"
+    shared = tmp_path / "shared" / TREE_FOLDER.relative_to("models") / "results"
+    names = sorted(path.name for path in alone.glob("*.*") if path.name != "eval_args.json")
+    assert names == sorted(p.name for p in shared.glob("*.*") if p.name != "eval_args.json")
+    for name in names:
+        assert (alone / name).read_bytes() == (shared / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("key", (None, "state_dict", "model", "net"))
+@pytest.mark.parametrize("prefix", ("", "module."))
+def test_any_checkpoint_file_is_measured(key, prefix, sweep_flags, run_script, tmp_path):
+    torch.manual_seed(0)
+    weights = utils.build_model("vgg11bn", 32, 3, 3).state_dict()
+    renamed = {prefix + name: value for name, value in weights.items()}
+    torch.save({key: renamed, "acc": 93.1} if key else renamed, tmp_path / "theirs.pt")
+    torch.save({"state_dict": weights}, tmp_path / "plain.pth")
+    command = f"{sweep_flags} --checkpoint theirs.pt plain.pth --out here"
+    code, output, error = run_script(eval_script, command)
+    assert code == 0, error
+    assert "theirs.pt clean" in output
+    found = rows("here/metrics.csv")
+    assert [row["epoch"] for row in found] == ["0", "0", "1", "1"]
+    assert found[0] | {"epoch": "1"} == found[2]
+    assert not (tmp_path / "models").exists()
+    code, output, _ = run_script(eval_script, command)
+    assert code == 0 and "2 done before" in output
+    code, _, error = run_script(eval_script, command.replace(" plain.pth", ""))
+    assert code == 1 and "--checkpoint was" in error
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad input, systematically: every flag of every script
+# ---------------------------------------------------------------------------------------------
+
+WORDS = ("", "-", "robust", "0.5")
+COUNTS = ("0", "-1", "1.5", "two", "1e3", "1000001", "nan", "")
+NUMBERS = ("-1", "nan", "inf", "-inf", "1e999", "much", "")
+SWITCHES = ("=1",)  # a switch takes no value
+BAD = {
+    "model": WORDS,
+    "train_mode": WORDS,
+    "trades_bn": WORDS,
+    "seed": ("-1", "0.5", "one", "4294967296", "nan", ""),
+    "epochs": COUNTS,
+    "lr_max": NUMBERS,
+    "models_dir": ("/dev/null",),
+    "dataset": WORDS,
+    "data_dir": ("/dev/null",),
+    "data_url": ("file:///etc/passwd", "x", "ftp://x"),
+    "image_size": ("31", "0", "big", "160"),
+    "limit_train": COUNTS,
+    "norm": ("l_1", "inf", ""),
+    "epsilon": NUMBERS,
+    "pgd_alpha": NUMBERS,
+    "attack_iters": COUNTS,
+    "restarts": COUNTS,
+    "noise_level": NUMBERS,
+    "device": ("gpu", "cuda:99", "cpu:x", "", "meta"),
+    "precision": ("fp16", "32", ""),
+    "compile": SWITCHES,
+    "eval_batch_size": COUNTS,
+    "neural_collapse": SWITCHES,
+    "neural_collapse_gaussian": SWITCHES,
+    "overwrite": SWITCHES,
+}
+BAD_TRAIN = {
+    "batch_size": COUNTS,
+    "optimizer": WORDS,
+    "lr_schedule": ("step", "", "multipledecay --epochs 5"),
+    "lr_drop_epoch": COUNTS,
+    "lr_one_drop": NUMBERS,
+    "limit_test": COUNTS,
+    "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),
+    "resume": ("0", "-1", "first", "400", "1.5"),
+}
+BAD_EVAL = {
+    "neural_collapse_targeted": SWITCHES,
+    "checkpoints": ("400", "-1", "a", "::0", "1:2:3:4", "", "0,400", "9:3"),
+    "checkpoint": ("no.pth",),
+    "out": ("results",),
+}
+OWN = {train: BAD_TRAIN, eval_script: BAD_EVAL}
+
+
+def flags_of(script, monkeypatch):
+    """Every flag of a script's parser."""
+    found = {}
+
+    def parse_args(parser, argv=None):
+        found.update({action.dest: action for action in parser._actions if action.dest != "help"})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(utils.Parser, "parse_args", parse_args)
+        with pytest.raises(KeyboardInterrupt):
+            script.parse_args([])
+    return found
+
+
+@pytest.mark.parametrize("script", (train, eval_script))
+def test_every_flag_refuses_bad_values_with_one_line(
+    script, run_script, monkeypatch, tmp_path, capsys
+):
+    table = BAD | OWN[script]
+    actions = flags_of(script, monkeypatch)
+    assert actions.keys() == table.keys()  # a new flag comes with bad values
+    needed = " --neural-collapse" if script is eval_script else ""
+    tried = 0
+    for dest, values in table.items():
+        flag = f"--{dest.replace('_', '-')}"
+        argvs = [
+            [flag + value] if value.startswith("=") else [f"{flag}={value}"] for value in values
+        ]
+        if actions[dest].nargs != 0 and dest != "resume":
+            argvs.append([flag])  # its value is missing
+        for argv in argvs:
+            *given, last = argv
+            monkeypatch.setattr(sys, "argv", ["x.py", *given, *last.split(" "), *needed.split()])
+            if last == flag:  # at the end of the line, where no other word can be its value
+                monkeypatch.setattr(sys, "argv", ["x.py", *needed.split(), flag])
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as stop:
+                utils.run_script(script.main)
+            error = capsys.readouterr().err
+            assert stop.value.code == 2, (argv, error)
+            assert error.count("\n") == 1 and flag in error, (argv, error)
+            tried += 1
+    assert not [path for path in tmp_path.iterdir() if path.name != "tree"]
+    print(f"{tried} bad values")
