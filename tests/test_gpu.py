@@ -11,7 +11,8 @@ import utils
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-SMALL = "--dataset digits --limit-test 50 --lr-max 0.01 --lr-schedule cosine --neural-collapse"
+SMALL = "--dataset digits --lr-max 0.01 --neural-collapse"
+TRAINING = "--limit-test 50 --lr-schedule cosine"
 MODES = ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_TRADES --trades-bn batch")
 
 
@@ -30,7 +31,7 @@ def test_a_replayed_run_is_the_plain_one(mode, run_script, tmp_path, monkeypatch
     monkeypatch.setattr(
         train, "ReplayedStep", lambda step: steps.append(replayed(step)) or steps[-1]
     )
-    flags = f"{SMALL} --train-mode {mode} --limit-train 330 --epochs 6 --precision fp32"
+    flags = f"{SMALL} {TRAINING} --train-mode {mode} --limit-train 330 --epochs 6 --precision fp32"
     for compiled in ("", "--compile"):
         code, out, err = run_script(train, f"{flags} --models-dir models{compiled} {compiled}")
         assert code == 0, err
@@ -45,15 +46,11 @@ def test_a_replayed_run_is_the_plain_one(mode, run_script, tmp_path, monkeypatch
 
 
 def test_a_replayed_run_can_be_resumed_and_swept(run_script):
-    flags = f"{SMALL} --limit-train 200 --precision bf16 --compile"
-    assert run_script(train, f"{flags} --epochs 2")[0] == 0
-    code, out, _ = run_script(train, f"{flags} --epochs 2 --resume")
+    flags = f"{SMALL} --limit-train 200 --precision bf16 --compile --epochs 2"
+    assert run_script(train, f"{flags} {TRAINING}")[0] == 0
+    code, out, _ = run_script(train, f"{flags} {TRAINING} --resume")
     assert code == 0 and "is finished" in out
-    code, out, err = run_script(
-        sweep,
-        f"{flags.split(' --lr-schedule')[0]} --epochs 2 "
-        "--limit-train 200 --precision bf16 --compile --neural-collapse",
-    )
+    code, out, err = run_script(sweep, flags)
     assert code == 0, err
     assert "of the GPU" in out
 

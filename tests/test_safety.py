@@ -65,20 +65,23 @@ def kill_until_done(flags, mode, folder, kills, rng):
             # Importing PyTorch takes seconds: wait for the run to begin, then for a moment of it.
             first = process.stdout.readline()
             if "is finished" not in first:
-                time.sleep(rng.uniform(0, 2.5))
+                time.sleep(rng.uniform(0, 1.5))
             process.send_signal(number)
         code, _, error = finish(process)
         if code == 0:
             return hits
         hits.append((code, error.strip()))
-        assert code in (-9, 143, 130), error
-        assert code == -9 or error.count("\n") == 1, error
+        # By its own handler, or killed; the latter also by what came when it had finished.
+        assert code in (143, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT), error
+        assert code < 0 or error.count("\n") == 1, error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ("std_train", "pgd_train", "pgd_train_TRADES"))
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp_path):
-    kills = int(os.environ.get("KILLS", "6"))
+    """KILLS and KILL_SEED in the environment make it more kills, and others."""
+    flags = flags.replace("--epochs 3", "--epochs 12 --checkpoint-epochs ::3")
+    kills = int(os.environ.get("KILLS", "5"))
     seed = int(os.environ.get("KILL_SEED", "0"))
     whole = start("train", f"{flags} --train-mode {mode} --models-dir whole", tmp_path)
     assert finish(whole)[0] == 0
