@@ -1039,7 +1039,7 @@ class Writer:
 
     def __exit__(self, error: type | None, *_: Any) -> None:
         self._thread.shutdown(wait=True)  # what was handed over is written in any case
-        if error is None:
+        if error is None or issubclass(error, Stopped):  # which says that it is
             self._wait()
 
     def _wait(self) -> None:

@@ -184,6 +184,23 @@ def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(flags,
     assert (folder / "model_2.pth").exists()
 
 
+@pytest.mark.parametrize("ending", (None, utils.Stopped(signal.SIGTERM, ", saved")))
+def test_an_error_of_the_writing_thread_stops_the_run(ending):
+    written = []
+
+    def fail():
+        raise utils.InputError("model_1.pth: cannot be written")
+
+    with pytest.raises(utils.InputError, match=r"model_1\.pth"), utils.Writer() as writer:
+        writer.submit(fail)
+        writer.submit(written.append, 1)  # the next epoch
+    with pytest.raises(utils.InputError, match=r"model_1\.pth"), utils.Writer() as writer:
+        writer.submit(fail)
+        if ending:
+            raise ending
+    assert not written
+
+
 def test_only_chosen_epochs_keep_a_checkpoint_and_a_sweep_takes_those(
     flags, sweep_flags, run_script, tiny_models
 ):
