@@ -262,11 +262,16 @@ def present_rate(optimizer: optim.Optimizer) -> float:
 def check_disk(
     args: argparse.Namespace, run: RunFolder, network: Network, optimizer: optim.Optimizer
 ) -> None:
-    """Say what the run will take on the disk; refuse when there is less."""
+    """Say what the run will take on the disk; refuse when there is less.
+
+    A run that has all its checkpoints is not asked: it may have to say only that it is finished.
+    """
     weights = sum(t.numel() * t.element_size() for t in network.model.state_dict().values())
     buffers = 2 if isinstance(optimizer, optim.Adam) else 1
     present = set() if args.overwrite and not args.resume else set(run.epochs())
     count = len(set(args.kept_epochs) - present)
+    if count == 0:
+        return
     # While resume.pth is written, the one before it is still there.
     needed = count * weights + 2 * (1 + buffers) * weights
     free = utils.free_disk(run.path)

@@ -1282,7 +1282,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(lambda x: (x.sin() * x).sum())(torch.ones(8, device=device))
     except Exception as error:  # a missing compiler, an unsupported Python: many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         logger.warning(f"--compile cannot work here and is left out: {reason}")
         return False
     # Modes, gradients, batch sizes and the folded network: each combination is compiled once.

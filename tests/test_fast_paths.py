@@ -228,7 +228,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
     code, out, _ = run_script(train, flags)
     assert code == 0
     assert out.count("--compile") == 1
-    assert "--compile cannot work here and is left out: no C++ compiler at all" in out
+    assert "--compile cannot work here and is left out: no C++ compiler\n" in out
     assert "finished; peak memory" in out
 
 
