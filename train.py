@@ -273,7 +273,8 @@ def check_disk(
     if count == 0:
         return
     # While resume.pth is written, the one before it is still there.
-    needed = count * weights + 2 * (1 + buffers) * weights
+    copies = 1 if run.resume_file.exists() else 2
+    needed = count * weights + copies * (1 + buffers) * weights
     free = utils.free_disk(run.path)
     figures = (
         f"{count} checkpoints of {weights / 2**20:.1f} MiB and resume.pth take "
