@@ -55,7 +55,7 @@ MODES = {
     "pgd_train_TRADES": ("trades", Style("TRADES", "0.35", "X", line="--")),
     "pgd_train_TRADES_batch": ("trades_batch", Style("TRADES (batch)", "0.6", ">", line="-.")),
 }
-CLASSIFIER = Style("classifier $W$", "black", line="--")
+CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
 LR_DROP = Style("learning-rate drop", "0.5", line=":")
 
 
@@ -427,7 +427,7 @@ def split_style(split: str, kind: str) -> Style:
 def ncc_plots(group: Group) -> list[Plot]:
     """Accuracy of the nearest class centre and, dashed, of the network against epochs."""
     tables = [run.ncc for run in group.runs]
-    lines = collect(tables, lambda row: (f"{row.means} means, {row.split} images", row.input))
+    lines = collect(tables, lambda row: (f"{row.split}\n({row.means} class means)", row.input))
     panels = defaultdict(list)
     for (place, kind), line in lines.items():
         if common(line):
@@ -437,7 +437,7 @@ def ncc_plots(group: Group) -> list[Plot]:
     if not panels:
         return left_out(group, "ncc", any(tables))
     labelled = [
-        (Panel("", "", f"NCC accuracy\n{name}", "share"), lines) for name, lines in panels.items()
+        (Panel("", "", f"NCC accuracy, {name}", "share"), lines) for name, lines in panels.items()
     ]
     return [Plot(group.setting.file_name("ncc"), group.title("NCC"), [group], labelled)]
 
@@ -504,7 +504,7 @@ def finish_axis(ax: Axes, panel: Panel) -> None:
     if panel.scale == "log":
         ax.set_yscale("log")
     ax.autoscale_view()
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     low, high = ax.get_ylim()
     if panel.scale == "share":
         ax.set_ylim(-0.04, 1.04)
