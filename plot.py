@@ -501,21 +501,21 @@ def draw_line(ax: Axes, style: Style, values: tuple, scale: str) -> None:
 
 def finish_axis(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel(panel.label)
-    if panel.scale == "log":
-        ax.set_yscale("log")
     ax.autoscale_view()
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     low, high = ax.get_ylim()
     if panel.scale == "share":
         ax.set_ylim(-0.04, 1.04)
-    elif panel.scale == "linear":
+    elif panel.scale == "linear" or ax.dataLim.minposy == np.inf:  # nothing above zero
         ax.set_ylim(-0.04 * high, 1.04 * high)
-    elif high < 100 * low:
-        # Less than two powers of ten lie in it: plain numbers between them.
-        few = high < 4 * low
-        ax.yaxis.set_major_locator(MaxNLocator(5) if few else LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter("{x:g}")
+    else:
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        if high < 100 * low:  # less than two powers of ten: plain numbers between them
+            narrow = high < 4 * low
+            ax.yaxis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_formatter("{x:g}")
 
 
 # The table
