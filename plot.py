@@ -52,7 +52,7 @@ INPUT_STYLES = {
 MODES = {
     "std_train": ("st", Style("ST", "black")),
     "pgd_train": ("at", Style("AT", "black", "<")),
-    "pgd_train_TRADES": ("trades", Style("TRADES", "0.35", "X", line="--")),
+    "pgd_train_TRADES": ("trades", Style("TRADES (frozen)", "0.35", "X", line="--")),
     "pgd_train_TRADES_batch": ("trades_batch", Style("TRADES (batch)", "0.6", ">", line="-.")),
 }
 CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
@@ -100,7 +100,6 @@ RC = {
     "lines.linewidth": 1.0,
     "lines.markeredgecolor": "white",
     "lines.markeredgewidth": 0.3,
-    "axes.labelsize": 7,
     "axes.linewidth": 0.6,
     "axes.grid": True,
     "grid.alpha": 0.25,

@@ -135,7 +135,7 @@ class TestFigures:
         groups = plot.group_runs([plot.read_run(make_run(mode=mode)) for mode in modes])
         [figure] = plot.distance_plots(groups)
         for _, lines in figure.panels:
-            assert [style.label for style, _, _ in lines] == ["AT", "TRADES"]
+            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)"]
 
     def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
         path = make_run(inputs=(*NOISY, "targeted"))
