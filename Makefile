@@ -12,6 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/python train.py $(DIGITS) --lr-schedule cosine --overwrite
 	$(BIN)/python eval.py $(DIGITS) --overwrite --limit-train 200 --noise-level 20 \
 		--checkpoints 0,4,9 --neural-collapse --neural-collapse-gaussian --neural-collapse-targeted
+	$(BIN)/python plot.py models/digits/vgg11bn/l_inf/eps20.0/std_train/seed1 --out figures --table
 
 test: $(INSTALLED)
 	$(BIN)/pytest

@@ -882,8 +882,8 @@ class RunFolder:
             (self.results / f"{name}.npy").unlink(missing_ok=True)
 
     def _read(self) -> None:
-        self.records = _read_rows(self.results / "metrics.csv", Record)
-        self.history = _read_rows(self.path / "history.csv", EpochSummary)
+        self.records = read_rows(self.results / "metrics.csv", Record)
+        self.history = read_rows(self.path / "history.csv", EpochSummary)
 
     def _write_records(self) -> None:
         _write_rows(self.results / "metrics.csv", Record, self.records)
@@ -983,12 +983,16 @@ def _write_rows(path: Path, row_type: type, rows: list) -> None:
         file.write(lines.getvalue().encode())
 
 
-def _read_rows(path: Path, row_type: type) -> list:
-    """Rows written by _write_rows, the same floats to the last bit; [] if there is no file."""
+def read_rows(path: Path, row_type: type) -> list:
+    """Rows written by _write_rows, the same floats to the last bit; [] if there is no file.
+
+    Raises:
+        InputError: the file is damaged, or has other columns than the fields of the row's type.
+    """
     columns = {field.name: field.type for field in fields(row_type)}
     try:
         with path.open(newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="cut off")
             if reader.fieldnames != list(columns):
                 raise InputError(f"{path}: its columns are not those of this version; move it away")
             return [
@@ -1002,7 +1006,7 @@ def _read_rows(path: Path, row_type: type) -> list:
             ]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path}: damaged ({error}); move it away") from error
 
 

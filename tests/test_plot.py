@@ -1,0 +1,356 @@
+"""plot.py as a user runs it: which figures, what they are made of, the table, bad input."""
+
+import csv
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import plot
+import utils
+from utils import EpochSummary, Record
+
+NOISY = ("clean", "pgd", "gaussian", "sign")
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    monkeypatch.setitem(plot.RC, "savefig.dpi", 40)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Empty pictures, for tests of what is said beside them."""
+    monkeypatch.setattr(plot, "draw", lambda _: Figure(figsize=(1, 1)))
+
+
+def record(epoch, input, value, source="eval", split="train"):
+    """A row whose metrics are all the same value, with distances where eval.py has them."""
+    row = dict.fromkeys([field.name for field in fields(Record)], value)
+    row |= {"source": source, "epoch": epoch, "split": split, "input": input}
+    if input not in ("pgd", "targeted"):
+        row |= {name: math.nan for name in row if name.startswith("clean_")}
+    return Record(**row)
+
+
+def make_run(
+    seed=1, mode="std_train", epochs=(0, 1, 2), inputs=NOISY, value=0.5, epsilon=8.0, records=()
+):
+    """A run folder below models/ with the value in every row, or the given records; its path."""
+    run = utils.RunFolder(
+        Path("models"),
+        dataset="cifar",
+        model="vgg11bn",
+        norm="l_inf",
+        epsilon=epsilon,
+        train_mode=mode.removesuffix("_batch"),
+        trades_bn="batch" if mode.endswith("_batch") else "frozen",
+        seed=seed,
+    )
+    run.open()
+    run.add(list(records) or [record(e, name, value) for e in epochs for name in inputs])
+    return run.path
+
+
+def write_table(path, row_type, rows):
+    names = [field.name for field in fields(row_type)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([names, *([getattr(row, name) for name in names] for row in rows)])
+
+
+def history(schedule, epochs):
+    """The rows that train.py writes: each epoch with the learning rate of its last step."""
+    return [
+        EpochSummary(e, utils.learning_rate(schedule, e + 1, epochs=epochs, lr_max=0.1), *[0.5] * 7)
+        for e in range(epochs)
+    ]
+
+
+def group_of(*paths):
+    [group] = plot.group_runs([plot.read_run(path) for path in paths])
+    return group
+
+
+def values(group, input, field="nc1"):
+    x, mean, std = plot.average(group.inputs[input], field)
+    return x.tolist(), mean.tolist(), std.tolist()
+
+
+def table_rows():
+    with open("figures/table.csv", newline="") as file:
+        return {(row["mode"], row["input"], row["metric"]): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class TestFigures:
+    def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script):
+        runs = [make_run(seed, inputs=(*NOISY, "targeted")) for seed in (1, 2)]
+        modes = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch")
+        runs += [make_run(mode=mode) for mode in modes]
+        code, output, error = run_script(plot, " ".join(map(str, runs)) + " --out drawn")
+        place = "cifar_vgg11bn_l_inf_eps8.0"
+        names = ("st", "st_targeted", "at", "trades", "trades_batch", "distance")
+        expected = {f"{name}_{place}.{kind}" for name in names for kind in ("png", "pdf")}
+        assert (code, error) == (0, "")
+        assert {path.name for path in Path("drawn").iterdir()} == expected
+        assert sorted(output.splitlines()) == sorted(f"wrote drawn/{name}" for name in expected)
+        for path in Path("drawn").iterdir():
+            magic = b"%PDF-" if path.suffix == ".pdf" else b"\x89PNG\r\n\x1a\n"
+            assert path.read_bytes().startswith(magic)
+
+    def test_runs_of_another_epsilon_have_figures_of_their_own(self, here):
+        paths = [make_run(), make_run(2), make_run(epsilon=4.0)]
+        groups = plot.group_runs([plot.read_run(path) for path in paths])
+        assert [[run.path for run in group.runs] for group in groups] == [paths[:2], paths[2:]]
+        names = [group.setting.file_name() for group in groups]
+        assert names == ["st_cifar_vgg11bn_l_inf_eps8.0", "st_cifar_vgg11bn_l_inf_eps4.0"]
+
+    def test_args_json_tells_the_setting_of_a_folder_with_any_name(self, here):
+        told = {
+            "dataset": "mnist",
+            "model": "PreActResNet18",
+            "norm": "l_2",
+            "epsilon": 2,
+            "train_mode": "pgd_train_TRADES",
+            "trades_bn": "batch",
+            "seed": 3,
+        }
+        path = make_run().rename("moved")
+        (path / "args.json").write_text(json.dumps(told))
+        run = plot.read_run(path)
+        assert run.setting.file_name() == "trades_batch_mnist_PreActResNet18_l_2_eps2.0"
+        assert run.seed == 3
+
+    def test_distance_figure_holds_at_and_trades_but_not_st(self, here):
+        modes = ("std_train", "pgd_train", "pgd_train_TRADES")
+        groups = plot.group_runs([plot.read_run(make_run(mode=mode)) for mode in modes])
+        [figure] = plot.distance_plots(groups)
+        for _, lines in figure.panels:
+            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)"]
+
+    def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
+        path = make_run(inputs=(*NOISY, "targeted"))
+        seen = {}
+        for figure in plot.group_plots(group_of(path)):
+            for ax in plot.draw(figure).axes[: len(figure.panels)]:
+                lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+                for line in lines:
+                    look = line.get_color(), line.get_marker()
+                    assert seen.setdefault(line.get_label(), look) == look
+        looks = {label: look for label, look in seen.items() if "classifier" not in label}
+        assert len(looks) == 5
+        assert all(len(set(column)) == 5 for column in zip(*looks.values(), strict=True))
+
+    def test_loss_and_nc1_alone_are_logarithmic(self, here):
+        [figure] = plot.group_plots(group_of(make_run()))
+        axes = plot.draw(figure).axes
+        logarithmic = [ax.get_ylabel().split()[0] for ax in axes if ax.get_yscale() == "log"]
+        assert logarithmic == ["Loss", "NC1"]
+
+    def test_long_runs_have_few_markers_and_short_ones_all(self, here):
+        for epochs, fewest, most in ((range(400), 10, 13), ((0, 4, 9), 3, 3), ((0,), 1, 1)):
+            path = make_run(seed=len(epochs), epochs=epochs)
+            ax = plot.draw(plot.group_plots(group_of(path))[0]).axes[0]
+            for line in ax.lines:
+                start, step = line.get_markevery()
+                assert fewest <= len(range(start, len(epochs), step)) <= most
+
+    def test_layers_and_ncc_are_drawn_where_they_were_measured(self, run_script):
+        path = make_run()
+        layers = [
+            plot.LayerRow(epoch, "train", kind, f"conv{i}", i, 64, *[0.1 * (epoch + i + 1)] * 5)
+            for epoch in (0, 2)
+            for kind in ("clean", "pgd")
+            for i in range(3)
+        ]
+        write_table(path / "results" / "layers.csv", plot.LayerRow, layers)
+        ncc = [plot.NccRow(e, "test", "clean", "pgd", 0.3 * e, 0.1 * e) for e in (0, 2)]
+        write_table(path / "results" / "ncc.csv", plot.NccRow, ncc)
+        assert run_script(plot, str(path))[0] == 0
+        for name in ("st_layers", "st_ncc"):
+            assert Path(f"figures/{name}_cifar_vgg11bn_l_inf_eps8.0.png").exists()
+        [layer_figure], [ncc_figure] = (
+            f(group_of(path)) for f in (plot.layer_plots, plot.ncc_plots)
+        )
+        _, [clean, pgd] = layer_figure.panels[0]
+        assert (clean[0].label, pgd[0].label) == ("clean", "PGD")
+        x, mean, _ = plot.average(*clean[1:])  # of epoch 2, the last
+        np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.3, 0.4, 0.5]))
+        [(_, [ncc_line, network_line])] = ncc_figure.panels
+        np.testing.assert_allclose(plot.average(*ncc_line[1:])[1], [0, 0.6])
+        np.testing.assert_allclose(plot.average(*network_line[1:])[1], [0, 0.2])
+
+    def test_run_of_a_single_epoch_is_drawn(self, run_script):
+        assert run_script(plot, str(make_run(epochs=[0], value=0.0)))[0] == 0
+        assert Path("figures/st_cifar_vgg11bn_l_inf_eps8.0.pdf").exists()
+
+
+class TestSeries:
+    def test_mean_and_unbiased_deviation_over_seeds(self, here):
+        group = group_of(*(make_run(seed, value=value) for seed, value in ((1, 1.0), (2, 3.0))))
+        assert values(group, "pgd") == ([0, 1, 2], [2.0] * 3, pytest.approx([math.sqrt(2)] * 3))
+
+    def test_a_single_seed_has_no_deviation(self, here):
+        assert np.isnan(values(group_of(make_run()), "clean")[2]).all()
+
+    def test_rows_of_train_come_before_those_of_eval(self, here):
+        rows = [record(0, "pgd", 1.0, "train"), record(0, "pgd", 2.0), record(1, "pgd", 3.0)]
+        rows.append(record(2, "pgd", 9.0, "train", split="test"))
+        assert values(group_of(make_run(records=rows)), "pgd")[:2] == ([0, 1], [1.0, 3.0])
+
+    def test_noise_of_train_is_shown_where_that_of_eval_is_missing(self, here):
+        alone = group_of(make_run(inputs=("clean", "gaussian_l2")))
+        both = group_of(make_run(2, inputs=("clean", "gaussian", "gaussian_l2")))
+        assert list(alone.inputs) == ["clean", "gaussian_l2"]
+        assert list(both.inputs) == ["clean", "gaussian"]
+
+    def test_seeds_with_other_epochs_share_the_common_ones_and_a_line_says_so(
+        self, run_script, undrawn
+    ):
+        paths = make_run(1, epochs=[0, 1, 2, 4]), make_run(2, epochs=[0, 2, 4, 5])
+        _, output, _ = run_script(plot, " ".join(map(str, paths)))
+        [line] = [line for line in output.splitlines() if "epochs" in line]
+        assert line == (
+            "st_cifar_vgg11bn_l_inf_eps8.0: seeds differ in epochs; drawn are those common to all: "
+            "clean 3, pgd 3, gaussian 3, sign 3"
+        )
+        assert values(group_of(*paths), "sign")[0] == [0, 2, 4]
+
+    def test_missing_series_are_told_in_one_line(self, run_script, undrawn):
+        _, output, _ = run_script(plot, str(make_run(inputs=("clean", "gaussian"))))
+        told = [line for line in output.splitlines() if not line.startswith("wrote")]
+        name = "st_cifar_vgg11bn_l_inf_eps8.0"
+        assert told == [f"{name}: left out, not measured: pgd, sign, targeted"]
+
+    def test_a_folder_given_twice_counts_once(self, here):
+        path = make_run()
+        assert len(group_of(path, path / ".." / path.name).runs) == 1
+
+    @pytest.mark.parametrize(
+        ("schedule", "drops"),
+        [
+            ("piecewise", [99, 149]),
+            ("onedrop", [99]),
+            ("cosine", []),
+            ("linear", []),
+            ("superconverge", []),
+            ("multipledecay", []),
+        ],
+    )
+    def test_drops_of_the_learning_rate_but_no_smooth_decay(self, schedule, drops):
+        assert plot.lr_drops(history(schedule, 400)) == drops
+
+    def test_drops_are_marked_in_every_panel(self, here):
+        path = make_run()
+        write_table(path / "history.csv", EpochSummary, history("piecewise", 8))
+        [figure] = plot.group_plots(group_of(path))
+        for ax in plot.draw(figure).axes[: len(figure.panels)]:
+            marked = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"]
+            assert sorted(marked) == [1, 2]
+
+
+class TestTable:
+    def test_last_common_epoch_with_mean_and_deviation(self, run_script, undrawn):
+        for seed, last in ((1, 0.25), (2, 0.75)):
+            rows = [record(e, "clean", v) for e, v in ((0, 9.0), (3, last))]
+            make_run(seed, records=[*rows, record(4 + seed, "clean", 9.0)])
+        place = "models/cifar/vgg11bn/l_inf/eps8.0/std_train"
+        code, output, _ = run_script(plot, f"{place}/seed1 {place}/seed2 --table")
+        markdown = Path("figures/table.md").read_text()
+        assert code == 0 and markdown.strip() in output
+        assert "**ST, cifar, vgg11bn, l_inf, epsilon 8, seeds 1, 2**" in markdown
+        [line] = [line for line in markdown.splitlines() if line.startswith("| clean")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:2] == ["clean", "3"]
+        assert cells[2] == "0.5000 ± 0.3536" and cells[4] == "5.00e-01 ± 3.54e-01"
+        row = table_rows()["std_train", "clean", "NC1"]
+        assert (row["seeds"], row["epoch"], float(row["mean"])) == ("1 2", "3", 0.5)
+        assert float(row["std"]) == pytest.approx(np.std([0.25, 0.75], ddof=1))
+
+    def test_one_seed_has_a_dash_for_the_deviation(self, run_script, undrawn):
+        run_script(plot, f"{make_run(inputs=('clean', 'pgd'))} --table")
+        lines = Path("figures/table.md").read_text().splitlines()
+        [clean] = [line for line in lines if line.startswith("| clean")]
+        assert "| 0.5000 ± - |" in clean
+        assert "| - | - |" in clean  # distance and angle to itself
+        assert table_rows()["std_train", "pgd", "distance"]["std"] == ""
+
+    def test_nothing_is_written_without_the_flag(self, run_script, undrawn):
+        run_script(plot, str(make_run()))
+        assert not list(Path("figures").glob("table*"))
+
+
+class TestBadInput:
+    def spoil_nothing_there(self):
+        return Path("nowhere"), "nowhere: no such folder"
+
+    def spoil_no_metrics(self):
+        path = make_run()
+        (path / "results" / "metrics.csv").unlink()
+        return path, f"{path}: no results/metrics.csv"
+
+    def spoil_cut_off(self):
+        file = make_run() / "results" / "metrics.csv"
+        file.write_text(file.read_text()[:-30])
+        return file.parent.parent, f"{file}: damaged"
+
+    def spoil_binary(self):
+        file = make_run() / "results" / "metrics.csv"
+        file.write_bytes(b"\xff\x00" * 100)
+        return file.parent.parent, f"{file}: damaged"
+
+    def spoil_history(self):
+        file = make_run() / "history.csv"
+        file.write_text("epoch,lr\n0,0.1\n")
+        return file.parent, f"{file}: its columns are not those"
+
+    def spoil_layers(self):
+        file = make_run() / "results" / "layers.csv"
+        file.write_text("")
+        return file.parent.parent, f"{file}: its columns are not those"
+
+    def spoil_args(self):
+        path = make_run()
+        (path / "args.json").write_text("[1]")
+        return path, f"{path / 'args.json'} does not tell"
+
+    def spoil_name(self):
+        return make_run().rename("moved"), "moved: its path does not tell"
+
+    def spoil_rows(self):
+        path = make_run(records=[record(0, "clean", 0.5, "train", split="test")])
+        return path, f"{path}: holds nothing to draw"
+
+    @pytest.mark.parametrize("what", [name for name in vars() if name.startswith("spoil_")])
+    def test_ends_with_one_line_that_names_it(self, run_script, what):
+        path, expected = getattr(self, what)()
+        code, _, error = run_script(plot, str(path))
+        assert code == 1
+        assert error.startswith(f"plot.py: error: {expected}") and error.count("\n") == 1
+        assert not Path("figures").exists()
+
+    def test_two_runs_of_one_setting_and_seed(self, run_script):
+        path = make_run()
+        other = Path("other").resolve() / path.relative_to("models")
+        other.parent.mkdir(parents=True)
+        path.rename(other)
+        code, _, error = run_script(plot, f"{make_run()} {other}")
+        assert code == 1
+        assert (
+            error == f"plot.py: error: {other}: of the same setting and seed as {path}: give one\n"
+        )
+
+    @pytest.mark.parametrize("flags", ["", "run --out file", "run --sideways", "run --out"])
+    def test_bad_flags_end_with_code_2(self, run_script, flags):
+        Path("file").write_text("")
+        code, _, error = run_script(plot, flags)
+        assert code == 2 and error.count("\n") == 1
