@@ -259,8 +259,9 @@ def _nc1(variances: Tensor, singular_values: Tensor, dimension: int, classes: in
     """tr(Sigma_W Sigma_B^+) without a D x D matrix.
 
     Sigma_B = M M^T / C = U diag(S^2 / C) U^T has at most C - 1 directions U, so the trace is the
-    within-class variance along each of them, `variances` (K,), over S^2 / C. Directions with less than D * eps(float32) of the largest eigenvalue are dropped, as
-    scipy.linalg.pinv does in float32.
+    within-class variance along each of them, `variances` (K,), over S^2 / C. Directions with less
+    than D * eps(float32) of the largest eigenvalue are dropped, as scipy.linalg.pinv does in
+    float32.
     """
     between = singular_values.square() / classes
     kept = between > dimension * FLOAT32_EPS * between[0]
