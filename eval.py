@@ -221,12 +221,7 @@ def sweep(
         f"of {batch_size}, on {args.device}{of_rank}"
     )
     utils.wait_for_ranks(world_size)  # all have read the same records before one adds to them
-    sizes = {
-        Record: len(args.inputs) * len(data.train),
-        LayerRecord: len(LAYER_INPUTS) * (len(data.train) + len(data.test)),
-        CentreRecord: len(MEANS_INPUTS) * (len(data.train) + len(data.test)) + 2 * len(data.test),
-    }
-    total = sum(sizes[kind] for epoch in share for kind in todo[epoch])
+    total = sum(images_of(kind, args, data) for epoch in share for kind in todo[epoch])
     # A bar for one rank: those of others would write over it.
     with tqdm(total=total, desc="sweep", unit="img", disable=True if rank else None) as bar:
         for epoch in share:
@@ -245,6 +240,16 @@ def sweep(
                 else:
                     run.add_rows(rows)
                     logger.info(f"{name} {len(rows)} rows of {TABLES[kind]}")
+
+
+def images_of(kind: type, args: argparse.Namespace, data: Dataset) -> int:
+    """How many images a checkpoint's rows of one type take, for the progress bar."""
+    train, test = len(data.train), len(data.test)
+    return {
+        Record: len(args.inputs) * train,
+        LayerRecord: len(LAYER_INPUTS) * (train + test),
+        CentreRecord: len(MEANS_INPUTS) * (train + test) + 2 * test,
+    }[kind]
 
 
 def asked_for(args: argparse.Namespace) -> list[str]:

@@ -514,10 +514,13 @@ class FoldedNetwork(Network):
 class NearestCentre(nn.Module):
     """A classifier by the nearest class mean of a network's features, to be attacked like one.
 
-    Its logits are the negative squared distances to the class means (C, D), in units of the mean
-    squared distance between the means and their centre. The unit changes no prediction; without
-    it, collapsed features are so far from all means but one that the gradient of the cross-entropy
-    underflows, and an attack only seems to fail. Source: Su et al. 2024, nearest-centre classifier.
+    Its logits are the negative squared distances to the class means (C, D), in units of a tenth of
+    the mean squared distance between the means and their centre. The unit changes no prediction,
+    but the attack: where logits lie hundreds apart, as those of large features do, the gradient of
+    the cross-entropy vanishes and the attack only seems to fail; where they hardly differ, it
+    flees its own class towards none. At a tenth PGD was at its strongest or near it.
+
+    Source: Su et al. 2024, nearest-centre classifier.
     """
 
     def __init__(self, network: Network, class_means: Tensor):
@@ -525,7 +528,7 @@ class NearestCentre(nn.Module):
         self.network = network
         self.register_buffer("class_means", class_means.double())
         spread = (self.class_means - self.class_means.mean(0)).square().sum(1).mean()
-        self.register_buffer("unit", spread.clamp(min=torch.finfo(torch.float64).tiny))
+        self.register_buffer("unit", (spread / 10).clamp(min=torch.finfo(torch.float64).tiny))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> logits (N, classes), float64."""
