@@ -1,8 +1,12 @@
 """Sweep the checkpoints of a run: accuracy, loss and neural collapse on the training data.
 
+Asked for it, also collapse layer by layer and the nearest-centre classifier, on test data too.
+
     python eval.py --neural-collapse                          # clean and PGD
     python eval.py --neural-collapse-gaussian                 # Gaussian and sign noise
     python eval.py --neural-collapse-targeted                 # PGD towards the next class
+    python eval.py --layerwise --checkpoints 399              # collapse after every block
+    python eval.py --ncc                                      # classify by nearest class mean
     python eval.py --neural-collapse --checkpoints 0,10,399   # three checkpoints alone
     python eval.py --neural-collapse --checkpoint a.pth b.pth --out results/   # any files
     torchrun --nproc-per-node=8 eval.py --neural-collapse     # shared out over 8 GPUs
@@ -12,27 +16,39 @@ once; the same command, started again, goes on behind the last one.
 """
 
 import argparse
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import utils
 from attacks import gaussian_noise, pgd, sign_noise
-from nc_metrics import simplex_distance
+from nc_metrics import compute_class_means, simplex_distance
 from utils import (
+    CENTRE_INPUTS,
     INPUTS,
+    SPLITS,
+    TABLES,
+    CentreRecord,
     Dataset,
     FoldedNetwork,
     InputError,
+    LayerRecord,
+    NearestCentre,
     Network,
     Record,
     RunFolder,
     Split,
     logger,
     measure,
+    measure_blocks,
+    outputs,
 )
 
 # Flags that change what a sweep measures: records made with other values are never mixed in.
@@ -42,10 +58,18 @@ MEASURING_FLAGS = (
     "restarts",
     "noise_level",
     "limit_train",
+    "limit_test",
     "image_size",
     "precision",
     "checkpoint",
 )
+
+LAYER_INPUTS = ("clean", "pgd", "gaussian", "targeted")
+# What the class means of the nearest-centre classifier are of, in training images.
+MEANS_INPUTS = ("clean", "pgd")
+
+# From images and labels of a batch to what is added to the images.
+Perturbation = Callable[[Tensor, Tensor], Tensor]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -63,6 +87,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--neural-collapse-targeted",
         action="store_true",
         help="PGD towards the next class, measured with the target labels",
+    )
+    sweep.add_argument(
+        "--layerwise",
+        action="store_true",
+        help="collapse and nearest class means after every block, on training and test images, "
+        "clean, PGD, Gaussian and targeted",
+    )
+    sweep.add_argument(
+        "--ncc",
+        action="store_true",
+        help="the nearest-centre classifier of the training features on clean and PGD test "
+        "images, and on PGD against itself",
+    )
+    sweep.add_argument(
+        "--layer-batch-size",
+        type=utils.positive_int,
+        metavar="N",
+        help="images per batch of --layerwise, whose blocks' outputs are held at once (default: "
+        "as in the rest of the sweep)",
     )
     sweep.add_argument(
         "--checkpoints",
@@ -87,11 +130,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     utils.complete_run_flags(parser, args)
     args.inputs = wanted_inputs(args)
-    if not args.inputs:
+    if not (args.inputs or args.layerwise or args.ncc):
         parser.error(
-            "nothing to measure: give --neural-collapse, --neural-collapse-gaussian or "
-            "--neural-collapse-targeted"
+            "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
+            "--neural-collapse-targeted, --layerwise or --ncc"
         )
+    if args.layer_batch_size and not args.layerwise:
+        parser.error("--layer-batch-size is for --layerwise")
+    if args.layerwise and args.compile:
+        parser.error("--layerwise reads what each block puts out, which --compile hides: drop one")
     args.sweep = utils.parse_epochs(parser, "--checkpoints", args.checkpoints, args.epochs)
     if (args.checkpoint is None) != (args.out is None):
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
@@ -132,11 +179,11 @@ def main() -> None:
         utils.wait_for_ranks(world_size)
         run.open()
         utils.log_to(run.path / "eval.log")
-        sweep(args, run, data.train, network, folded, files, rank, world_size)
+        sweep(args, run, data, network, folded, files, rank, world_size)
         utils.wait_for_ranks(world_size)
         if rank == 0:
             run.open()  # with what the other ranks recorded
-            for line in summary_table(run.records, args.sweep, args.inputs):
+            for line in summary(args, run):
                 logger.info(line)
             logger.info(f"results are in {run.results}; {utils.peak_memory(args.device)}")
     if world_size > 1:
@@ -156,7 +203,7 @@ def prepare(args: argparse.Namespace, run: RunFolder, data: Dataset) -> None:
 def sweep(
     args: argparse.Namespace,
     run: RunFolder,
-    data: Split,
+    data: Dataset,
     network: Network,
     folded: FoldedNetwork,
     files: dict[int, Path],
@@ -164,30 +211,73 @@ def sweep(
     world_size: int,
 ) -> None:
     """Measure this rank's share of the checkpoints that are not recorded yet."""
-    batch_size = utils.eval_batch_size(args, folded, data.images)
-    done = {(r.epoch, r.input) for r in run.records if r.source == "eval"}
-    todo = [e for e in args.sweep if any((e, name) not in done for name in args.inputs)]
-    share = todo[rank::world_size]
+    batch_size = utils.eval_batch_size(args, folded, data.train.images)
+    todo = unfinished(args, run, network)
+    share = list(todo)[rank::world_size]
     of_rank = f"; rank {rank} of {world_size} takes {len(share)}" if world_size > 1 else ""
     logger.info(
         f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
-        f"before) on {', '.join(args.inputs)}; {len(data)} training images in batches of "
-        f"{batch_size}, on {args.device}{of_rank}"
+        f"before) on {', '.join(asked_for(args))}; {len(data.train)} training images in batches "
+        f"of {batch_size}, on {args.device}{of_rank}"
     )
     utils.wait_for_ranks(world_size)  # all have read the same records before one adds to them
-    total = len(share) * len(args.inputs) * len(data)
+    total = sum(images_of(kind, args, data) for epoch in share for kind in todo[epoch])
     # A bar for one rank: those of others would write over it.
     with tqdm(total=total, desc="sweep", unit="img", disable=True if rank else None) as bar:
         for epoch in share:
             utils.load_checkpoint(files[epoch], network.model)
-            try:
-                records = measure_checkpoint(args, folded.refold(), data, epoch, batch_size, bar)
-            except InputError as error:
-                raise InputError(f"{files[epoch]}: {error}") from error
-            run.add(records)
             name = files[epoch].name if args.checkpoint else f"epoch {epoch:>3}"
-            for record in records:
-                logger.info(f"{name} {utils.format_record(record)}")
+            folded.refold()
+            for kind in todo[epoch]:
+                try:
+                    rows = MEASURES[kind](args, folded, data, epoch, batch_size, bar.update)
+                except InputError as error:
+                    raise InputError(f"{files[epoch]}: {error}") from error
+                if kind is Record:
+                    run.add(rows)
+                    for record in rows:
+                        logger.info(f"{name} {utils.format_record(record)}")
+                else:
+                    run.add_rows(rows)
+                    logger.info(f"{name} {len(rows)} rows of {TABLES[kind]}")
+
+
+def images_of(kind: type, args: argparse.Namespace, data: Dataset) -> int:
+    """How many images a checkpoint's rows of one type take, for the progress bar."""
+    train, test = len(data.train), len(data.test)
+    return {
+        Record: len(args.inputs) * train,
+        LayerRecord: len(LAYER_INPUTS) * (train + test),
+        CentreRecord: len(MEANS_INPUTS) * (train + test) + 2 * test,
+    }[kind]
+
+
+def asked_for(args: argparse.Namespace) -> list[str]:
+    """What is measured of each checkpoint, in words."""
+    extra = {"layers": args.layerwise, "nearest centres": args.ncc}
+    return [*args.inputs, *(name for name, wanted in extra.items() if wanted)]
+
+
+def unfinished(args: argparse.Namespace, run: RunFolder, network: Network) -> dict[int, list[type]]:
+    """Epoch -> the types of row that were asked for and are not all recorded, of the sweep."""
+    wanted: dict[type, set[tuple]] = {Record: {(name,) for name in args.inputs}}
+    done: dict[type, set[tuple]] = {
+        Record: {(r.epoch, r.input) for r in run.records if r.source == "eval"}
+    }
+    if args.layerwise:
+        layers = [name for name, _ in network.model.blocks()]
+        wanted[LayerRecord] = set(product(SPLITS, LAYER_INPUTS, layers))
+        done[LayerRecord] = {(r.epoch, r.split, r.input, r.layer) for r in run.rows(LayerRecord)}
+    if args.ncc:
+        wanted[CentreRecord] = set(product(MEANS_INPUTS, CENTRE_INPUTS))
+        done[CentreRecord] = {(r.epoch, r.means, r.input) for r in run.rows(CentreRecord)}
+    todo = {
+        epoch: [
+            kind for kind in wanted if any((epoch, *key) not in done[kind] for key in wanted[kind])
+        ]
+        for epoch in args.sweep
+    }
+    return {epoch: kinds for epoch, kinds in todo.items() if kinds}
 
 
 def checkpoint_files(args: argparse.Namespace, run: RunFolder) -> dict[int, Path]:
@@ -212,6 +302,8 @@ def check_training(args: argparse.Namespace, run: RunFolder) -> None:
     trained = utils.read_json(run.path / "args.json") or {}
     if args.limit_train is None:
         args.limit_train = trained.get("limit_train")
+    if args.limit_test is None:
+        args.limit_test = trained.get("limit_test")
     if args.checkpoints is None and trained.get("epochs") == args.epochs:
         args.sweep = utils.select_epochs(trained.get("checkpoint_epochs"), args.epochs)
     fixed = {"image_size"} if args.lr_max is None else {"image_size", "lr_max"}
@@ -224,38 +316,52 @@ def check_earlier_sweep(args: argparse.Namespace, run: RunFolder) -> None:
     """Refuse to mix records that were made with other flags."""
     earlier = utils.read_json(run.results / "eval_args.json") or {}
     difference = utils.differing_flag(args, earlier, MEASURING_FLAGS)
-    if difference and any(record.source == "eval" for record in run.records):
+    recorded = any(record.source == "eval" for record in run.records)
+    if difference and (recorded or run.rows(LayerRecord) or run.rows(CentreRecord)):
         raise InputError(
             f"{run.results} holds a sweep with other flags: {difference}; --overwrite drops it"
         )
 
 
+def perturbation(args: argparse.Namespace, model: nn.Module, name: str) -> Perturbation | None:
+    """From images and labels to the perturbation of one kind of input; None for clean ones."""
+    attack = partial(pgd, model, restarts=args.restarts, **utils.attack_settings(args))
+    level = args.noise_level / 255
+    return {
+        "clean": None,
+        "pgd": attack,
+        "gaussian": lambda x, y: gaussian_noise(x, level),
+        "sign": lambda x, y: sign_noise(x, level),
+        "targeted": partial(attack, targeted=True),
+    }[name]
+
+
+def input_labels(data: Split, name: str, num_classes: int) -> Tensor:
+    """What one kind of input is measured with: the labels, the next class if it is targeted."""
+    return (data.labels + 1) % num_classes if name == "targeted" else data.labels
+
+
+def seed_input(args: argparse.Namespace, epoch: int, split: str, name: str) -> None:
+    """Start the random stream of one epoch, split and kind of input."""
+    of_test = () if split == "train" else (SPLITS.index(split),)
+    utils.seed_everything(args.seed, epoch, INPUTS.index(name), *of_test)
+
+
 def measure_checkpoint(
     args: argparse.Namespace,
     network: Network,
-    data: Split,
+    data: Dataset,
     epoch: int,
     batch_size: int,
-    bar: tqdm,
+    on_batch: Callable[[int], Any],
 ) -> list[Record]:
-    """One record per input kind for the network of one epoch."""
-    attack = utils.attack_settings(args)
-    level = args.noise_level / 255
-    perturbations = {
-        "clean": None,
-        "pgd": partial(pgd, network, restarts=args.restarts, **attack),
-        "gaussian": lambda x, y: gaussian_noise(x, level),
-        "sign": lambda x, y: sign_noise(x, level),
-        "targeted": partial(pgd, network, restarts=args.restarts, targeted=True, **attack),
-    }
-    next_class = (data.labels + 1) % len(network.classifier_weight)
+    """One record per input kind for the network of one epoch, on the training images."""
     records, clean_means = [], None
     for name in args.inputs:
-        utils.seed_everything(args.seed, epoch, INPUTS.index(name))
-        labels = next_class if name == "targeted" else data.labels
-        measured = measure(
-            network, data.images, labels, batch_size, perturbations[name], bar.update
-        )
+        seed_input(args, epoch, "train", name)
+        labels = input_labels(data.train, name, data.num_classes)
+        perturb = perturbation(args, network, name)
+        measured = measure(network, data.train.images, labels, batch_size, perturb, on_batch)
         means = measured.collapse.class_means
         if name == "clean":
             clean_means = means
@@ -273,6 +379,104 @@ def measure_checkpoint(
     return records
 
 
+def measure_layers(
+    args: argparse.Namespace,
+    network: Network,
+    data: Dataset,
+    epoch: int,
+    batch_size: int,
+    on_batch: Callable[[int], Any],
+) -> list[LayerRecord]:
+    """Collapse after every block: a record per split, input kind and block.
+
+    Test images are measured against the class means of the test images themselves: it is their
+    own collapse. Targeted inputs are measured with the target labels. The perturbed images of one
+    kind are held in memory, since two passes must see the same.
+
+    Source: Su et al. 2024, layer-wise collapse.
+    """
+    records = []
+    for split, name in product(SPLITS, LAYER_INPUTS):
+        part: Split = getattr(data, split)
+        labels = input_labels(part, name, data.num_classes)
+        seed_input(args, epoch, split, name)
+        images = perturbed(part.images, labels, batch_size, perturbation(args, network, name))
+        found = measure_blocks(network, images, labels, args.layer_batch_size or batch_size)
+        records += [
+            LayerRecord(epoch, split, name, layer, index, width, **vars(collapse))
+            for index, (layer, (width, collapse)) in enumerate(found.items())
+        ]
+        on_batch(len(part))
+    return records
+
+
+def perturbed(
+    images: Tensor, labels: Tensor, batch_size: int, perturb: Perturbation | None
+) -> Tensor:
+    """All images (N, C, H, W) with their perturbation, as float; clean ones as they are."""
+    if perturb is None:
+        return images
+    return torch.cat([x + perturb(x, y) for x, y in utils.batches(images, labels, batch_size)])
+
+
+def measure_centres(
+    args: argparse.Namespace,
+    network: Network,
+    data: Dataset,
+    epoch: int,
+    batch_size: int,
+    on_batch: Callable[[int], Any],
+) -> list[CentreRecord]:
+    """Test images by the nearest class mean of the training features, beside the network itself.
+
+    The class means are of clean and of PGD-perturbed training images; the test images are clean,
+    perturbed by PGD against the network, and, for each of the two, by PGD against the classifier
+    by nearest means ("adaptive"). Both attacks start from the same draws.
+
+    Source: Su et al. 2024, the robustness of the nearest-centre classifier.
+    """
+
+    def run(split: str, seeded_as: str, perturb: Perturbation | None) -> tuple[Tensor, Tensor]:
+        part: Split = getattr(data, split)
+        seed_input(args, epoch, split, seeded_as)
+        return outputs(network, part.images, part.labels, batch_size, perturb, on_batch)
+
+    records = []
+    seen = {name: run("test", name, perturbation(args, network, name)) for name in ("clean", "pgd")}
+    for means in MEANS_INPUTS:
+        _, features = run("train", means, perturbation(args, network, means))
+        class_means = compute_class_means(features.double(), data.train.labels, data.num_classes)
+        centres = NearestCentre(network, class_means).eval()
+        seen["adaptive"] = run("test", "pgd", perturbation(args, centres, "pgd"))
+        for name in CENTRE_INPUTS:
+            logits, features = seen[name]
+            records.append(
+                CentreRecord(
+                    epoch,
+                    split="test",
+                    means=means,
+                    input=name,
+                    ncc_accuracy=accuracy(centres.classify(features), data.test.labels),
+                    network_accuracy=accuracy(logits, data.test.labels),
+                )
+            )
+    return records
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def summary(args: argparse.Namespace, run: RunFolder) -> list[str]:
+    """The first and the last checkpoint of the sweep, in tables of what was asked for."""
+    lines = summary_table(run.records, args.sweep, args.inputs) if args.inputs else []
+    if args.layerwise:
+        lines += layer_table(run.rows(LayerRecord), args.sweep)
+    if args.ncc:
+        lines += centre_table(run.rows(CentreRecord), args.sweep)
+    return lines
+
+
 def summary_table(records: list[Record], sweep: list[int], inputs: list[str]) -> list[str]:
     """The first and the last checkpoint of the sweep, a line per input kind and checkpoint."""
     lines = ["input      epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3     NC4"]
@@ -286,6 +490,43 @@ def summary_table(records: list[Record], sweep: list[int], inputs: list[str]) ->
                 f"{r.nc4:>6.4f}"
             )
     return [*lines, utils.NC1_SCALE]
+
+
+def layer_table(rows: list[LayerRecord], sweep: list[int]) -> list[str]:
+    """A line per block of the last checkpoint of the sweep: NC1 and NCC accuracy per input."""
+    lines = []
+    for split in SPLITS:
+        found = [row for row in rows if (row.epoch, row.split) == (sweep[-1], split)]
+        head = "".join(f"{name:>10}: NC1   NCC" for name in LAYER_INPUTS)
+        lines.append(f"{split:<5} {sweep[-1]:>3} layer   {head}")
+        by_layer = {(row.layer, row.input): row for row in found}
+        for layer in dict.fromkeys(row.layer for row in found):
+            line = f"          {layer:<8}"
+            for name in LAYER_INPUTS:
+                row = by_layer[layer, name]
+                line += f"{row.nc1:>15.2e} {row.ncc_accuracy:>5.3f}"
+            lines.append(line)
+    return lines
+
+
+def centre_table(rows: list[CentreRecord], sweep: list[int]) -> list[str]:
+    """Accuracy by nearest class mean beside the network's, at both ends of the sweep."""
+    lines = ["means      epoch  test images   by class mean  by network"]
+    for row in rows:
+        if row.epoch in (sweep[0], sweep[-1]):
+            lines.append(
+                f"{row.means:<10} {row.epoch:>5}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
+                f"{row.network_accuracy:>10.4f}"
+            )
+    return lines
+
+
+# Type of row -> the function that measures a checkpoint.
+MEASURES = {
+    Record: measure_checkpoint,
+    LayerRecord: measure_layers,
+    CentreRecord: measure_centres,
+}
 
 
 if __name__ == "__main__":

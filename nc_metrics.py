@@ -4,6 +4,8 @@ Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase o
 training" (PNAS 2020), with the normalisations of Su et al., "On the Robustness of Neural Collapse
 and the Neural Collapse of Robustness" (TMLR 2024). Pure functions of tensors; everything is
 accumulated in float64, because collapsed features differ in their last float32 digits.
+
+`neural_collapse` takes features that fit into memory, `StreamingCollapse` those that do not.
 """
 
 from dataclasses import dataclass
@@ -43,6 +45,23 @@ class NeuralCollapse:
     classifier_norms: Tensor  # (C,)
     activation_cosines: Tensor  # (C, C)
     classifier_cosines: Tensor  # (C, C)
+
+
+@dataclass(frozen=True)
+class LayerCollapse:
+    """The metrics of one layer, which has no classifier of its own. No metric has a unit.
+
+    nc1, nc2_norm, nc2_angle: those of NeuralCollapse, the latter two of the class means.
+    ncc_accuracy: share of samples whose nearest class mean in this layer is their label's.
+    ncc_agreement: share of samples where it is the class that the whole network predicts; 1 - NC4
+        in the last layer.
+    """
+
+    nc1: float
+    nc2_norm: float
+    nc2_angle: float
+    ncc_accuracy: float
+    ncc_agreement: float
 
 
 @dataclass(frozen=True)
@@ -92,12 +111,13 @@ def neural_collapse(
     projected = features @ directions  # (N, min(C, D))
     projected_means = class_means @ directions
     nearest = torch.cdist(projected, projected_means).argmin(1)
+    within = projected - projected_means[labels]
 
     activation_norms, activation_cosines = _norms_and_cosines(activation)
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
     return NeuralCollapse(
-        nc1=_nc1(projected - projected_means[labels], singular_values, *activation.shape),
+        nc1=_nc1(within.square().mean(0), singular_values, *activation.shape),
         nc2_norm_activation=(activation_norms.std() / activation_norms.mean()).item(),
         nc2_norm_classifier=(classifier_norms.std() / classifier_norms.mean()).item(),
         nc2_angle_activation=_simplex_deviation(activation_cosines),
@@ -111,6 +131,76 @@ def neural_collapse(
         activation_cosines=activation_cosines,
         classifier_cosines=classifier_cosines,
     )
+
+
+class StreamingCollapse:
+    """Neural collapse of features that come in batches, as those of wide early layers must.
+
+    Every batch is given twice: all of them to `add_to_means`, then all of them again to
+    `add_to_spread`. Kept are the class means and their directions, (C, D) each in float64, and
+    never a D x D matrix. `result` equals `neural_collapse` of all features at once.
+
+    Source: Su et al. 2024, the layer-wise experiments; formulas as in `neural_collapse`.
+    """
+
+    def __init__(self, num_classes: int):
+        if num_classes < 2:
+            raise ValueError("neural collapse needs at least two classes")
+        self.num_classes = num_classes
+        self._counts: Tensor | float = 0.0  # (C,) once there is a batch
+        self._sums: Tensor | float = 0.0  # (C, D)
+        self._directions: Tensor | None = None  # (D, K), known with the last of the means
+        self._energy: Tensor | float = 0.0  # (K,), within classes along the directions
+        self._correct: Tensor | float = 0.0
+        self._agreeing: Tensor | float = 0.0
+
+    @property
+    def class_means(self) -> Tensor:
+        """(C, D), float64; zero for a class without samples."""
+        return self._sums / self._counts.clamp(min=1).unsqueeze(1)
+
+    @torch.no_grad()
+    def add_to_means(self, features: Tensor, labels: Tensor) -> None:
+        """First pass: features (N, D) of any float type, labels (N,) in [0, C)."""
+        membership = F.one_hot(labels, self.num_classes).double()  # (N, C)
+        self._counts = self._counts + membership.sum(0)
+        self._sums = self._sums + membership.T @ features.double()
+
+    @torch.no_grad()
+    def add_to_spread(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
+        """Second pass: the same features and labels, and the network's predicted classes (N,)."""
+        if self._directions is None:
+            self._find_directions()
+        projected = features.double() @ self._directions  # (N, K)
+        nearest = torch.cdist(projected, self._projected_means).argmin(1)
+        within = projected - self._projected_means[labels]
+        self._energy = self._energy + within.square().sum(0)
+        self._correct = self._correct + (nearest == labels).sum()
+        self._agreeing = self._agreeing + (nearest == predictions).sum()
+
+    def result(self) -> LayerCollapse:
+        """The metrics of all features of the two passes."""
+        samples = self._counts.sum()
+        norms, cosines = _norms_and_cosines(self._activation())
+        dimension = len(self._directions)
+        variances = self._energy / samples
+        return LayerCollapse(
+            nc1=_nc1(variances, self._singular_values, dimension, self.num_classes),
+            nc2_norm=(norms.std() / norms.mean()).item(),
+            nc2_angle=_simplex_deviation(cosines),
+            ncc_accuracy=(self._correct / samples).item(),
+            ncc_agreement=(self._agreeing / samples).item(),
+        )
+
+    def _activation(self) -> Tensor:
+        """M = [mu_c - mu_G], (D, C)."""
+        return (self.class_means - self._sums.sum(0) / self._counts.sum()).T
+
+    def _find_directions(self) -> None:
+        self._directions, self._singular_values, _ = torch.linalg.svd(
+            self._activation(), full_matrices=False
+        )
+        self._projected_means = self.class_means @ self._directions  # (C, K)
 
 
 def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -165,17 +255,17 @@ def _check_shapes(
         raise ValueError("neural collapse needs at least two classes")
 
 
-def _nc1(within: Tensor, singular_values: Tensor, dimension: int, classes: int) -> float:
+def _nc1(variances: Tensor, singular_values: Tensor, dimension: int, classes: int) -> float:
     """tr(Sigma_W Sigma_B^+) without a D x D matrix.
 
     Sigma_B = M M^T / C = U diag(S^2 / C) U^T has at most C - 1 directions U, so the trace is the
-    within-class variance along each of them, from the centred features projected on U (N, K), over
-    S^2 / C. Directions with less than D * eps(float32) of the largest eigenvalue are dropped, as
-    scipy.linalg.pinv does in float32.
+    within-class variance along each of them, `variances` (K,), over S^2 / C. Directions with less
+    than D * eps(float32) of the largest eigenvalue are dropped, as scipy.linalg.pinv does in
+    float32.
     """
     between = singular_values.square() / classes
     kept = between > dimension * FLOAT32_EPS * between[0]
-    return (within.square().mean(0)[kept] / between[kept]).sum().item()
+    return (variances[kept] / between[kept]).sum().item()
 
 
 def _norms_and_cosines(columns: Tensor) -> tuple[Tensor, Tensor]:

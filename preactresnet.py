@@ -41,6 +41,8 @@ class PreActResNet(nn.Module):
         self.layer3 = nn.Sequential(PreActBlock(128, 256, 2), PreActBlock(256, 256, 1))
         self.layer4 = nn.Sequential(PreActBlock(256, 512, 2), PreActBlock(512, 512, 1))
         self.bn = nn.BatchNorm2d(512)
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(4)
         self.linear = nn.Linear(512, num_classes)
 
     def forward(
@@ -52,10 +54,18 @@ class PreActResNet(nn.Module):
         """
         x = self.conv1(x)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = F.avg_pool2d(F.relu(self.bn(x)), 4)
-        features = torch.flatten(x, 1)
+        features = torch.flatten(self.pool(self.relu(self.bn(x))), 1)
         logits = self.linear(features)
         return (logits, features) if return_activations else logits
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Name and module, in forward order, of every block's output.
+
+        `norm` is the final batch norm with its ReLU; the flattened output of `features` enters
+        `linear`.
+        """
+        stages = [(f"layer{i}", getattr(self, f"layer{i}")) for i in (1, 2, 3, 4)]
+        return [("stem", self.conv1), *stages, ("norm", self.relu), ("features", self.pool)]
 
 
 def PreActResNet18(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:

@@ -39,6 +39,7 @@ class PreActResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.stem_pool = nn.MaxPool2d(3, 2, padding=1)
         self.layer1 = nn.Sequential(
             PreActBlock(64, 64, 1, preactivate=False), PreActBlock(64, 64, 1)
         )
@@ -46,6 +47,8 @@ class PreActResNet(nn.Module):
         self.layer3 = nn.Sequential(PreActBlock(128, 256, 2), PreActBlock(256, 256, 1))
         self.layer4 = nn.Sequential(PreActBlock(256, 512, 2), PreActBlock(512, 512, 1))
         self.final_bn = nn.BatchNorm2d(512)
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(5, 1)
         self.fc = nn.Linear(512, num_classes)
 
         for module in self.modules():
@@ -59,12 +62,20 @@ class PreActResNet(nn.Module):
 
         With `return_activations` also the features (N, 512) that enter `fc`.
         """
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, padding=1)
+        x = self.stem_pool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = F.avg_pool2d(F.relu(self.final_bn(x)), 5, 1)
-        features = torch.flatten(x, 1)
+        features = torch.flatten(self.pool(self.relu(self.final_bn(x))), 1)
         logits = self.fc(features)
         return (logits, features) if return_activations else logits
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Name and module, in forward order, of every block's output.
+
+        `norm` is the final batch norm with its ReLU; the flattened output of `features` enters
+        `fc`.
+        """
+        stages = [(f"layer{i}", getattr(self, f"layer{i}")) for i in (1, 2, 3, 4)]
+        return [("stem", self.stem_pool), *stages, ("norm", self.relu), ("features", self.pool)]
 
 
 def preact_resnet18(num_classes: int = 10) -> PreActResNet:

@@ -78,12 +78,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="what it drops to (default: %(default)s)",
     )
     training.add_argument(
-        "--limit-test",
-        type=utils.positive_int,
-        metavar="N",
-        help="keep a class-balanced subset of N test images",
-    )
-    training.add_argument(
         "--neural-collapse",
         action="store_true",
         help="per epoch, NC of the training images; under AT and TRADES also of the perturbed "
@@ -140,7 +134,7 @@ def main() -> None:
     run = utils.run_folder(args)
     refuse_other_run(args, run)
 
-    data, network, folded = utils.load_run(args, args.limit_test)
+    data, network, folded = utils.load_run(args)
     if args.resume:
         utils.refuse_other_data(run, data)
     optimizer = make_optimizer(args, network)

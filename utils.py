@@ -52,7 +52,13 @@ import preactresnet_imagenet
 import vgg
 import vgg_imagenet
 from attacks import CHUNK, NORMS, pgd
-from nc_metrics import NeuralCollapse, SimplexDistance, neural_collapse
+from nc_metrics import (
+    LayerCollapse,
+    NeuralCollapse,
+    SimplexDistance,
+    StreamingCollapse,
+    neural_collapse,
+)
 
 logger = logging.getLogger("robust_nc")
 
@@ -505,6 +511,41 @@ class FoldedNetwork(Network):
         return self
 
 
+class NearestCentre(nn.Module):
+    """A classifier by the nearest class mean of a network's features, to be attacked like one.
+
+    Its logits are the negative squared distances to the class means (C, D), in units of a tenth of
+    the mean squared distance between the means and their centre. The unit changes no prediction,
+    but the attack: where logits lie hundreds apart, as those of large features do, the gradient of
+    the cross-entropy vanishes and the attack only seems to fail; where they hardly differ, it
+    flees its own class towards none. At a tenth PGD was at its strongest or near it.
+
+    Source: Su et al. 2024, nearest-centre classifier.
+    """
+
+    def __init__(self, network: Network, class_means: Tensor):
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_means", class_means.double())
+        spread = (self.class_means - self.class_means.mean(0)).square().sum(1).mean()
+        self.register_buffer("unit", (spread / 10).clamp(min=torch.finfo(torch.float64).tiny))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] -> logits (N, classes), float64."""
+        _, features = self.network(images, return_activations=True)
+        return self.classify(features)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features (N, D) -> logits (N, classes), float64."""
+        features = features.double()
+        squared = (
+            features.square().sum(1, keepdim=True)
+            - 2 * features @ self.class_means.T
+            + self.class_means.square().sum(1)
+        )
+        return -squared / self.unit
+
+
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of the (convolution, batch norm) pairs in which the norm alone uses the convolution."""
     modules = dict(model.named_modules())
@@ -552,25 +593,100 @@ def measure(
     Raises:
         InputError: features or logits that are not finite.
     """
-    network.eval()
-    features, logits = [], []
-    for start in range(0, len(images), batch_size):
-        x = as_float(images[start : start + batch_size])
-        if perturb is not None:
-            x = x + perturb(x, labels[start : start + batch_size])
-        batch_logits, batch_features = network(x, return_activations=True)
-        logits.append(batch_logits)
-        features.append(batch_features)
-        on_batch(len(x))
-    features, logits = torch.cat(features), torch.cat(logits)
-    if not (features.isfinite().all() and logits.isfinite().all()):
-        raise InputError("the network's outputs are not finite: its training has diverged")
+    logits, features = outputs(network, images, labels, batch_size, perturb, on_batch)
     return Measurement(
         loss=F.cross_entropy(logits.double(), labels).item(),
         accuracy=(logits.argmax(1) == labels).double().mean().item(),
         collapse=neural_collapse(features, labels, logits, network.classifier_weight),
     )
 
+
+@torch.no_grad()
+def outputs(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    perturb: Callable[[Tensor, Tensor], Tensor] | None = None,
+    on_batch: Callable[[int], Any] = lambda size: None,
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and features (N, D) of all images; arguments and errors as in `measure`."""
+    network.eval()
+    features, logits = [], []
+    for x, y in batches(images, labels, batch_size):
+        if perturb is not None:
+            x = x + perturb(x, y)
+        batch_logits, batch_features = network(x, return_activations=True)
+        logits.append(batch_logits)
+        features.append(batch_features)
+        on_batch(len(x))
+    features, logits = torch.cat(features), torch.cat(logits)
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        raise InputError(NOT_FINITE)
+    return logits, features
+
+
+def batches(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as float in [0, 1] with their labels, in order."""
+    for part, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        yield as_float(part), y
+
+
+@torch.no_grad()
+def measure_blocks(
+    network: Network, images: Tensor, labels: Tensor, batch_size: int
+) -> dict[str, tuple[int, LayerCollapse]]:
+    """Width and collapse of every block of a network in eval mode (in which it is left), by name.
+
+    Two forward passes per image, of which no more than a batch's outputs are kept. The network
+    must not be compiled: compiled code does not tell what its blocks put out.
+
+    Args:
+        images: (N, C, H, W), uint8 or float in [0, 1]; perturbed already.
+        labels: (N,); the targets where the input is a targeted attack.
+
+    Raises:
+        InputError: outputs that are not finite.
+    """
+    network.eval()
+    classes = len(network.classifier_weight)
+    collapses = {name: StreamingCollapse(classes) for name, _ in network.model.blocks()}
+    with block_outputs(network) as found:
+        for x, y in batches(images, labels, batch_size):
+            network(x)
+            for name, collapse in collapses.items():
+                collapse.add_to_means(found[name], y)
+        if not all(collapse.class_means.isfinite().all() for collapse in collapses.values()):
+            raise InputError(NOT_FINITE)
+        for x, y in batches(images, labels, batch_size):
+            predictions = network(x).argmax(1)
+            for name, collapse in collapses.items():
+                collapse.add_to_spread(found[name], y, predictions)
+    return {
+        name: (collapse.class_means.shape[1], collapse.result())
+        for name, collapse in collapses.items()
+    }
+
+
+@contextmanager
+def block_outputs(network: Network) -> Iterator[dict[str, Tensor]]:
+    """Inside, every forward pass leaves each block's flattened output (N, D) under its name."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        found[name] = output.flatten(1)
+
+    hooks = [
+        module.register_forward_hook(partial(keep, name)) for name, module in network.model.blocks()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+NOT_FINITE = "the network's outputs are not finite: its training has diverged"
 
 # The metrics of NeuralCollapse that are recorded per epoch.
 NC_METRICS = (
@@ -585,6 +701,7 @@ NC_METRICS = (
 
 # Each kind of input has its own random stream, so this order must not change.
 INPUTS = ("clean", "pgd", "gaussian", "sign", "targeted", "gaussian_l2")
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -649,6 +766,60 @@ class Record:
             **distances,
         )
 
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A row of layers.csv: one block of one epoch's network on one split and input.
+
+    `index` counts the blocks from 0 in forward order, `features` is the width of the block's
+    output; the metrics are those of LayerCollapse, with the split's own class means.
+    """
+
+    epoch: int
+    split: str
+    input: str
+    layer: str
+    index: int
+    features: int
+    nc1: float
+    nc2_norm: float
+    nc2_angle: float
+    ncc_accuracy: float
+    ncc_agreement: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, SPLITS.index(self.split), INPUTS.index(self.input), self.index
+
+
+# What the nearest-centre classifier is tested on; "adaptive" is PGD against itself.
+CENTRE_INPUTS = ("clean", "pgd", "adaptive")
+
+
+@dataclass(frozen=True)
+class CentreRecord:
+    """A row of ncc.csv: one epoch's nearest-centre classifier, and the network, on one input.
+
+    `means` names the training images that the class means are of: clean, or perturbed by PGD.
+    """
+
+    epoch: int
+    split: str
+    means: str
+    input: str
+    ncc_accuracy: float
+    network_accuracy: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        means, input = INPUTS.index(self.means), CENTRE_INPUTS.index(self.input)
+        return self.epoch, SPLITS.index(self.split), means, input
+
+
+# The tables that eval.py alone fills.
+TABLES = {LayerRecord: "layers.csv", CentreRecord: "ncc.csv"}
 
 NC1_SCALE = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"
 
@@ -837,6 +1008,7 @@ class RunFolder:
                 self.results / "metrics.csv",
                 self.path / "history.csv",
                 *(self.results / f"{name}.npy" for name in series | set(HISTORY_SERIES)),
+                *(self.results / name for name in TABLES.values()),
                 self.results / "eval_args.json",
                 self.path / "args.json",
                 self.path / "output.log",
@@ -853,8 +1025,7 @@ class RunFolder:
         def key(record: Record) -> tuple:
             return record.epoch, record.source, record.split, INPUTS.index(record.input)
 
-        with (self.results / ".records.lock").open("a") as file:
-            _flock(file, wait=True)  # the ranks of a shared sweep take turns
+        with self._turn():
             self._read()
             replaced = {key(record) for record in records}
             kept = [record for record in self.records if key(record) not in replaced]
@@ -864,6 +1035,26 @@ class RunFolder:
                 self.history = [*others, summary]
                 _write_rows(self.path / "history.csv", EpochSummary, self.history)
             self._write_records()
+
+    def rows(self, row_type: type) -> list:
+        """What is recorded in one of TABLES."""
+        return _read_rows(self.results / TABLES[row_type], row_type)
+
+    def add_rows(self, rows: list) -> None:
+        """Put rows of one type into their table of TABLES, in place of equal keys."""
+        row_type = type(rows[0])
+        with self._turn():
+            replaced = {row.key for row in rows}
+            kept = [row for row in self.rows(row_type) if row.key not in replaced]
+            rows = sorted(kept + rows, key=lambda row: row.key)
+            _write_rows(self.results / TABLES[row_type], row_type, rows)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The ranks of a shared sweep take turns in adding to the results."""
+        with (self.results / ".records.lock").open("a") as file:
+            _flock(file, wait=True)
+            yield
 
     def drop(self, from_epoch: int, source: str | None = None) -> None:
         """Forget what was recorded from an epoch on, by one script or by both."""
@@ -880,6 +1071,11 @@ class RunFolder:
         self._write_records()
         for name in before - self._series().keys():
             (self.results / f"{name}.npy").unlink(missing_ok=True)
+        for row_type in TABLES:
+            rows = self.rows(row_type)
+            if rows:
+                kept = [row for row in rows if row.epoch < from_epoch]
+                _write_rows(self.results / TABLES[row_type], row_type, kept)
 
     def _read(self) -> None:
         self.records = read_rows(self.results / "metrics.csv", Record)
@@ -1437,6 +1633,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="keep a class-balanced subset of N training images, drawn with the seed",
     )
 
+    data.add_argument(
+        "--limit-test", type=positive_int, metavar="N", help="likewise for the test images"
+    )
+
     attack = parser.add_argument_group("attack and noise")
     attack.add_argument("--norm", choices=NORMS, default="l_inf", help="default: %(default)s")
     attack.add_argument(
@@ -1530,9 +1730,7 @@ def run_folder(args: argparse.Namespace) -> RunFolder:
     )
 
 
-def load_run(
-    args: argparse.Namespace, limit_test: int | None = None
-) -> tuple[Dataset, Network, FoldedNetwork]:
+def load_run(args: argparse.Namespace) -> tuple[Dataset, Network, FoldedNetwork]:
     """The data that the flags name and a network for it with fresh weights, on the device.
 
     The third is the network for eval mode; its weights are taken over by `refold`.
@@ -1544,7 +1742,7 @@ def load_run(
         image_size=args.image_size,
         seed=args.seed,
         limit_train=args.limit_train,
-        limit_test=limit_test,
+        limit_test=args.limit_test,
         data_url=args.data_url,
     ).to(args.device)
     return data, *build_networks(args, data)

@@ -61,6 +61,22 @@ class VGG(nn.Module):
         logits = self.classifier(features)
         return (logits, features) if return_activations else logits
 
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Name and module, in forward order, of every block's output.
+
+        That is each convolution's activation, behind its max-pool where it has one, and `features`,
+        whose flattened output enters `classifier`.
+        """
+        layers = list(self.features)
+        ends = [
+            layer
+            for layer, following in zip(layers, [*layers[1:], None], strict=True)
+            if isinstance(layer, nn.MaxPool2d)
+            or (isinstance(layer, nn.ReLU) and not isinstance(following, nn.MaxPool2d))
+        ]
+        named = [(f"conv{number}", end) for number, end in enumerate(ends, 1)]
+        return [*named, ("features", self.pool)]
+
 
 def vgg11_bn(in_channels: int = 3, num_classes: int = 10) -> VGG:
     """VGG11 with batch normalisation for 32x32 images."""

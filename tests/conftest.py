@@ -69,12 +69,16 @@ class TinyNet(torch.nn.Module):
         super().__init__()
         self.convolution = torch.nn.Conv2d(channels, 8, 3, stride=2)
         self.norm = torch.nn.BatchNorm2d(8)
+        self.features = torch.nn.Identity()
         self.linear = torch.nn.Linear(8, classes)
 
     def forward(self, x, return_activations=False):
-        features = torch.relu(self.norm(self.convolution(x))).mean((2, 3))
+        features = self.features(torch.relu(self.norm(self.convolution(x))).mean((2, 3)))
         logits = self.linear(features)
         return (logits, features) if return_activations else logits
+
+    def blocks(self):
+        return [("stem", self.norm), ("features", self.features)]
 
 
 @pytest.fixture

@@ -291,6 +291,7 @@ BAD = {
     "data_url": ("file:///etc/passwd", "x", "ftp://x"),
     "image_size": ("31", "0", "big", "160"),
     "limit_train": COUNTS,
+    "limit_test": COUNTS,
     "norm": ("l_1", "inf", ""),
     "epsilon": NUMBERS,
     "pgd_alpha": NUMBERS,
@@ -311,12 +312,14 @@ BAD_TRAIN = {
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,
-    "limit_test": COUNTS,
     "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),
     "resume": ("0", "-1", "first", "400", "1.5"),
 }
 BAD_EVAL = {
     "neural_collapse_targeted": SWITCHES,
+    "layerwise": (*SWITCHES, " --compile"),
+    "ncc": SWITCHES,
+    "layer_batch_size": (*COUNTS, "8"),  # without --layerwise
     "checkpoints": ("400", "-1", "a", "::0", "1:2:3:4", "", "0,400", "9:3"),
     "checkpoint": ("no.pth",),
     "out": ("results",),
