@@ -27,7 +27,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import utils
-from utils import EpochSummary, InputError, Record, logger
+from utils import CentreRecord, EpochSummary, InputError, LayerRecord, Record, logger
 
 
 class Style(NamedTuple):
@@ -112,35 +112,6 @@ WIDTH, PANEL_HEIGHT = 5.5, 1.45  # inches; the width of a column of text
 MARKERS_PER_LINE = 12
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """A row of results/layers.csv."""
-
-    epoch: int
-    split: str
-    input: str
-    layer: str
-    index: int
-    features: float
-    nc1: float
-    nc2_norm: float
-    nc2_angle: float
-    ncc_accuracy: float
-    ncc_agreement: float
-
-
-@dataclass(frozen=True)
-class NccRow:
-    """A row of results/ncc.csv."""
-
-    epoch: int
-    split: str
-    means: str
-    input: str
-    ncc_accuracy: float
-    network_accuracy: float
-
-
 class Setting(NamedTuple):
     """What a run is, but for its seed."""
 
@@ -169,8 +140,8 @@ class Run:
     seed: int
     history: list[EpochSummary]
     records: list[Record]  # of the training images; of two of one epoch and input the last counts
-    layers: list[LayerRow]
-    ncc: list[NccRow]
+    layers: list[LayerRecord]
+    ncc: list[CentreRecord]
 
 
 # One line of a figure: for each seed the rows by epoch, or by layer.
@@ -278,8 +249,8 @@ def read_run(path: Path) -> Run:
         history=sorted(utils.read_rows(path / "history.csv", EpochSummary), key=lambda r: r.epoch),
         # What train.py saw on exactly its training inputs comes before a later sweep.
         records=sorted(rows, key=lambda row: row.source == "train"),
-        layers=utils.read_rows(results / "layers.csv", LayerRow),
-        ncc=utils.read_rows(results / "ncc.csv", NccRow),
+        layers=utils.read_rows(results / "layers.csv", LayerRecord),
+        ncc=utils.read_rows(results / "ncc.csv", CentreRecord),
     )
 
 

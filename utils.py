@@ -1038,7 +1038,7 @@ class RunFolder:
 
     def rows(self, row_type: type) -> list:
         """What is recorded in one of TABLES."""
-        return _read_rows(self.results / TABLES[row_type], row_type)
+        return read_rows(self.results / TABLES[row_type], row_type)
 
     def add_rows(self, rows: list) -> None:
         """Put rows of one type into their table of TABLES, in place of equal keys."""

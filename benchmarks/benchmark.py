@@ -280,9 +280,7 @@ def prepare_ours(
 
     def checkpoint() -> None:
         args.inputs = ["clean", "pgd", "gaussian", "sign", "targeted"]
-        sweep.measure_checkpoint(
-            args, folded.refold(), data.train, 0, batch_size, tqdm(disable=True)
-        )
+        sweep.measure_checkpoint(args, folded.refold(), data, 0, batch_size, lambda size: None)
 
     return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
 

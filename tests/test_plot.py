@@ -167,14 +167,14 @@ class TestFigures:
     def test_layers_and_ncc_are_drawn_where_they_were_measured(self, run_script):
         path = make_run()
         layers = [
-            plot.LayerRow(epoch, "train", kind, f"conv{i}", i, 64, *[0.1 * (epoch + i + 1)] * 5)
+            utils.LayerRecord(epoch, "train", kind, f"conv{i}", i, 64, *[0.1 * (epoch + i + 1)] * 5)
             for epoch in (0, 2)
             for kind in ("clean", "pgd")
             for i in range(3)
         ]
-        write_table(path / "results" / "layers.csv", plot.LayerRow, layers)
-        ncc = [plot.NccRow(e, "test", "clean", "pgd", 0.3 * e, 0.1 * e) for e in (0, 2)]
-        write_table(path / "results" / "ncc.csv", plot.NccRow, ncc)
+        write_table(path / "results" / "layers.csv", utils.LayerRecord, layers)
+        ncc = [utils.CentreRecord(e, "test", "clean", "pgd", 0.3 * e, 0.1 * e) for e in (0, 2)]
+        write_table(path / "results" / "ncc.csv", utils.CentreRecord, ncc)
         assert run_script(plot, str(path))[0] == 0
         for name in ("st_layers", "st_ncc"):
             assert Path(f"figures/{name}_cifar_vgg11bn_l_inf_eps8.0.png").exists()
