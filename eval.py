@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from utils import (
     INPUTS,
     SPLITS,
     TABLES,
+    AutoAttackRecord,
     CentreRecord,
     Dataset,
     FoldedNetwork,
@@ -89,6 +91,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="PGD towards the next class, measured with the target labels",
     )
     sweep.add_argument(
+        "--split",
+        choices=(*SPLITS, "both"),
+        default="train",
+        help="images of the three flags above; series of the test images are named test_* "
+        "(default: %(default)s)",
+    )
+    sweep.add_argument(
+        "--autoattack",
+        type=utils.positive_int,
+        metavar="N",
+        help="accuracy of N test images under standard AutoAttack; needs the package autoattack "
+        "or torchattacks",
+    )
+    sweep.add_argument(
         "--layerwise",
         action="store_true",
         help="collapse and nearest class means after every block, on training and test images, "
@@ -130,11 +146,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     utils.complete_run_flags(parser, args)
     args.inputs = wanted_inputs(args)
-    if not (args.inputs or args.layerwise or args.ncc):
+    args.splits = SPLITS if args.split == "both" else (args.split,)
+    if not (args.inputs or args.layerwise or args.ncc or args.autoattack):
         parser.error(
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
-            "--neural-collapse-targeted, --layerwise or --ncc"
+            "--neural-collapse-targeted, --layerwise, --ncc or --autoattack"
         )
+    if args.autoattack and not find_autoattack():
+        parser.error("--autoattack needs a package: pip install torchattacks, or autoattack")
     if args.layer_batch_size and not args.layerwise:
         parser.error("--layer-batch-size is for --layerwise")
     if args.layerwise and args.compile:
@@ -254,15 +273,19 @@ def images_of(kind: type, args: argparse.Namespace, data: Dataset) -> int:
 
 def asked_for(args: argparse.Namespace) -> list[str]:
     """What is measured of each checkpoint, in words."""
-    extra = {"layers": args.layerwise, "nearest centres": args.ncc}
+    extra = {
+        "layers": args.layerwise,
+        "nearest centres": args.ncc,
+        "AutoAttack": args.autoattack,
+    }
     return [*args.inputs, *(name for name, wanted in extra.items() if wanted)]
 
 
 def unfinished(args: argparse.Namespace, run: RunFolder, network: Network) -> dict[int, list[type]]:
     """Epoch -> the types of row that were asked for and are not all recorded, of the sweep."""
-    wanted: dict[type, set[tuple]] = {Record: {(name,) for name in args.inputs}}
+    wanted: dict[type, set[tuple]] = {Record: set(product(args.splits, args.inputs))}
     done: dict[type, set[tuple]] = {
-        Record: {(r.epoch, r.input) for r in run.records if r.source == "eval"}
+        Record: {(r.epoch, r.split, r.input) for r in run.records if r.source == "eval"}
     }
     if args.layerwise:
         layers = [name for name, _ in network.model.blocks()]
@@ -271,6 +294,9 @@ def unfinished(args: argparse.Namespace, run: RunFolder, network: Network) -> di
     if args.ncc:
         wanted[CentreRecord] = set(product(MEANS_INPUTS, CENTRE_INPUTS))
         done[CentreRecord] = {(r.epoch, r.means, r.input) for r in run.rows(CentreRecord)}
+    if args.autoattack:
+        wanted[AutoAttackRecord] = {(args.autoattack,)}
+        done[AutoAttackRecord] = {(r.epoch, r.images) for r in run.rows(AutoAttackRecord)}
     todo = {
         epoch: [
             kind for kind in wanted if any((epoch, *key) not in done[kind] for key in wanted[kind])
@@ -317,7 +343,7 @@ def check_earlier_sweep(args: argparse.Namespace, run: RunFolder) -> None:
     earlier = utils.read_json(run.results / "eval_args.json") or {}
     difference = utils.differing_flag(args, earlier, MEASURING_FLAGS)
     recorded = any(record.source == "eval" for record in run.records)
-    if difference and (recorded or run.rows(LayerRecord) or run.rows(CentreRecord)):
+    if difference and (recorded or any(run.rows(kind) for kind in TABLES)):
         raise InputError(
             f"{run.results} holds a sweep with other flags: {difference}; --overwrite drops it"
         )
@@ -355,27 +381,30 @@ def measure_checkpoint(
     batch_size: int,
     on_batch: Callable[[int], Any],
 ) -> list[Record]:
-    """One record per input kind for the network of one epoch, on the training images."""
-    records, clean_means = [], None
-    for name in args.inputs:
-        seed_input(args, epoch, "train", name)
-        labels = input_labels(data.train, name, data.num_classes)
-        perturb = perturbation(args, network, name)
-        measured = measure(network, data.train.images, labels, batch_size, perturb, on_batch)
-        means = measured.collapse.class_means
-        if name == "clean":
-            clean_means = means
-        distance = simplex_distance(clean_means, means) if name in ("pgd", "targeted") else None
-        records.append(
-            Record.of(
-                measured,
-                source="eval",
-                epoch=epoch,
-                split="train",
-                input=name,
-                from_clean=distance,
+    """One record per split and input kind for the network of one epoch."""
+    records = []
+    for split in args.splits:
+        part: Split = getattr(data, split)
+        clean_means = None
+        for name in args.inputs:
+            seed_input(args, epoch, split, name)
+            labels = input_labels(part, name, data.num_classes)
+            perturb = perturbation(args, network, name)
+            measured = measure(network, part.images, labels, batch_size, perturb, on_batch)
+            means = measured.collapse.class_means
+            if name == "clean":
+                clean_means = means
+            apart = simplex_distance(clean_means, means) if name in ("pgd", "targeted") else None
+            records.append(
+                Record.of(
+                    measured,
+                    source="eval",
+                    epoch=epoch,
+                    split=split,
+                    input=name,
+                    from_clean=apart,
+                )
             )
-        )
     return records
 
 
@@ -463,24 +492,84 @@ def measure_centres(
     return records
 
 
+def find_autoattack() -> str | None:
+    """The installed package that has AutoAttack, its authors' own first."""
+    return next((name for name in ("autoattack", "torchattacks") if find_spec(name)), None)
+
+
+def measure_autoattack(
+    args: argparse.Namespace,
+    network: Network,
+    data: Dataset,
+    epoch: int,
+    batch_size: int,
+    on_batch: Callable[[int], Any],
+) -> list[AutoAttackRecord]:
+    """Accuracy of class-balanced test images under standard AutoAttack.
+
+    Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+    Parameter-free Attacks" (ICML 2020).
+    """
+    chosen = utils.balanced_subset(data.test.labels.cpu(), args.autoattack, args.seed)
+    part = data.test.select(chosen.to(data.test.labels.device))
+    x, y = utils.as_float(part.images), part.labels
+    norm = {"l_inf": "Linf", "l_2": "L2"}[args.norm]
+    epsilon = utils.attack_settings(args)["epsilon"]
+    seed_input(args, epoch, "test", "pgd")
+    if find_autoattack() == "autoattack":
+        from autoattack import AutoAttack
+
+        attack = AutoAttack(
+            network, norm=norm, eps=epsilon, seed=args.seed, verbose=False, device=args.device
+        )
+        attacked = attack.run_standard_evaluation(x, y, bs=batch_size)
+    else:
+        from torchattacks import AutoAttack
+
+        attack = AutoAttack(
+            network, norm=norm, eps=epsilon, n_classes=data.num_classes, seed=args.seed
+        )
+        attacked = torch.cat([attack(*batch) for batch in utils.batches(x, y, batch_size)])
+    clean, _ = outputs(network, x, y, batch_size)
+    robust, _ = outputs(network, attacked, y, batch_size, on_batch=on_batch)
+    # Worst case: an image that is wrong already counts as wrong.
+    right = (clean.argmax(1) == y) & (robust.argmax(1) == y)
+    return [
+        AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), right.double().mean().item())
+    ]
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).double().mean().item()
 
 
 def summary(args: argparse.Namespace, run: RunFolder) -> list[str]:
     """The first and the last checkpoint of the sweep, in tables of what was asked for."""
-    lines = summary_table(run.records, args.sweep, args.inputs) if args.inputs else []
+    lines = []
+    for split in args.splits if args.inputs else ():
+        lines += summary_table(run.records, args.sweep, split, args.inputs)
     if args.layerwise:
         lines += layer_table(run.rows(LayerRecord), args.sweep)
     if args.ncc:
         lines += centre_table(run.rows(CentreRecord), args.sweep)
+    if args.autoattack:
+        lines.append("AutoAttack epoch  images  clean accuracy  robust accuracy")
+        for row in run.rows(AutoAttackRecord):
+            if row.epoch in (args.sweep[0], args.sweep[-1]):
+                lines.append(
+                    f"{row.split:<10} {row.epoch:>5}  {row.images:>6}  "
+                    f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}"
+                )
     return lines
 
 
-def summary_table(records: list[Record], sweep: list[int], inputs: list[str]) -> list[str]:
+def summary_table(
+    records: list[Record], sweep: list[int], split: str, inputs: list[str]
+) -> list[str]:
     """The first and the last checkpoint of the sweep, a line per input kind and checkpoint."""
-    lines = ["input      epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3     NC4"]
-    found = {(r.input, r.epoch): r for r in records if r.source == "eval"}
+    head = "input" if split == "train" else "test input"
+    lines = [f"{head:<10} epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3     NC4"]
+    found = {(r.input, r.epoch): r for r in records if (r.source, r.split) == ("eval", split)}
     for name in inputs:
         for epoch in sorted({sweep[0], sweep[-1]}):
             r = found[name, epoch]
@@ -526,6 +615,7 @@ MEASURES = {
     Record: measure_checkpoint,
     LayerRecord: measure_layers,
     CentreRecord: measure_centres,
+    AutoAttackRecord: measure_autoattack,
 }
 
 

@@ -818,8 +818,28 @@ class CentreRecord:
         return self.epoch, SPLITS.index(self.split), means, input
 
 
+@dataclass(frozen=True)
+class AutoAttackRecord:
+    """A row of autoattack.csv: accuracy of so many test images, clean and under AutoAttack."""
+
+    epoch: int
+    split: str
+    images: int
+    clean_accuracy: float
+    robust_accuracy: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, self.images
+
+
 # The tables that eval.py alone fills.
-TABLES = {LayerRecord: "layers.csv", CentreRecord: "ncc.csv"}
+TABLES = {
+    LayerRecord: "layers.csv",
+    CentreRecord: "ncc.csv",
+    AutoAttackRecord: "autoattack.csv",
+}
 
 NC1_SCALE = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"
 
@@ -920,6 +940,11 @@ ST_SERIES = {
     "clean": {"loss": "train_loss", "accuracy": "train_acc"},
     "pgd": {"loss": "train_robust_loss", "accuracy": "train_robust_acc"},
 }
+# Of the test images, for whatever training mode; all other names have test_ in front.
+TEST_SERIES = {
+    "clean": {"loss": "test_loss", "accuracy": "test_acc"},
+    "pgd": {"loss": "test_robust_loss", "accuracy": "test_robust_acc"},
+}
 HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_acc")
 
 
@@ -1004,6 +1029,8 @@ class RunFolder:
         self.resume_file.unlink(missing_ok=True)
         if from_epoch == 0:
             series = {name for names in SERIES.values() for name in names.values()}
+            series |= {f"test_{name}" for name in series}
+            series |= {name for names in TEST_SERIES.values() for name in names.values()}
             for path in (
                 self.results / "metrics.csv",
                 self.path / "history.csv",
@@ -1097,6 +1124,11 @@ class RunFolder:
             series |= _by_epoch(swept + [r for r in rows if r.source == "train"], names)
             if self.standard:
                 series |= _by_epoch(swept, ST_SERIES.get(input, {}))
+            tested = [
+                r for r in self.records if (r.input, r.split, r.source) == (input, "test", "eval")
+            ]
+            series |= _by_epoch(tested, {f: f"test_{n}" for f, n in names.items()})
+            series |= _by_epoch(tested, TEST_SERIES.get(input, {}))
         if not self.standard:
             series |= _by_epoch(self.history, {name: name for name in HISTORY_SERIES})
         return series
@@ -1823,7 +1855,7 @@ def describe_run(args: argparse.Namespace, data: Dataset) -> dict[str, Any]:
     except OSError:
         commit = None
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
-    derived = ("sweep", "inputs", "kept_epochs")
+    derived = ("sweep", "inputs", "splits", "kept_epochs")
     return {name: value for name, value in vars(args).items() if name not in derived} | {
         "mean": data.mean,
         "std": data.std,

@@ -316,6 +316,8 @@ BAD_TRAIN = {
     "resume": ("0", "-1", "first", "400", "1.5"),
 }
 BAD_EVAL = {
+    "split": WORDS,
+    "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,
     "layerwise": (*SWITCHES, " --compile"),
     "ncc": SWITCHES,
