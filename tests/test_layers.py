@@ -310,3 +310,21 @@ def test_pgd_against_the_nearest_centre_lowers_its_accuracy_more_than_noise(cent
         )
     assert attacked < noisy
     assert attacked <= 0.5
+
+
+def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
+    """A network that always answers the same gives PGD no gradient, its features give one."""
+    network = golden_network("vgg11bn").eval()
+    network.model.classifier.weight.data.zero_()
+    images = torch.from_numpy(cases.images(16, 3, 32, 5))
+    part = utils.Split(images, torch.arange(16) % 4)
+    data = utils.Dataset(part, part, 10, *CIFAR_STATISTICS)
+    args = eval_script.parse_args(["--ncc", "--attack-iters", "4"])
+    found = {
+        (row.means, row.input): row.ncc_accuracy
+        for row in eval_script.measure_centres(args, network, data, 0, 16, lambda size: None)
+    }
+    assert found.keys() == set(CENTRE_KEYS)
+    for means in ("clean", "pgd"):
+        assert found[means, "pgd"] > 0.9
+        assert found[means, "adaptive"] <= found[means, "pgd"] - 0.5
