@@ -265,9 +265,10 @@ def images_of(kind: type, args: argparse.Namespace, data: Dataset) -> int:
     """How many images a checkpoint's rows of one type take, for the progress bar."""
     train, test = len(data.train), len(data.test)
     return {
-        Record: len(args.inputs) * train,
+        Record: len(args.inputs) * sum(len(getattr(data, split)) for split in args.splits),
         LayerRecord: len(LAYER_INPUTS) * (train + test),
         CentreRecord: len(MEANS_INPUTS) * (train + test) + 2 * test,
+        AutoAttackRecord: args.autoattack,
     }[kind]
 
 

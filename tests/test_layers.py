@@ -1,9 +1,11 @@
 """Collapse layer by layer (--layerwise) and the nearest-centre classifier (--ncc)."""
 
+import sys
 from dataclasses import asdict
 from itertools import product
 
 import cases
+import numpy as np
 import pytest
 import torch
 from conftest import CIFAR_STATISTICS, TinyNet
@@ -328,3 +330,52 @@ def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
     for means in ("clean", "pgd"):
         assert found[means, "pgd"] > 0.9
         assert found[means, "adaptive"] <= found[means, "pgd"] - 0.5
+
+
+def test_test_images_have_series_of_their_own(image_tree, run_script):
+    flags = f"--dataset folder --data-dir {image_tree} --epochs 1 --attack-iters 2"
+    assert run_script(train, f"{flags} --batch-size 7")[0] == 0
+    kinds = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
+    results = TREE_FOLDER / "results"
+    assert run_script(eval_script, f"{flags} {kinds}")[0] == 0
+    trained = {path.name for path in results.glob("*.npy")}
+    assert not any(name.startswith("test_") for name in trained)
+    code, output, _ = run_script(eval_script, f"{flags} {kinds} --split both")
+    assert code == 0 and "test input epoch" in output
+    renamed = {f"test_{name.removeprefix('train_')}" for name in trained}
+    assert {path.name for path in results.glob("test_*.npy")} == renamed
+    records = utils.read_rows(results / "metrics.csv", utils.Record)
+    found = {row.input: row for row in records if (row.source, row.split) == ("eval", "test")}
+    assert found["pgd"].nc1 == np.load(results / "test_robust_nc1.npy")[0]
+    assert found["clean"].accuracy == np.load(results / "test_acc.npy")[0]
+    seen = next(row for row in records if (row.source, row.split) == ("train", "test"))
+    assert found["clean"].loss == pytest.approx(seen.loss, rel=1e-6)
+
+
+def test_autoattack_s_robust_accuracy_is_recorded(image_tree, run_script, monkeypatch):
+    """With a stand-in for the package, whose attack turns every other image to black."""
+    flags = f"--dataset folder --data-dir {image_tree} --epochs 1"
+    assert run_script(train, f"{flags} --batch-size 7")[0] == 0
+    code, _, error = run_script(eval_script, f"{flags} --autoattack 6")
+    if not eval_script.find_autoattack():
+        assert code == 2 and "--autoattack needs a package" in error
+    made = []
+
+    class AutoAttack:
+        def __init__(self, model, **settings):
+            made.append(settings)
+
+        def run_standard_evaluation(self, x, y, bs):
+            return x * (torch.arange(len(x)) % 2).view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(eval_script, "find_autoattack", lambda: "autoattack")
+    module = type(sys)("autoattack")
+    module.AutoAttack = AutoAttack
+    monkeypatch.setitem(sys.modules, "autoattack", module)
+    code, output, error = run_script(eval_script, f"{flags} --autoattack 6 --epsilon 8")
+    assert code == 0, error
+    assert made[0]["eps"] == pytest.approx(8 / 255) and made[0]["norm"] == "Linf"
+    (row,) = utils.read_rows(TREE_FOLDER / "results/autoattack.csv", utils.AutoAttackRecord)
+    assert row.images == 6 and row.robust_accuracy <= row.clean_accuracy
+    code, output, _ = run_script(eval_script, f"{flags} --autoattack 6")
+    assert code == 0 and "1 done before" in output and len(made) == 1
