@@ -129,7 +129,8 @@ def trades(
         clean_probabilities = F.softmax(clean_logits.detach(), dim=1)
         # The iterate is the perturbed image, not delta: at the start the gradient is so small that
         # the rounding of x + delta decides signs, and the published code rounds the image.
-        perturbed = x + 0.001 * _draw(x, torch.randn_like)
+        starts, noise = _draw(x, lambda part: _trades_draws(part, norm)).unbind(1)
+        perturbed = x + 0.001 * starts
         for _ in range(steps):
             perturbed.requires_grad_()
             log_probabilities = F.log_softmax(model(perturbed), dim=1)
@@ -140,7 +141,9 @@ def trades(
                 perturbed = perturbed + step_size * gradient.sign()
                 perturbed = perturbed.clamp(x - epsilon, x + epsilon).clamp(0, 1)
             else:
-                perturbed = (perturbed + 2 * epsilon / steps * _unit_or_noise(gradient)).clamp(0, 1)
+                perturbed = (
+                    perturbed + 2 * epsilon / steps * _unit_or_noise(gradient, noise)
+                ).clamp(0, 1)
                 perturbed = x + _renorm(perturbed - x, epsilon)
     return perturbed.clamp(0, 1) - x
 
@@ -196,13 +199,20 @@ def _renorm(delta: Tensor, radius: float) -> Tensor:
     return delta.renorm(p=2, dim=0, maxnorm=radius)
 
 
-def _unit_or_noise(gradient: Tensor) -> Tensor:
+def _trades_draws(x: Tensor, norm: str) -> Tensor:
+    """Normal draws (N, 2, C, H, W): the start, and what replaces a zero gradient under l_2."""
+    start = torch.randn_like(x)
+    return torch.stack([start, torch.randn_like(x) if norm == "l_2" else start], 1)
+
+
+def _unit_or_noise(gradient: Tensor, noise: Tensor) -> Tensor:
     """Unit gradient of each image; normal noise where the gradient is zero, as published.
 
-    The noise is drawn whether it is needed or not, so that nothing waits for the device.
+    The noise was drawn whether it is needed or not, so that nothing waits for the device, and once
+    for all steps, so that they lie beside the start's.
     """
     norms = _image_norms(gradient)
-    return torch.where(norms == 0, _draw(gradient, torch.randn_like), gradient / norms)
+    return torch.where(norms == 0, noise, gradient / norms)
 
 
 def _check_norm(norm: str) -> None:

@@ -36,6 +36,7 @@ class Style(NamedTuple):
     marker: str = ""
     size: float = 4.5
     line: str = "-"
+    hollow: bool = False
 
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. Markers that are drawn later are
@@ -47,6 +48,7 @@ INPUT_STYLES = {
     "sign": Style("sign noise", "#CC79A7", "D", 3),
     "targeted": Style("targeted", "#E69F00", "v", 4.5),
     "gaussian_l2": Style("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
+    "adaptive": Style("PGD on the NCC classifier", "#661100", "X", 4.5),
 }
 # Greys, so that no training mode is taken for a kind of input.
 MODES = {
@@ -376,7 +378,7 @@ def distance_plots(groups: list[Group]) -> list[Plot]:
 
 
 def layer_plots(group: Group) -> list[Plot]:
-    """Each metric against the layer's index at the last common epoch; other splits are dashed."""
+    """Each metric against the layer's index at the last common epoch; test images are dashed."""
     tables = [run.layers for run in group.runs]
     epochs = common([{row.epoch: row for row in table} for table in tables])
     if not epochs:
@@ -391,7 +393,9 @@ def layer_plots(group: Group) -> list[Plot]:
 
 def split_style(split: str, kind: str) -> Style:
     style = INPUT_STYLES[kind]
-    return style if split == "train" else style._replace(label=f"{style.label}, {split}", line="--")
+    if split == "train":
+        return style
+    return style._replace(label=f"{style.label}, {split}", line="--", hollow=True)
 
 
 def ncc_plots(group: Group) -> list[Plot]:
@@ -402,7 +406,8 @@ def ncc_plots(group: Group) -> list[Plot]:
     for (place, kind), line in lines.items():
         if common(line):
             style = INPUT_STYLES[kind]
-            network = style._replace(label=f"{style.label}, network", line="--")
+            label = f"{style.label}: network"
+            network = style._replace(label=label, line="--", hollow=True)
             panels[place] += [(style, line, "ncc_accuracy"), (network, line, "network_accuracy")]
     if not panels:
         return left_out(group, "ncc", any(tables))
@@ -451,8 +456,11 @@ def draw(plot: Plot) -> Figure:
 
 
 def handle(style: Style) -> Line2D:
-    label, color, marker, size, line = style
-    return Line2D([], [], label=label, color=color, marker=marker, markersize=size, linestyle=line)
+    line = Line2D([], [], label=style.label, color=style.color, linestyle=style.line)
+    line.set(marker=style.marker, markersize=style.size)
+    if style.hollow:
+        line.set(markerfacecolor="white", markeredgecolor=style.color, markeredgewidth=0.8)
+    return line
 
 
 def draw_line(ax: Axes, style: Style, values: tuple, scale: str) -> None:
