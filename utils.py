@@ -1,12 +1,12 @@
 """What train.py and eval.py share, section by section:
 
 data sets         DATASETS, load_dataset: images in memory as uint8
-networks          build_model, Network: images in [0, 1] -> logits
-measurements      measure, Record: one forward pass, one record per epoch, split and input
-the run folder    RunFolder, SERIES, checkpoints: every file that a run leaves
+networks          build_model, Network, FoldedNetwork for eval mode, NearestCentre
+measurements      measure, measure_blocks; Record and the other rows of tables
+the run folder    RunFolder, SERIES, checkpoints, Writer: every file that a run leaves
 learning rates    learning_rate
-seeds, device     seed_everything, select_device, set_precision
-flags and logs    add_run_flags and what is made of them, run_script
+seeds, device     seed_everything, select_device, set_precision, StopSignals, ranks, memory
+flags and logs    add_run_flags and what is made of them, eval_batch_size, run_script
 """
 
 import argparse
