@@ -280,6 +280,7 @@ def prepare_ours(
 
     def checkpoint() -> None:
         args.inputs = ["clean", "pgd", "gaussian", "sign", "targeted"]
+        args.splits = ("train",)
         sweep.measure_checkpoint(args, folded.refold(), data, 0, batch_size, lambda size: None)
 
     return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
