@@ -129,8 +129,9 @@ def trades(
         clean_probabilities = F.softmax(clean_logits.detach(), dim=1)
         # The iterate is the perturbed image, not delta: at the start the gradient is so small that
         # the rounding of x + delta decides signs, and the published code rounds the image.
-        starts, noise = _draw(x, lambda part: _trades_draws(part, norm)).unbind(1)
-        perturbed = x + 0.001 * starts
+        draws = _draw(x, lambda part: _trades_draws(part, norm))
+        start, noise = draws[:, 0], draws[:, -1]  # noise only under l_2
+        perturbed = x + 0.001 * start
         for _ in range(steps):
             perturbed.requires_grad_()
             log_probabilities = F.log_softmax(model(perturbed), dim=1)
@@ -200,16 +201,15 @@ def _renorm(delta: Tensor, radius: float) -> Tensor:
 
 
 def _trades_draws(x: Tensor, norm: str) -> Tensor:
-    """Normal draws (N, 2, C, H, W): the start, and what replaces a zero gradient under l_2."""
-    start = torch.randn_like(x)
-    return torch.stack([start, torch.randn_like(x) if norm == "l_2" else start], 1)
+    """Normal draws (N, 1 or 2, C, H, W): the start, and under l_2 what replaces zero gradients."""
+    return torch.stack([torch.randn_like(x) for _ in range(2 if norm == "l_2" else 1)], 1)
 
 
 def _unit_or_noise(gradient: Tensor, noise: Tensor) -> Tensor:
     """Unit gradient of each image; normal noise where the gradient is zero, as published.
 
-    The noise was drawn whether it is needed or not, so that nothing waits for the device, and once
-    for all steps, so that they lie beside the start's.
+    The noise was drawn beside the start, needed or not and once for all steps: so nothing waits for
+    the device, and an image's draws do not depend on its batch.
     """
     norms = _image_norms(gradient)
     return torch.where(norms == 0, noise, gradient / norms)

@@ -47,6 +47,7 @@ from utils import (
     Record,
     RunFolder,
     Split,
+    accuracy,
     logger,
     measure,
     measure_blocks,
@@ -538,10 +539,6 @@ def measure_autoattack(
     return [
         AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), right.double().mean().item())
     ]
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def summary(args: argparse.Namespace, run: RunFolder) -> list[str]:

@@ -637,9 +637,10 @@ def train_epoch(
             if signals is not None and signals.received and i + 1 < len(batches):
                 random = utils.random_state(device)
                 raise Interrupted(seen | {"steps": i + 1, "random": random})
-    check_losses(args, losses.cpu(), epoch)
+    losses = losses.cpu()
+    check_losses(args, losses, epoch)
     sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
-    clean_loss, objective = (losses.cpu() @ sizes / len(data)).tolist()
+    clean_loss, objective = (losses @ sizes / len(data)).tolist()
     clean_accuracy, robust_accuracy = (correct / len(data)).tolist()
     return EpochSums(clean_loss, clean_accuracy, objective, robust_accuracy), kept
 

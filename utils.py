@@ -596,9 +596,14 @@ def measure(
     logits, features = outputs(network, images, labels, batch_size, perturb, on_batch)
     return Measurement(
         loss=F.cross_entropy(logits.double(), labels).item(),
-        accuracy=(logits.argmax(1) == labels).double().mean().item(),
+        accuracy=accuracy(logits, labels),
         collapse=neural_collapse(features, labels, logits, network.classifier_weight),
     )
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share in [0, 1] of labels (N,) that have the largest of the logits (N, C)."""
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 @torch.no_grad()
@@ -732,6 +737,11 @@ class Record:
     clean_angle_abs: float = math.nan
     clean_mean_distance: float = math.nan
     clean_mean_angle: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, self.source, self.split, INPUTS.index(self.input)
 
     @classmethod
     def of(
@@ -1048,15 +1058,9 @@ class RunFolder:
 
     def add(self, records: list[Record], summary: EpochSummary | None = None) -> None:
         """Put records into metrics.csv, and an epoch into history.csv, in place of equal keys."""
-
-        def key(record: Record) -> tuple:
-            return record.epoch, record.source, record.split, INPUTS.index(record.input)
-
         with self._turn():
             self._read()
-            replaced = {key(record) for record in records}
-            kept = [record for record in self.records if key(record) not in replaced]
-            self.records = sorted(kept + records, key=key)
+            self.records = _merged(self.records, records)
             if summary is not None:
                 others = [row for row in self.history if row.epoch != summary.epoch]
                 self.history = [*others, summary]
@@ -1071,10 +1075,8 @@ class RunFolder:
         """Put rows of one type into their table of TABLES, in place of equal keys."""
         row_type = type(rows[0])
         with self._turn():
-            replaced = {row.key for row in rows}
-            kept = [row for row in self.rows(row_type) if row.key not in replaced]
-            rows = sorted(kept + rows, key=lambda row: row.key)
-            _write_rows(self.results / TABLES[row_type], row_type, rows)
+            merged = _merged(self.rows(row_type), rows)
+            _write_rows(self.results / TABLES[row_type], row_type, merged)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -1132,6 +1134,13 @@ class RunFolder:
         if not self.standard:
             series |= _by_epoch(self.history, {name: name for name in HISTORY_SERIES})
         return series
+
+
+def _merged(rows: list, added: list) -> list:
+    """Rows with others added in place of equal keys, in the order of their keys."""
+    replaced = {row.key for row in added}
+    kept = [row for row in rows if row.key not in replaced]
+    return sorted(kept + added, key=lambda row: row.key)
 
 
 def _by_epoch(rows: list, names: dict[str, str]) -> dict[str, np.ndarray]:

@@ -258,25 +258,20 @@ def prepare_ours(
         features = make_features(int(task.removeprefix("nc")), device)
         return lambda: neural_collapse(*features)
     mode = MODES.get(task, "std_train")
-    state = our_state(precision, compiled, mode, model, images, device)
-    args, data, network, folded, optimizer, batch_size = state
+    args, data, network, folded, optimizer, batch_size = our_state(
+        precision, compiled, mode, model, images, device
+    )
     args.attack_iters = steps
     args.lr_max = 1e-3
 
     def epoch() -> None:
-        step = our_step(*state[:1], folded, steps)
+        step = our_step(args, folded, steps)
         train.run_epoch(args, network, folded, optimizer, data, step, 0, batch_size)
 
     def attack_all() -> None:
         folded.refold()
-        for start in range(0, images, batch_size):
-            x = utils.as_float(data.train.images[start : start + batch_size])
-            pgd(
-                folded,
-                x,
-                data.train.labels[start : start + batch_size],
-                **ATTACK | {"steps": steps},
-            )
+        for x, y in utils.batches(data.train.images, data.train.labels, batch_size):
+            pgd(folded, x, y, **ATTACK | {"steps": steps})
 
     def checkpoint() -> None:
         args.inputs = ["clean", "pgd", "gaussian", "sign", "targeted"]
