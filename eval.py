@@ -12,50 +12,61 @@ Asked for it, also collapse layer by layer and the nearest-centre classifier, on
     torchrun --nproc-per-node=8 eval.py --neural-collapse     # shared out over 8 GPUs
 
 The flags that name the run are those it was trained with. Each finished checkpoint is on disk at
-once; the same command, started again, goes on behind the last one.
+once; the same command, started again, goes on after the last one.
 """
 
-import argparse
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import partial
-from importlib.util import find_spec
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-import utils
-from attacks import gaussian_noise, pgd, sign_noise
-from nc_metrics import compute_class_means, simplex_distance
-from utils import (
-    CENTRE_INPUTS,
-    INPUTS,
+import flags
+from data import Dataset
+from files import read_json, write_json
+from flags import Settings
+from inputs import INPUTS
+from measure import (
+    LAYER_INPUTS,
+    MEANS_INPUTS,
+    Evaluator,
+    Subject,
+    autoattack_rows,
+    centre_rows,
+    find_autoattack,
+    input_rows,
+    layer_rows,
+    passes,
+)
+from networks import Network, load_checkpoint
+from records import (
+    NC1_DEFINITION,
     SPLITS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    Dataset,
-    FoldedNetwork,
-    InputError,
     LayerRecord,
-    NearestCentre,
-    Network,
     Record,
-    RunFolder,
-    Split,
-    accuracy,
+    describe_record,
+)
+from run_folder import RunFolder
+from utils import (
+    InputError,
+    Ranks,
+    describe_peak,
+    join_ranks,
+    log_to,
     logger,
-    measure,
-    measure_blocks,
-    outputs,
+    run_script,
+    set_precision,
 )
 
 # Flags that change what a sweep measures: records made with other values are never mixed in.
-MEASURING_FLAGS = (
+MEASURING_FLAGS = {
     "attack_iters",
     "pgd_alpha",
     "restarts",
@@ -65,22 +76,118 @@ MEASURING_FLAGS = (
     "image_size",
     "precision",
     "checkpoint",
+}
+# With --out the folder's name does not tell these.
+NAMING_FLAGS = {
+    "dataset",
+    "data_name",
+    "model",
+    "norm",
+    "epsilon",
+    "train_mode",
+    "trades_bn",
+    "seed",
+}
+PUBLISHED_EPOCHS = 400  # where neither the flags nor the folder tell
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of row that a sweep can be asked for.
+
+    asked_for: from the settings and the data to the parts of a checkpoint to measure.
+    part_of: the part that a row belongs to.
+    measure: from a subject, an epoch and parts to their rows.
+    images: how many images pass through the network for parts of the data, for the progress bar.
+    """
+
+    name: str
+    row_type: type
+    asked_for: Callable[[Settings, Dataset], list[tuple]]
+    part_of: Callable[[Any], tuple]
+    measure: Callable[[Subject, int, list], list]
+    images: Callable[[list[tuple], Dataset], int]
+
+
+def splits_of(settings: Settings) -> tuple[str, ...]:
+    return SPLITS if settings.split == "both" else (settings.split,)
+
+
+def inputs_of(settings: Settings) -> list[str]:
+    """The kinds of input that the flags ask for."""
+    return [
+        name
+        for name, kind in INPUTS.items()
+        if any(getattr(settings, flag) for flag in kind.asked_by)
+    ]
+
+
+def size_of(data: Dataset, split: str) -> int:
+    return len(getattr(data, split))
+
+
+def images_of_inputs(parts: list[tuple], data: Dataset) -> int:
+    return sum(
+        size_of(data, split) * len(passes([name for part, name in parts if part == split]))
+        for split in SPLITS
+    )
+
+
+def images_of_layers(parts: list[tuple], data: Dataset) -> int:
+    return sum(size_of(data, split) * (1 if name == "clean" else 2) for split, name in parts)
+
+
+def images_of_centres(parts: list[tuple], data: Dataset) -> int:
+    return len(parts) * (len(data.train) + len(data.test)) + 2 * len(data.test)
+
+
+def autoattack_parts(settings: Settings, data: Dataset) -> list[tuple]:
+    """So many images as are asked for, or as there are."""
+    return [(min(settings.autoattack, len(data.test)),)] if settings.autoattack else []
+
+
+PARTS = (
+    Part(
+        "inputs",
+        Record,
+        lambda settings, data: list(product(splits_of(settings), inputs_of(settings))),
+        lambda row: (row.split, row.input),
+        input_rows,
+        images_of_inputs,
+    ),
+    Part(
+        "layers",
+        LayerRecord,
+        lambda settings, data: list(product(SPLITS, LAYER_INPUTS)) if settings.layerwise else [],
+        lambda row: (row.split, row.input),
+        layer_rows,
+        images_of_layers,
+    ),
+    Part(
+        "nearest centres",
+        CentreRecord,
+        lambda settings, data: [(means,) for means in MEANS_INPUTS] if settings.ncc else [],
+        lambda row: (row.means,),
+        centre_rows,
+        images_of_centres,
+    ),
+    Part(
+        "AutoAttack",
+        AutoAttackRecord,
+        autoattack_parts,
+        lambda row: (row.images,),
+        autoattack_rows,
+        lambda parts, data: sum(2 * count for (count,) in parts),
+    ),
 )
 
-LAYER_INPUTS = ("clean", "pgd", "gaussian", "targeted")
-# What the class means of the nearest-centre classifier are of, in training images.
-MEANS_INPUTS = ("clean", "pgd")
 
-# From images and labels of a batch to what is added to the images.
-Perturbation = Callable[[Tensor, Tensor], Tensor]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = utils.Parser(
+def parse_args(argv: list[str] | None = None) -> Settings:
+    parser = flags.Parser(
         description="Sweep the checkpoints of a run with the neural-collapse metrics.",
         allow_abbrev=False,
     )
-    utils.add_run_flags(parser)
+    flags.add_run_flags(parser)
     sweep = parser.add_argument_group("the sweep")
     sweep.add_argument("--neural-collapse", action="store_true", help="clean and PGD inputs")
     sweep.add_argument(
@@ -100,7 +207,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sweep.add_argument(
         "--autoattack",
-        type=utils.positive_int,
+        type=flags.positive_int,
         metavar="N",
         help="accuracy of N test images under standard AutoAttack; needs the package autoattack "
         "or torchattacks",
@@ -119,7 +226,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sweep.add_argument(
         "--layer-batch-size",
-        type=utils.positive_int,
+        type=flags.positive_int,
         metavar="N",
         help="images per batch of --layerwise, whose blocks' outputs are held at once (default: "
         "as in the rest of the sweep)",
@@ -127,7 +234,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sweep.add_argument(
         "--checkpoints",
         metavar="EPOCHS",
-        help="epochs like 0,10,399, a slice like ::10, or log (default: those that the run keeps)",
+        help="epochs like 0,10,399, a slice like ::10, or log (default: all that the run left)",
     )
     sweep.add_argument(
         "--checkpoint",
@@ -140,15 +247,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, metavar="DIR", help="folder for the results of --checkpoint"
     )
     sweep.add_argument(
-        "--overwrite", action="store_true", help="drop what an earlier sweep recorded first"
+        "--overwrite",
+        action="store_true",
+        help="drop first what earlier sweeps recorded: layers, centres and AutoAttack too",
     )
     # The run may tell what it was trained with; a value given here must agree with it.
-    parser.set_defaults(lr_max=None)
+    parser.set_defaults(lr_max=None, epochs=None)
     args = parser.parse_args(argv)
-    utils.complete_run_flags(parser, args)
-    args.inputs = wanted_inputs(args)
-    args.splits = SPLITS if args.split == "both" else (args.split,)
-    if not (args.inputs or args.layerwise or args.ncc or args.autoattack):
+    flags.finish_run_flags(parser, args)
+    if not (inputs_of(args) or args.layerwise or args.ncc or args.autoattack):
         parser.error(
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
             "--neural-collapse-targeted, --layerwise, --ncc or --autoattack"
@@ -159,162 +266,94 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--layer-batch-size is for --layerwise")
     if args.layerwise and args.compile:
         parser.error("--layerwise reads what each block puts out, which --compile hides: drop one")
-    args.sweep = utils.parse_epochs(parser, "--checkpoints", args.checkpoints, args.epochs)
     if (args.checkpoint is None) != (args.out is None):
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
-    if args.checkpoint:
-        if args.checkpoints:
-            parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
-        args.sweep = list(range(len(args.checkpoint)))
-    return args
+    if args.checkpoint and args.checkpoints:
+        parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
+    settings = Settings(**vars(args))
+    epochs = epochs_of(settings, results_folder(settings))
+    flags.parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
+    return settings
 
 
-def wanted_inputs(args: argparse.Namespace) -> list[str]:
-    wanted = set()
-    if args.neural_collapse:
-        wanted |= {"clean", "pgd"}
-    if args.neural_collapse_gaussian:
-        wanted |= {"gaussian", "sign"}
-    if args.neural_collapse_targeted:
-        wanted |= {"clean", "targeted"}  # compared with the clean class means
-    return [name for name in INPUTS if name in wanted]
+def results_folder(settings: Settings) -> RunFolder:
+    """The run's folder, or with --checkpoint the one that --out names."""
+    run = flags.run_folder(settings)
+    if not settings.out:
+        return run
+    return RunFolder(settings.out, standard=run.standard, results=settings.out)
+
+
+def epochs_of(settings: Settings, run: RunFolder) -> int:
+    """How many epochs the run was trained for, or will be."""
+    told = settings.epochs or run.trained_with().get("epochs")
+    return told or max(run.epochs(), default=PUBLISHED_EPOCHS - 1) + 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is measured, by which of the ranks, and where it is recorded."""
+
+    settings: Settings
+    run: RunFolder
+    files: dict[int, Path]  # by epoch; for --checkpoint by the place in its list
+    data: Dataset
+    network: Network
+    subject: Subject
+    ranks: Ranks
+
+    @property
+    def ends(self) -> list[int]:
+        """The first and the last epoch."""
+        return sorted({min(self.files), max(self.files)})
 
 
 def main() -> None:
-    args = parse_args()
-    rank, world_size = utils.join_ranks(args)
-    utils.set_precision(args.precision)
-    run = utils.run_folder(args)
-    if args.checkpoint:
-        run.move_to(args.out)
-    else:
-        check_training(args, run)
-    files = checkpoint_files(args, run)
-    data, network, folded = utils.load_run(args)
-    if not args.checkpoint:
-        utils.refuse_other_data(run, data)
-    with run.lock("eval.py") if rank == 0 else nullcontext():
-        if rank == 0:
-            prepare(args, run, data)
-        utils.wait_for_ranks(world_size)
+    settings = parse_args()
+    ranks = join_ranks()
+    set_precision(settings.precision)
+    run = results_folder(settings)
+    if not settings.checkpoint:
+        settings = as_trained(settings, run)
+    files = checkpoint_files(settings, run)
+    sweep = prepare(settings, run, files, ranks)
+    with run.lock("eval.py") if ranks.number == 0 else nullcontext():
+        if ranks.number == 0:
+            open_results(sweep)
+        ranks.wait()
         run.open()
-        utils.log_to(run.path / "eval.log")
-        sweep(args, run, data, network, folded, files, rank, world_size)
-        utils.wait_for_ranks(world_size)
-        if rank == 0:
+        log_to(run.path / "eval.log")
+        measure_share(sweep)
+        ranks.wait()
+        if ranks.number == 0:
             run.open()  # with what the other ranks recorded
-            for line in summary(args, run):
+            for line in summary(sweep):
                 logger.info(line)
-            logger.info(f"results are in {run.results}; {utils.peak_memory(args.device)}")
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
+            logger.info(f"results are in {run.results}; {describe_peak(settings.device)}")
+    ranks.leave()
 
 
-def prepare(args: argparse.Namespace, run: RunFolder, data: Dataset) -> None:
-    """Open the folder for this sweep: nothing of one with other flags stays or is mixed in."""
-    run.open()
-    if args.overwrite:
-        run.drop(0, "eval")
-    else:
-        check_earlier_sweep(args, run)
-    utils.write_json(run.results / "eval_args.json", utils.describe_run(args, data))
-
-
-def sweep(
-    args: argparse.Namespace,
-    run: RunFolder,
-    data: Dataset,
-    network: Network,
-    folded: FoldedNetwork,
-    files: dict[int, Path],
-    rank: int,
-    world_size: int,
-) -> None:
-    """Measure this rank's share of the checkpoints that are not recorded yet."""
-    batch_size = utils.eval_batch_size(args, folded, data.train.images)
-    todo = unfinished(args, run, network)
-    share = list(todo)[rank::world_size]
-    of_rank = f"; rank {rank} of {world_size} takes {len(share)}" if world_size > 1 else ""
-    logger.info(
-        f"sweep of {run.path}: {len(todo)} checkpoints ({len(args.sweep) - len(todo)} done "
-        f"before) on {', '.join(asked_for(args))}; {len(data.train)} training images in batches "
-        f"of {batch_size}, on {args.device}{of_rank}"
-    )
-    utils.wait_for_ranks(world_size)  # all have read the same records before one adds to them
-    total = sum(images_of(kind, args, data) for epoch in share for kind in todo[epoch])
-    # A bar for one rank: those of others would write over it.
-    with tqdm(total=total, desc="sweep", unit="img", disable=True if rank else None) as bar:
-        for epoch in share:
-            utils.load_checkpoint(files[epoch], network.model)
-            name = files[epoch].name if args.checkpoint else f"epoch {epoch:>3}"
-            folded.refold()
-            for kind in todo[epoch]:
-                try:
-                    rows = MEASURES[kind](args, folded, data, epoch, batch_size, bar.update)
-                except InputError as error:
-                    raise InputError(f"{files[epoch]}: {error}") from error
-                if kind is Record:
-                    run.add(rows)
-                    for record in rows:
-                        logger.info(f"{name} {utils.format_record(record)}")
-                else:
-                    run.add_rows(rows)
-                    logger.info(f"{name} {len(rows)} rows of {TABLES[kind]}")
-
-
-def images_of(kind: type, args: argparse.Namespace, data: Dataset) -> int:
-    """How many images a checkpoint's rows of one type take, for the progress bar."""
-    train, test = len(data.train), len(data.test)
-    return {
-        Record: len(args.inputs) * sum(len(getattr(data, split)) for split in args.splits),
-        LayerRecord: len(LAYER_INPUTS) * (train + test),
-        CentreRecord: len(MEANS_INPUTS) * (train + test) + 2 * test,
-        AutoAttackRecord: args.autoattack,
-    }[kind]
-
-
-def asked_for(args: argparse.Namespace) -> list[str]:
-    """What is measured of each checkpoint, in words."""
-    extra = {
-        "layers": args.layerwise,
-        "nearest centres": args.ncc,
-        "AutoAttack": args.autoattack,
+def as_trained(settings: Settings, run: RunFolder) -> Settings:
+    """The settings with the images that the run was trained on; refuse what it was not."""
+    trained = run.trained_with()
+    given = {name for name in ("lr_max", "epochs") if getattr(settings, name) is not None}
+    differing = flags.difference(vars(settings), trained, {"image_size"} | given)
+    if differing:
+        raise InputError(f"{run.path} was trained with other flags: {differing}")
+    limits = {
+        name: trained.get(name) if getattr(settings, name) is None else getattr(settings, name)
+        for name in ("limit_train", "limit_test")
     }
-    return [*args.inputs, *(name for name, wanted in extra.items() if wanted)]
+    return settings.replace(**limits)
 
 
-def unfinished(args: argparse.Namespace, run: RunFolder, network: Network) -> dict[int, list[type]]:
-    """Epoch -> the types of row that were asked for and are not all recorded, of the sweep."""
-    wanted: dict[type, set[tuple]] = {Record: set(product(args.splits, args.inputs))}
-    done: dict[type, set[tuple]] = {
-        Record: {(r.epoch, r.split, r.input) for r in run.records if r.source == "eval"}
-    }
-    if args.layerwise:
-        layers = [name for name, _ in network.model.blocks()]
-        wanted[LayerRecord] = set(product(SPLITS, LAYER_INPUTS, layers))
-        done[LayerRecord] = {(r.epoch, r.split, r.input, r.layer) for r in run.rows(LayerRecord)}
-    if args.ncc:
-        wanted[CentreRecord] = set(product(MEANS_INPUTS, CENTRE_INPUTS))
-        done[CentreRecord] = {(r.epoch, r.means, r.input) for r in run.rows(CentreRecord)}
-    if args.autoattack:
-        wanted[AutoAttackRecord] = {(args.autoattack,)}
-        done[AutoAttackRecord] = {(r.epoch, r.images) for r in run.rows(AutoAttackRecord)}
-    todo = {
-        epoch: [
-            kind for kind in wanted if any((epoch, *key) not in done[kind] for key in wanted[kind])
-        ]
-        for epoch in args.sweep
-    }
-    return {epoch: kinds for epoch, kinds in todo.items() if kinds}
-
-
-def checkpoint_files(args: argparse.Namespace, run: RunFolder) -> dict[int, Path]:
+def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
     """Epoch -> file of every checkpoint to measure; for --checkpoint the place in its list."""
-    if args.checkpoint:
-        files = dict(enumerate(args.checkpoint))
+    if settings.checkpoint:
+        files = dict(enumerate(settings.checkpoint))
         advice = "--checkpoint names files of weights"
     else:
-        files = {epoch: run.checkpoint(epoch) for epoch in args.sweep}
+        files = {epoch: run.checkpoint(epoch) for epoch in swept_epochs(settings, run)}
         advice = "check the flags that name the run, or choose with --checkpoints"
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
@@ -325,235 +364,158 @@ def checkpoint_files(args: argparse.Namespace, run: RunFolder) -> dict[int, Path
     return files
 
 
-def check_training(args: argparse.Namespace, run: RunFolder) -> None:
-    """Take images and checkpoints from the run, and refuse flags that it was not trained with."""
-    trained = utils.read_json(run.path / "args.json") or {}
-    if args.limit_train is None:
-        args.limit_train = trained.get("limit_train")
-    if args.limit_test is None:
-        args.limit_test = trained.get("limit_test")
-    if args.checkpoints is None and trained.get("epochs") == args.epochs:
-        args.sweep = utils.select_epochs(trained.get("checkpoint_epochs"), args.epochs)
-    fixed = {"image_size"} if args.lr_max is None else {"image_size", "lr_max"}
-    difference = utils.differing_flag(args, trained, fixed)
-    if difference:
-        raise InputError(f"{run.path} was trained with other flags: {difference}")
+def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
+    """Those that --checkpoints chooses, or all that the run left."""
+    epochs = epochs_of(settings, run)
+    left = run.epochs()
+    if settings.checkpoints or not left:
+        return flags.select_epochs(settings.checkpoints, epochs)
+    kept = flags.select_epochs(run.trained_with().get("checkpoint_epochs"), epochs)
+    gone = [epoch for epoch in kept if epoch <= left[-1] and epoch not in left]
+    if gone:
+        names = run.checkpoint(gone[0]).name + (f" and {len(gone) - 1} more" if gone[1:] else "")
+        logger.warning(f"{run.path}: not there, and left out: {names}")
+    if left[-1] + 1 < epochs:
+        logger.info(f"{run.path} has come to epoch {left[-1]} of {epochs - 1}")
+    return left
 
 
-def check_earlier_sweep(args: argparse.Namespace, run: RunFolder) -> None:
-    """Refuse to mix records that were made with other flags."""
-    earlier = utils.read_json(run.results / "eval_args.json") or {}
-    difference = utils.differing_flag(args, earlier, MEASURING_FLAGS)
-    recorded = any(record.source == "eval" for record in run.records)
-    if difference and (recorded or any(run.rows(kind) for kind in TABLES)):
+def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: Ranks) -> Sweep:
+    """Load the data and make the network that the checkpoints are loaded into."""
+    data = flags.load_data(settings)
+    if not settings.checkpoint:
+        flags.refuse_other_data(run, data)
+    network, folded = flags.build_networks(settings, data)
+    evaluator = Evaluator(folded, flags.eval_batch_size(settings))
+    layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
+    subject = Subject(evaluator, layers, data, flags.strength(settings), settings.seed)
+    return Sweep(settings, run, files, data, network, subject, ranks)
+
+
+def open_results(sweep: Sweep) -> None:
+    """Open the folder for this sweep: nothing of one with other flags stays or is mixed in."""
+    settings, run = sweep.settings, sweep.run
+    now = flags.describe_run(settings, sweep.data)
+    if settings.checkpoint:
+        now["checkpoint_sha256"] = [hash_of(file) for file in settings.checkpoint]
+    run.open()
+    if settings.overwrite:
+        dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
+        if dropped:
+            logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
+    elif rows_of(run, Record) or any(run.rows(row_type) for row_type in TABLES):
+        refuse_other_sweep(settings, run, now)
+    write_json(run.sweep_file, now)
+
+
+def hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) -> None:
+    """Stop where the records were made with other flags, images or files."""
+    earlier = read_json(run.sweep_file) or {}
+    named = NAMING_FLAGS if settings.checkpoint else set()
+    differing = flags.difference(now, earlier, MEASURING_FLAGS | named)
+    if not differing and earlier.get("mean", list(now["mean"])) != list(now["mean"]):
+        differing = "its images were others: check --data-dir"
+    if not differing and settings.checkpoint:
+        hashes = zip(
+            settings.checkpoint,
+            now["checkpoint_sha256"],
+            earlier.get("checkpoint_sha256", now["checkpoint_sha256"]),
+            strict=True,
+        )
+        changed = [file for file, present, former in hashes if present != former]
+        differing = f"{changed[0]} was another file then" if changed else None
+    if differing:
         raise InputError(
-            f"{run.results} holds a sweep with other flags: {difference}; --overwrite drops it"
+            f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
         )
 
 
-def perturbation(args: argparse.Namespace, model: nn.Module, name: str) -> Perturbation | None:
-    """From images and labels to the perturbation of one kind of input; None for clean ones."""
-    attack = partial(pgd, model, restarts=args.restarts, **utils.attack_settings(args))
-    level = args.noise_level / 255
-    return {
-        "clean": None,
-        "pgd": attack,
-        "gaussian": lambda x, y: gaussian_noise(x, level),
-        "sign": lambda x, y: sign_noise(x, level),
-        "targeted": partial(attack, targeted=True),
-    }[name]
+def measure_share(sweep: Sweep) -> None:
+    """Measure this rank's share of the checkpoints that are not all recorded yet."""
+    settings, run, ranks, data = sweep.settings, sweep.run, sweep.ranks, sweep.data
+    missing = missing_parts(sweep)
+    share = list(missing)[ranks.number :: ranks.count]
+    of_rank = f"; rank {ranks.number} of {ranks.count} takes {len(share)}" * (ranks.count > 1)
+    asked = [*inputs_of(settings), *(p.name for p in PARTS[1:] if p.asked_for(settings, data))]
+    logger.info(
+        f"sweep of {run.path}: {len(missing)} checkpoints ({len(sweep.files) - len(missing)} done "
+        f"before) on {', '.join(asked)}; {len(data.train)} training images in batches of "
+        f"{sweep.subject.evaluator.batch_size}, on {settings.device}{of_rank}"
+    )
+    ranks.wait()  # all have read the same records before one adds to them
+    total = sum(part.images(parts, data) for e in share for part, parts in missing[e])
+    # A bar for one rank: those of others would write over it.
+    with tqdm(total=total, desc="sweep", unit="img", disable=ranks.number or None) as bar:
+        for evaluator in (sweep.subject.evaluator, sweep.subject.layers):
+            evaluator.on_batch = bar.update
+        for epoch in share:
+            load_checkpoint(sweep.files[epoch], sweep.network.model)
+            sweep.subject.evaluator.network.refold()
+            for part, parts in missing[epoch]:
+                measure_part(sweep, epoch, part, parts)
 
 
-def input_labels(data: Split, name: str, num_classes: int) -> Tensor:
-    """What one kind of input is measured with: the labels, the next class if it is targeted."""
-    return (data.labels + 1) % num_classes if name == "targeted" else data.labels
-
-
-def seed_input(args: argparse.Namespace, epoch: int, split: str, name: str) -> None:
-    """Start the random stream of one epoch, split and kind of input."""
-    of_test = () if split == "train" else (SPLITS.index(split),)
-    utils.seed_everything(args.seed, epoch, INPUTS.index(name), *of_test)
-
-
-def measure_checkpoint(
-    args: argparse.Namespace,
-    network: Network,
-    data: Dataset,
-    epoch: int,
-    batch_size: int,
-    on_batch: Callable[[int], Any],
-) -> list[Record]:
-    """One record per split and input kind for the network of one epoch."""
-    records = []
-    for split in args.splits:
-        part: Split = getattr(data, split)
-        clean_means = None
-        for name in args.inputs:
-            seed_input(args, epoch, split, name)
-            labels = input_labels(part, name, data.num_classes)
-            perturb = perturbation(args, network, name)
-            measured = measure(network, part.images, labels, batch_size, perturb, on_batch)
-            means = measured.collapse.class_means
-            if name == "clean":
-                clean_means = means
-            apart = simplex_distance(clean_means, means) if name in ("pgd", "targeted") else None
-            records.append(
-                Record.of(
-                    measured,
-                    source="eval",
-                    epoch=epoch,
-                    split=split,
-                    input=name,
-                    from_clean=apart,
-                )
-            )
-    return records
-
-
-def measure_layers(
-    args: argparse.Namespace,
-    network: Network,
-    data: Dataset,
-    epoch: int,
-    batch_size: int,
-    on_batch: Callable[[int], Any],
-) -> list[LayerRecord]:
-    """Collapse after every block: a record per split, input kind and block.
-
-    Test images are measured against the class means of the test images themselves: it is their
-    own collapse. Targeted inputs are measured with the target labels. The perturbed images of one
-    kind are held in memory, since two passes must see the same.
-
-    Source: Su et al. 2024, layer-wise collapse.
-    """
-    records = []
-    for split, name in product(SPLITS, LAYER_INPUTS):
-        part: Split = getattr(data, split)
-        labels = input_labels(part, name, data.num_classes)
-        seed_input(args, epoch, split, name)
-        images = perturbed(part.images, labels, batch_size, perturbation(args, network, name))
-        found = measure_blocks(network, images, labels, args.layer_batch_size or batch_size)
-        records += [
-            LayerRecord(epoch, split, name, layer, index, width, **vars(collapse))
-            for index, (layer, (width, collapse)) in enumerate(found.items())
-        ]
-        on_batch(len(part))
-    return records
-
-
-def perturbed(
-    images: Tensor, labels: Tensor, batch_size: int, perturb: Perturbation | None
-) -> Tensor:
-    """All images (N, C, H, W) with their perturbation, as float; clean ones as they are."""
-    if perturb is None:
-        return images
-    return torch.cat([x + perturb(x, y) for x, y in utils.batches(images, labels, batch_size)])
-
-
-def measure_centres(
-    args: argparse.Namespace,
-    network: Network,
-    data: Dataset,
-    epoch: int,
-    batch_size: int,
-    on_batch: Callable[[int], Any],
-) -> list[CentreRecord]:
-    """Test images by the nearest class mean of the training features, beside the network itself.
-
-    The class means are of clean and of PGD-perturbed training images; the test images are clean,
-    perturbed by PGD against the network, and, for each of the two, by PGD against the classifier
-    by nearest means ("adaptive"). Both attacks start from the same draws.
-
-    Source: Su et al. 2024, the robustness of the nearest-centre classifier.
-    """
-
-    def run(split: str, seeded_as: str, perturb: Perturbation | None) -> tuple[Tensor, Tensor]:
-        part: Split = getattr(data, split)
-        seed_input(args, epoch, split, seeded_as)
-        return outputs(network, part.images, part.labels, batch_size, perturb, on_batch)
-
-    records = []
-    seen = {name: run("test", name, perturbation(args, network, name)) for name in ("clean", "pgd")}
-    for means in MEANS_INPUTS:
-        _, features = run("train", means, perturbation(args, network, means))
-        class_means = compute_class_means(features.double(), data.train.labels, data.num_classes)
-        centres = NearestCentre(network, class_means).eval()
-        seen["adaptive"] = run("test", "pgd", perturbation(args, centres, "pgd"))
-        for name in CENTRE_INPUTS:
-            logits, features = seen[name]
-            records.append(
-                CentreRecord(
-                    epoch,
-                    split="test",
-                    means=means,
-                    input=name,
-                    ncc_accuracy=accuracy(centres.classify(features), data.test.labels),
-                    network_accuracy=accuracy(logits, data.test.labels),
-                )
-            )
-    return records
-
-
-def find_autoattack() -> str | None:
-    """The installed package that has AutoAttack, its authors' own first."""
-    return next((name for name in ("autoattack", "torchattacks") if find_spec(name)), None)
-
-
-def measure_autoattack(
-    args: argparse.Namespace,
-    network: Network,
-    data: Dataset,
-    epoch: int,
-    batch_size: int,
-    on_batch: Callable[[int], Any],
-) -> list[AutoAttackRecord]:
-    """Accuracy of class-balanced test images under standard AutoAttack.
-
-    Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-    Parameter-free Attacks" (ICML 2020).
-    """
-    chosen = utils.balanced_subset(data.test.labels.cpu(), args.autoattack, args.seed)
-    part = data.test.select(chosen.to(data.test.labels.device))
-    x, y = utils.as_float(part.images), part.labels
-    norm = {"l_inf": "Linf", "l_2": "L2"}[args.norm]
-    epsilon = utils.attack_settings(args)["epsilon"]
-    seed_input(args, epoch, "test", "pgd")
-    if find_autoattack() == "autoattack":
-        from autoattack import AutoAttack
-
-        attack = AutoAttack(
-            network, norm=norm, eps=epsilon, seed=args.seed, verbose=False, device=args.device
-        )
-        attacked = attack.run_standard_evaluation(x, y, bs=batch_size)
+def measure_part(sweep: Sweep, epoch: int, part: Part, parts: list[tuple]) -> None:
+    """Measure and record what is missing of one kind of row of a checkpoint."""
+    file, run = sweep.files[epoch], sweep.run
+    try:
+        rows = part.measure(sweep.subject, epoch, parts)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    name = file.name if sweep.settings.checkpoint else f"epoch {epoch:>3}"
+    if part.row_type is Record:
+        run.add(rows)
+        for record in rows:
+            logger.info(f"{name} {describe_record(record)}")
     else:
-        from torchattacks import AutoAttack
-
-        attack = AutoAttack(
-            network, norm=norm, eps=epsilon, n_classes=data.num_classes, seed=args.seed
-        )
-        attacked = torch.cat([attack(*batch) for batch in utils.batches(x, y, batch_size)])
-    clean, _ = outputs(network, x, y, batch_size)
-    robust, _ = outputs(network, attacked, y, batch_size, on_batch=on_batch)
-    # Worst case: an image that is wrong already counts as wrong.
-    right = (clean.argmax(1) == y) & (robust.argmax(1) == y)
-    return [
-        AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), right.double().mean().item())
-    ]
+        run.add_rows(rows)
+        logger.info(f"{name} {len(rows)} rows of {TABLES[part.row_type]}")
 
 
-def summary(args: argparse.Namespace, run: RunFolder) -> list[str]:
+def missing_parts(sweep: Sweep) -> dict[int, list[tuple[Part, list[tuple]]]]:
+    """Epoch -> the parts that were asked for and are not recorded."""
+    missing: dict[int, list[tuple[Part, list[tuple]]]] = {}
+    for part in PARTS:
+        wanted = part.asked_for(sweep.settings, sweep.data)
+        recorded = rows_of(sweep.run, part.row_type) if wanted else []
+        done = {(row.epoch, part.part_of(row)) for row in recorded}
+        for epoch in sweep.files:
+            parts = [key for key in wanted if (epoch, key) not in done]
+            if parts:
+                missing.setdefault(epoch, []).append((part, parts))
+    return dict(sorted(missing.items()))
+
+
+def rows_of(run: RunFolder, row_type: type) -> list:
+    """What sweeps have recorded in rows of one type."""
+    if row_type is Record:
+        return [record for record in run.records if record.source == "eval"]
+    return run.rows(row_type)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is printed at the end
+# ---------------------------------------------------------------------------------------------
+
+
+def summary(sweep: Sweep) -> list[str]:
     """The first and the last checkpoint of the sweep, in tables of what was asked for."""
+    settings, run = sweep.settings, sweep.run
     lines = []
-    for split in args.splits if args.inputs else ():
-        lines += summary_table(run.records, args.sweep, split, args.inputs)
-    if args.layerwise:
-        lines += layer_table(run.rows(LayerRecord), args.sweep)
-    if args.ncc:
-        lines += centre_table(run.rows(CentreRecord), args.sweep)
-    if args.autoattack:
+    for split in splits_of(settings) if inputs_of(settings) else ():
+        lines += summary_table(sweep, split)
+    if settings.layerwise:
+        lines += layer_table(run.rows(LayerRecord), max(sweep.files))
+    if settings.ncc:
+        lines += centre_table(run.rows(CentreRecord), sweep.ends)
+    if settings.autoattack:
         lines.append("AutoAttack epoch  images  clean accuracy  robust accuracy")
         for row in run.rows(AutoAttackRecord):
-            if row.epoch in (args.sweep[0], args.sweep[-1]):
+            if row.epoch in sweep.ends:
                 lines.append(
                     f"{row.split:<10} {row.epoch:>5}  {row.images:>6}  "
                     f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}"
@@ -561,31 +523,28 @@ def summary(args: argparse.Namespace, run: RunFolder) -> list[str]:
     return lines
 
 
-def summary_table(
-    records: list[Record], sweep: list[int], split: str, inputs: list[str]
-) -> list[str]:
+def summary_table(sweep: Sweep, split: str) -> list[str]:
     """The first and the last checkpoint of the sweep, a line per input kind and checkpoint."""
     head = "input" if split == "train" else "test input"
     lines = [f"{head:<10} epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3     NC4"]
-    found = {(r.input, r.epoch): r for r in records if (r.source, r.split) == ("eval", split)}
-    for name in inputs:
-        for epoch in sorted({sweep[0], sweep[-1]}):
-            r = found[name, epoch]
-            lines.append(
-                f"{name:<10} {epoch:>5}  {r.accuracy:>8.4f}  {r.nc1:>8.2e}  "
-                f"{r.nc2_norm_activation:>8.4f}  {r.nc2_angle_activation:>9.4f}  {r.nc3:>6.3f}  "
-                f"{r.nc4:>6.4f}"
-            )
-    return [*lines, utils.NC1_SCALE]
+    found = {(r.input, r.epoch): r for r in rows_of(sweep.run, Record) if r.split == split}
+    for name, epoch in product(inputs_of(sweep.settings), sweep.ends):
+        r = found[name, epoch]
+        lines.append(
+            f"{name:<10} {epoch:>5}  {r.accuracy:>8.4f}  {r.nc1:>8.2e}  "
+            f"{r.nc2_norm_activation:>8.4f}  {r.nc2_angle_activation:>9.4f}  {r.nc3:>6.3f}  "
+            f"{r.nc4:>6.4f}"
+        )
+    return [*lines, NC1_DEFINITION]
 
 
-def layer_table(rows: list[LayerRecord], sweep: list[int]) -> list[str]:
-    """A line per block of the last checkpoint of the sweep: NC1 and NCC accuracy per input."""
+def layer_table(rows: list[LayerRecord], epoch: int) -> list[str]:
+    """A line per block of one checkpoint: NC1 and NCC accuracy per input."""
     lines = []
     for split in SPLITS:
-        found = [row for row in rows if (row.epoch, row.split) == (sweep[-1], split)]
+        found = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
         head = "".join(f"{name:>10}: NC1   NCC" for name in LAYER_INPUTS)
-        lines.append(f"{split:<5} {sweep[-1]:>3} layer   {head}")
+        lines.append(f"{split:<5} {epoch:>3} layer   {head}")
         by_layer = {(row.layer, row.input): row for row in found}
         for layer in dict.fromkeys(row.layer for row in found):
             line = f"          {layer:<8}"
@@ -596,11 +555,11 @@ def layer_table(rows: list[LayerRecord], sweep: list[int]) -> list[str]:
     return lines
 
 
-def centre_table(rows: list[CentreRecord], sweep: list[int]) -> list[str]:
-    """Accuracy by nearest class mean beside the network's, at both ends of the sweep."""
+def centre_table(rows: list[CentreRecord], epochs: Iterable[int]) -> list[str]:
+    """Accuracy by nearest class mean beside the network's."""
     lines = ["means      epoch  test images   by class mean  by network"]
     for row in rows:
-        if row.epoch in (sweep[0], sweep[-1]):
+        if row.epoch in epochs:
             lines.append(
                 f"{row.means:<10} {row.epoch:>5}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
                 f"{row.network_accuracy:>10.4f}"
@@ -608,14 +567,5 @@ def centre_table(rows: list[CentreRecord], sweep: list[int]) -> list[str]:
     return lines
 
 
-# Type of row -> the function that measures a checkpoint.
-MEASURES = {
-    Record: measure_checkpoint,
-    LayerRecord: measure_layers,
-    CentreRecord: measure_centres,
-    AutoAttackRecord: measure_autoattack,
-}
-
-
 if __name__ == "__main__":
-    utils.run_script(main)
+    run_script(main)

@@ -11,6 +11,6 @@ from vgg import LAYERS_32, VGG
 LAYERS_160 = (*LAYERS_32, "M")
 
 
-def vgg11_bn_pool(num_classes: int = 10) -> VGG:
-    """VGG11 with batch normalisation for 3x160x160 images."""
-    return VGG(LAYERS_160, nn.AvgPool2d(5, 1), "fan_out", 3, num_classes)
+def vgg11_bn_pool(num_classes: int = 10, in_channels: int = 3) -> VGG:
+    """VGG11 with batch normalisation for 160x160 images."""
+    return VGG(LAYERS_160, nn.AvgPool2d(5, 1), "fan_out", in_channels, num_classes)

@@ -1,0 +1,402 @@
+"""The flags that train.py and eval.py share, and what is made of them.
+
+Settings are the flags as the script will use them; they are read-only. What is derived from them,
+a folder, the data, networks, is a value of its own.
+"""
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+import networks
+from attacks import CHUNK, NORMS
+from data import DATASETS, DOWNLOADED, Dataset, Selection, load_dataset
+from inputs import Strength
+from networks import ARCHITECTURES, FoldedNetwork, Network
+from run_folder import RunFolder
+from steps import MODES, TRAIN_MODES, mode_name
+from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
+
+
+class Settings(argparse.Namespace):
+    """Flags by name, read-only."""
+
+    def __init__(self, **flags: Any):
+        vars(self).update(flags)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"settings are read-only: {name} cannot be changed")
+
+    def replace(self, **flags: Any) -> "Settings":
+        """These settings with other values of some flags."""
+        return Settings(**vars(self) | flags)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse takes for no value
+                self.error(f"argument {word[:-3]}: expected a value, got '--'")
+        return super().parse_known_args(words, namespace)
+
+
+def _number(kind: type, accepted: Callable, description: str) -> Callable[[str], Any]:
+    """An argparse type."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepted(value):
+            raise argparse.ArgumentTypeError(f"expected {description}, got {text!r}")
+        return value
+
+    return parse
+
+
+LARGEST_COUNT = 1_000_000
+
+
+positive_int = _number(
+    int, lambda value: 0 < value <= LARGEST_COUNT, f"a whole number from 1 to {LARGEST_COUNT}"
+)
+
+
+seed_number = _number(
+    int, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"
+)
+
+
+non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
+
+
+def select_epochs(text: str | None, epochs: int) -> list[int]:
+    """Epochs that "0,10,399", a slice like "::10" or "log" selects out of range(epochs).
+
+    "log" is ten per decade of the number of finished epochs, and the last one. None is all.
+
+    Raises:
+        ValueError: none of these, an epoch out of range, or no epoch at all.
+    """
+    if text is None:
+        return list(range(epochs))
+    if text == "log":
+        counts = (round(10 ** (i / 10)) for i in range(math.ceil(10 * math.log10(epochs)) + 1))
+        return sorted({count - 1 for count in counts if count <= epochs} | {epochs - 1})
+    if ":" in text:
+        parts = [int(part) if part.strip() else None for part in text.split(":")]
+        selected = list(range(epochs))[slice(*parts)] if len(parts) <= 3 else []
+    else:
+        selected = sorted({int(part) for part in text.split(",")})
+    if not selected or not set(selected) <= set(range(epochs)):
+        raise ValueError
+    return sorted(selected)
+
+
+def parse_epochs(parser: Parser, flag: str, text: str | None, epochs: int) -> list[int]:
+    """select_epochs for the value of a flag; ends the script where it has none."""
+    try:
+        return select_epochs(text, epochs)
+    except ValueError:
+        parser.error(
+            f"argument {flag}: expected epochs below {epochs} like 0,10,{epochs - 1}, a slice like "
+            f"::10, or log; got {text!r}"
+        )
+
+
+def _model_name(text: str) -> str:
+    """Model names in any case, as ARCHITECTURES spells them."""
+    return next((name for name in ARCHITECTURES if name.lower() == text.lower()), text)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return select_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {error}") from error
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that train.py and eval.py share: they name the run, its data and its attack."""
+    _add_run_group(parser.add_argument_group("the run"))
+    _add_data_group(parser.add_argument_group("data"))
+    _add_attack_group(parser.add_argument_group("attack and noise"))
+    _add_machine_group(parser.add_argument_group("machine"))
+
+
+def _add_run_group(run: argparse._ArgumentGroup) -> None:
+    run.add_argument("--model", type=_model_name, choices=ARCHITECTURES, default="vgg11bn")
+    run.add_argument(
+        "--train-mode",
+        choices=TRAIN_MODES,
+        default="std_train",
+        help="standard, PGD-adversarial or TRADES training (default: %(default)s)",
+    )
+    run.add_argument(
+        "--trades-bn",
+        choices=("frozen", "batch"),
+        default="frozen",
+        help="batch norm under TRADES: frozen at its initial statistics, as in the published "
+        "code, or batch statistics, as in the TRADES paper (default: %(default)s)",
+    )
+    run.add_argument("--seed", type=seed_number, default=1, help="default: %(default)s")
+    run.add_argument(
+        "--epochs",
+        type=positive_int,
+        default=400,
+        help="train.py: 400; eval.py: those of the run, with which a value given must agree",
+    )
+    run.add_argument(
+        "--lr-max",
+        type=non_negative_float,
+        default=0.1,
+        help="peak learning rate (train.py: 0.1; eval.py compares it with the run's where given)",
+    )
+    run.add_argument(
+        "--models-dir",
+        type=Path,
+        default=Path("models"),
+        help="where run folders are made (default: %(default)s)",
+    )
+
+
+def _add_data_group(data: argparse._ArgumentGroup) -> None:
+    data.add_argument("--dataset", choices=DATASETS, default="cifar", help="default: %(default)s")
+    data.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="folder of the data, downloaded to it where published (default: %(default)s)",
+    )
+    data.add_argument(
+        "--data-name",
+        metavar="NAME",
+        help="what --dataset folder is called in the run's path (default: folder)",
+    )
+    data.add_argument(
+        "--data-url", help=f"mirror to download from, for {', '.join(DOWNLOADED)}; checksums hold"
+    )
+    data.add_argument(
+        "--image-size",
+        type=int,
+        choices=sorted({size for source in DATASETS.values() for size in source.image_sizes}),
+        help="size that images of --dataset folder are fitted to; picks the architecture "
+        "(default: 32)",
+    )
+    data.add_argument(
+        "--limit-train",
+        type=positive_int,
+        metavar="N",
+        help="keep a class-balanced subset of N training images, drawn with the seed",
+    )
+    data.add_argument(
+        "--limit-test", type=positive_int, metavar="N", help="likewise for the test images"
+    )
+
+
+def _add_attack_group(attack: argparse._ArgumentGroup) -> None:
+    attack.add_argument("--norm", choices=NORMS, default="l_inf", help="default: %(default)s")
+    attack.add_argument(
+        "--epsilon",
+        type=non_negative_float,
+        help="radius, in 1/255 units, for mnist in [0, 1] units (default: 8, for l_2 128)",
+    )
+    attack.add_argument(
+        "--pgd-alpha",
+        type=non_negative_float,
+        help="step size in the units of --epsilon (default: 2, for l_2 15)",
+    )
+    attack.add_argument(
+        "--attack-iters", type=positive_int, default=10, help="steps (default: %(default)s)"
+    )
+    attack.add_argument(
+        "--restarts", type=positive_int, default=1, help="of PGD (default: %(default)s)"
+    )
+    attack.add_argument(
+        "--noise-level",
+        type=non_negative_float,
+        default=8.0,
+        help="noise of --neural-collapse-gaussian in 1/255 units (default: %(default)s)",
+    )
+
+
+def _add_machine_group(machine: argparse._ArgumentGroup) -> None:
+    machine.add_argument(
+        "--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, ..."
+    )
+    machine.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        default="tf32",
+        help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
+    )
+    machine.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network with torch.compile: the same results within rounding, after a "
+        "minute or so of compiling",
+    )
+    machine.add_argument(
+        "--eval-batch-size",
+        type=positive_int,
+        metavar="N",
+        help="images per batch in eval mode, halved where the memory does not hold them (default: "
+        "1024 on a GPU, 128 on a CPU; for 160 pixels 128 and 5)",
+    )
+
+
+def finish_run_flags(parser: Parser, args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on other flags; refuse combinations without a meaning."""
+    source = DATASETS[args.dataset]
+    _finish_attack_flags(parser, args)
+    if args.data_url and not source.downloaded:
+        parser.error(f"--data-url is for {', '.join(DOWNLOADED)}; {args.dataset} is not downloaded")
+    if args.data_url and not args.data_url.startswith(("http://", "https://")):
+        parser.error(f"--data-url: expected http:// or https://, got {args.data_url!r}")
+    if args.data_name is not None:
+        if args.dataset != "folder":
+            parser.error("--data-name is for --dataset folder; other data sets have their own name")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.data_name) or args.data_name in DATASETS:
+            parser.error(
+                "argument --data-name: expected letters, digits, '.', '_' and '-', and no name of "
+                f"another data set; got {args.data_name!r}"
+            )
+    if args.image_size and len(source.image_sizes) == 1:
+        parser.error("--image-size is for --dataset folder; other data sets have their own size")
+    args.image_size = args.image_size or source.image_sizes[0]
+    if args.image_size not in ARCHITECTURES[args.model]:
+        sizes = " or ".join(map(str, ARCHITECTURES[args.model]))
+        parser.error(f"--model {args.model} is for images of {sizes} pixels, not {args.image_size}")
+    try:
+        mode_name(args.train_mode, args.trades_bn)
+    except ValueError:
+        parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES")
+    for flag in ("data_dir", "models_dir", "out"):
+        path = getattr(args, flag, None)
+        if path is not None and path.exists() and not path.is_dir():
+            parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
+
+
+def _finish_attack_flags(parser: Parser, args: argparse.Namespace) -> None:
+    if DATASETS[args.dataset].epsilon_range == 1:
+        given = f"--dataset {args.dataset}"
+        if args.epsilon is None or args.pgd_alpha is None:
+            parser.error(f"{given} needs --epsilon and --pgd-alpha, in [0, 1] units")
+        if args.norm == "l_inf" and max(args.epsilon, args.pgd_alpha) > 1:
+            parser.error(f"--epsilon and --pgd-alpha are in [0, 1] units for {given}")
+    epsilon, step_size = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}[args.norm]
+    args.epsilon = epsilon if args.epsilon is None else args.epsilon
+    args.pgd_alpha = step_size if args.pgd_alpha is None else args.pgd_alpha
+
+
+def run_folder(settings: Settings) -> RunFolder:
+    """The folder that the flags name, not opened yet."""
+    mode = mode_name(settings.train_mode, settings.trades_bn)
+    path = settings.models_dir / (settings.data_name or settings.dataset) / settings.model
+    path = path / settings.norm / f"eps{settings.epsilon}" / mode / f"seed{settings.seed}"
+    return RunFolder(path, standard=not MODES[mode].adversary)
+
+
+def strength(settings: Settings) -> Strength:
+    """How far inputs are perturbed, in units of images in [0, 1]."""
+    unit = DATASETS[settings.dataset].epsilon_range
+    attack = {
+        "epsilon": settings.epsilon / unit,
+        "step_size": settings.pgd_alpha / unit,
+        "steps": settings.attack_iters,
+        "norm": settings.norm,
+    }
+    return Strength(attack, settings.restarts, settings.noise_level / 255)
+
+
+def load_data(settings: Settings) -> Dataset:
+    """The data that the flags name, on the device."""
+    keep_freed_memory()
+    names = ("data_dir", "image_size", "seed", "limit_train", "limit_test", "data_url")
+    chosen = Selection(**{name: getattr(settings, name) for name in names})
+    return load_dataset(settings.dataset, chosen).to(settings.device)
+
+
+def build_networks(settings: Settings, data: Dataset) -> tuple[Network, FoldedNetwork]:
+    """The network that the flags name, with fresh weights, and the one for eval mode.
+
+    The second takes over the first one's weights by `refold`.
+    """
+    seed_everything(settings.seed)
+    channels = data.train.images.shape[1]
+    model = networks.build_model(settings.model, settings.image_size, channels, data.num_classes)
+    network = Network(model, data.mean, data.std, bf16=settings.precision == "bf16")
+    network.to(settings.device, memory_format=torch.channels_last)
+    folded = FoldedNetwork(network)
+    if settings.compile and can_compile(settings.device):
+        network.compile(dynamic=False)
+        folded.compile(dynamic=False)
+    return network, folded
+
+
+def eval_batch_size(settings: Settings) -> int:
+    """Images per batch in eval mode to begin with; a size that does not fit is halved.
+
+    Whole chunks of random draws on a GPU, few enough for the caches on a CPU.
+    """
+    if settings.eval_batch_size:
+        return settings.eval_batch_size
+    size_factor = (settings.image_size // 32) ** 2
+    if settings.device.type == "cuda":
+        return max(CHUNK, 8 * CHUNK // size_factor)
+    return max(1, CHUNK // size_factor)
+
+
+def refuse_other_data(run: RunFolder, data: Dataset) -> None:
+    """Stop if the run in the folder was trained on other images, by their statistics."""
+    if run.trained_with().get("mean", list(data.mean)) != list(data.mean):
+        raise InputError(f"{run.path} was trained on other images: check --data-dir")
+
+
+def describe_run(settings: Settings, data: Dataset) -> dict[str, Any]:
+    """What args.json records: every flag as resolved, and what the run was made with."""
+    gpu = settings.device.type == "cuda"
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return vars(settings) | {
+        "mean": data.mean,
+        "std": data.std,
+        "git_commit": _git("rev-parse", "HEAD") or None,
+        "git_dirty": None if changes is None else bool(changes),
+        "torch": torch.__version__,
+        "ran_on": torch.cuda.get_device_name(settings.device) if gpu else "CPU",
+    }
+
+
+def _git(*command: str) -> str | None:
+    """What git says of this code; None if it does not know it."""
+    try:
+        told = subprocess.run(
+            ("git", "-C", str(Path(__file__).parent), *command), capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return told.stdout.strip() if told.returncode == 0 else None
+
+
+def difference(now: dict[str, Any], earlier: dict[str, Any], names: Iterable[str]) -> str | None:
+    """One line on the first of the names whose value is not what an earlier run had, if any."""
+    for name in sorted(names):
+        value = json.loads(json.dumps(now[name], default=str))
+        if name in earlier and earlier[name] != value:
+            return f"--{name.replace('_', '-')} was {earlier[name]}, is {value} now"
+    return None

@@ -1,0 +1,247 @@
+"""The row types of every table that a run leaves, and the published series made of them.
+
+Each is a dataclass with a column per field; `key` is what no two rows of a table share. Accuracies
+and shares are in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a
+default, so that tables of older versions stay readable.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from inputs import INPUTS, place_of
+
+SPLITS = ("train", "test")
+
+
+def _metric(series: str) -> Any:
+    """A field of Record that is kept as an .npy series too, under the prefix of its input."""
+    return field(metadata={"series": series})
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of metrics.csv: one epoch's network on one input. NaN where not measured.
+
+    `source` is the script that measured ("train" or "eval"); the metrics are NeuralCollapse's; the
+    `clean_*` fields compare the class means with those of the clean images (means over classes of
+    SimplexDistance).
+    """
+
+    source: str
+    epoch: int
+    split: str
+    input: str
+    loss: float
+    accuracy: float
+    ncc_accuracy: float
+    nc1: float = _metric("nc1")
+    nc2_norm_activation: float = _metric("nc2_activation_norm")
+    nc2_norm_classifier: float = _metric("nc2_classifier_norm")
+    nc2_angle_activation: float = _metric("nc2_activation_angle")
+    nc2_angle_classifier: float = _metric("nc2_classifier_angle")
+    nc3: float = _metric("nc3")
+    nc4: float = _metric("nc4")
+    clean_distance: float = math.nan
+    clean_angle: float = math.nan
+    clean_distance_abs: float = math.nan
+    clean_angle_abs: float = math.nan
+    clean_mean_distance: float = math.nan
+    clean_mean_angle: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, self.source, self.split, place_of(self.input)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A row of layers.csv: one block of one epoch's network on one split and input.
+
+    `index` counts the blocks from 0 in forward order, `features` is the width of the block's
+    output; the metrics are those of LayerCollapse, with the split's own class means.
+    """
+
+    epoch: int
+    split: str
+    input: str
+    layer: str
+    index: int
+    features: int
+    nc1: float
+    nc2_norm: float
+    nc2_angle: float
+    ncc_accuracy: float
+    ncc_agreement: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, SPLITS.index(self.split), place_of(self.input), self.index
+
+
+# What the nearest-centre classifier is tested on; "adaptive" is PGD against itself.
+CENTRE_INPUTS = ("clean", "pgd", "adaptive")
+
+
+@dataclass(frozen=True)
+class CentreRecord:
+    """A row of ncc.csv: one epoch's nearest-centre classifier, and the network, on one input.
+
+    `means` names the training images that the class means are of: clean, or perturbed by PGD.
+    """
+
+    epoch: int
+    split: str
+    means: str
+    input: str
+    ncc_accuracy: float
+    network_accuracy: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
+        return self.epoch, SPLITS.index(self.split), means, input
+
+
+@dataclass(frozen=True)
+class AutoAttackRecord:
+    """A row of autoattack.csv: accuracy of so many test images, clean and under AutoAttack."""
+
+    epoch: int
+    split: str
+    images: int
+    clean_accuracy: float
+    robust_accuracy: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, self.images
+
+
+# The tables that eval.py alone fills.
+TABLES = {
+    LayerRecord: "layers.csv",
+    CentreRecord: "ncc.csv",
+    AutoAttackRecord: "autoattack.csv",
+}
+
+
+def _mean(over: str) -> Any:
+    """A field of EpochSummary that is the epoch's mean of what its steps saw under that name."""
+    return field(metadata={"over": over})
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """A row of history.csv. NaN where a training mode has no such quantity.
+
+    train_* are means over the images of the epoch, as its steps saw them, and `train_robust_loss`
+    is the objective that was stepped on (AT and TRADES); test_* are those of the epoch's network in
+    eval mode; `lr` is the rate of the last step.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float = _mean(over="images")
+    train_acc: float = _mean(over="images")
+    train_robust_loss: float = _mean(over="images")
+    train_robust_acc: float = _mean(over="images")
+    test_loss: float
+    test_acc: float
+    seconds: float
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return (self.epoch,)
+
+
+STEP_MEANS = {f.name: f.metadata["over"] for f in fields(EpochSummary) if "over" in f.metadata}
+
+NC1_DEFINITION = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"
+
+
+def describe_record(record: Record) -> str:
+    """One line for the log. NC2 is printed for the class means, not for the classifier."""
+    line = (
+        f"{record.input:<11} acc {record.accuracy:.4f} loss {record.loss:.4f} "
+        f"nc1 {record.nc1:.3e} nc2 norm {record.nc2_norm_activation:.3f} "
+        f"angle {record.nc2_angle_activation:.3f} nc3 {record.nc3:.3f} nc4 {record.nc4:.4f}"
+    )
+    if math.isnan(record.clean_distance):
+        return line
+    return line + f" | from clean: dist {record.clean_distance:.3f} angle {record.clean_angle:.3f}"
+
+
+# ---------------------------------------------------------------------------------------------
+# The published .npy series
+# ---------------------------------------------------------------------------------------------
+
+# Under AT and TRADES the accuracies and losses are those seen in training.
+HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_acc")
+
+
+def metric_series(input: str) -> dict[str, str]:
+    """Field of Record -> published name of its series, for one kind of input."""
+    kind = INPUTS[input]
+    stems = {f.name: f.metadata["series"] for f in fields(Record) if "series" in f.metadata}
+    return {name: kind.prefix + stem for name, stem in stems.items()} | kind.published
+
+
+def outcome_series(input: str, split: str) -> dict[str, str]:
+    """Likewise for loss and accuracy, of the inputs that have such series."""
+    outcome = INPUTS[input].outcome
+    if outcome is None:
+        return {}
+    return {"loss": f"{split}_{outcome}loss", "accuracy": f"{split}_{outcome}acc"}
+
+
+def series_names() -> set[str]:
+    """Every name that a series can have."""
+    names = set(HISTORY_SERIES)
+    for input in INPUTS:
+        names |= {prefix + n for n in metric_series(input).values() for prefix in ("", "test_")}
+        names |= {n for split in SPLITS for n in outcome_series(input, split).values()}
+    return names
+
+
+def published_series(
+    records: list[Record], history: list[EpochSummary], standard: bool
+) -> dict[str, np.ndarray]:
+    """Published name -> values by epoch, of every series that there are rows for.
+
+    As published, accuracies and losses of the training images are those of the saved checkpoints
+    where the run is `standard` (ST), otherwise those seen in training. Test images, which were not
+    published, have test_ in front.
+    """
+    series = {}
+    for input in INPUTS:
+        rows = [r for r in records if r.input == input and r.split == "train"]
+        swept = [r for r in rows if r.source == "eval"]
+        # What train.py saw on exactly its training inputs comes before a later sweep.
+        trained = [r for r in rows if r.source == "train"]
+        series |= _by_epoch(swept + trained, metric_series(input))
+        if standard:
+            series |= _by_epoch(swept, outcome_series(input, "train"))
+        tested = [r for r in records if (r.input, r.split, r.source) == (input, "test", "eval")]
+        names = {column: f"test_{name}" for column, name in metric_series(input).items()}
+        series |= _by_epoch(tested, names | outcome_series(input, "test"))
+    if not standard:
+        series |= _by_epoch(history, {name: name for name in HISTORY_SERIES})
+    return series
+
+
+def _by_epoch(rows: list, names: dict[str, str]) -> dict[str, np.ndarray]:
+    """Fields of rows under their published names, indexed by epoch; a later row wins."""
+    series = {}
+    for column, name in names.items() if rows else ():
+        series[name] = np.full(max(row.epoch for row in rows) + 1, np.nan)
+        for row in rows:
+            series[name][row.epoch] = getattr(row, column)
+    return series

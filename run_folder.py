@@ -1,0 +1,217 @@
+"""Every file that a run leaves, and the lock on its folder.
+
+model_{epoch}.pth   weights alone, by epoch from 0
+resume.pth          the last epoch with the optimiser's state, and what is done of the next one
+history.csv         a row per epoch (EpochSummary)
+args.json           the flags of the run and what it was made with
+results/            metrics.csv (Record), the published .npy series made from it, the TABLES of a
+                    sweep and its eval_args.json
+output.log, eval.log
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from files import atomic_open, lock_file, merge_rows, read_json, read_rows, write_rows
+from records import TABLES, EpochSummary, Record, published_series, series_names
+from utils import InputError
+
+
+class RunFolder:
+    """The folder of one run. The tables are the truth, from which the .npy series are written.
+
+    Args:
+        standard: whether the run was trained the standard way, for the published series.
+        results: where the results go, if not into `path`/results.
+    """
+
+    def __init__(self, path: Path, *, standard: bool, results: Path | None = None):
+        self.path = path
+        self.results = results or path / "results"
+        self.standard = standard
+        self.records: list[Record] = []
+        self.history: list[EpochSummary] = []
+
+    @property
+    def resume_file(self) -> Path:
+        return self.path / "resume.pth"
+
+    @property
+    def args_file(self) -> Path:
+        return self.path / "args.json"
+
+    @property
+    def sweep_file(self) -> Path:
+        return self.results / "eval_args.json"
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.path / f"model_{epoch}.pth"
+
+    def epochs(self) -> list[int]:
+        """Epochs of the checkpoints in the folder, ascending."""
+        names = [path.stem.removeprefix("model_") for path in self.path.glob("model_*.pth")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def holds_run(self) -> bool:
+        """Whether a former run left checkpoints or records here."""
+        files = (self.resume_file, self.path / "history.csv", self.results / "metrics.csv")
+        return bool(self.epochs()) or any(file.exists() for file in files)
+
+    def trained_with(self) -> dict[str, Any]:
+        """What args.json tells; {} where there is none."""
+        return read_json(self.args_file) or {}
+
+    def open(self) -> None:
+        """Make the folder and read the records that are in it already."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        self._read()
+
+    @contextmanager
+    def lock(self, script: str) -> Iterator[None]:
+        """Hold the folder alone inside; it is made if need be.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            if not lock_file(file, wait=False):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise InputError(f"{self.path} is in use by {holder}: wait for it, or stop it")
+            file.truncate(0)
+            file.write(
+                f"{script} on {socket.gethostname()}, process {os.getpid()}, since "
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
+            file.flush()
+            for folder in (self.path, self.results):
+                for left_by_a_killed_run in folder.glob(".*.tmp"):
+                    left_by_a_killed_run.unlink(missing_ok=True)
+            yield
+
+    # Recording
+
+    def add(self, records: list[Record], summary: EpochSummary | None = None) -> None:
+        """Put records into metrics.csv, and an epoch into history.csv, in place of equal keys."""
+        with self._turn():
+            self._read()
+            self.records = merge_rows(self.records, records)
+            if summary is not None:
+                self.history = merge_rows(self.history, [summary])
+                write_rows(self.path / "history.csv", EpochSummary, self.history)
+            self._write_records()
+
+    def rows(self, row_type: type) -> list:
+        """What is recorded in one of TABLES."""
+        return read_rows(self.results / TABLES[row_type], row_type)
+
+    def add_rows(self, rows: list) -> None:
+        """Put rows of one type into their table of TABLES, in place of equal keys."""
+        row_type = type(rows[0])
+        with self._turn():
+            merged = merge_rows(self.rows(row_type), rows)
+            write_rows(self.results / TABLES[row_type], row_type, merged)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The ranks of a shared sweep take turns in adding to the results."""
+        with (self.results / ".records.lock").open("a") as file:
+            lock_file(file, wait=True)
+            yield
+
+    def _read(self) -> None:
+        self.records = read_rows(self.results / "metrics.csv", Record)
+        self.history = read_rows(self.path / "history.csv", EpochSummary)
+
+    def _write_records(self) -> None:
+        write_rows(self.results / "metrics.csv", Record, self.records)
+        for name, values in self._series().items():
+            with atomic_open(self.results / f"{name}.npy") as file:
+                np.save(file, values)
+
+    def _series(self) -> dict[str, np.ndarray]:
+        return published_series(self.records, self.history, self.standard)
+
+    # Deleting
+
+    def to_delete(self, from_epoch: int = 0) -> list[Path]:
+        """The checkpoints and resume.pth that a run which begins at that epoch has no use for."""
+        files = [self.checkpoint(epoch) for epoch in self.epochs() if epoch >= from_epoch]
+        return [self.resume_file] * self.resume_file.exists() + files
+
+    def delete(self, from_epoch: int = 0) -> None:
+        """Delete a former run from an epoch on: what it left, and nothing else."""
+        for path in self.to_delete(from_epoch):
+            path.unlink()
+        if from_epoch > 0:
+            return
+        for path in (
+            self.results / "metrics.csv",
+            self.path / "history.csv",
+            *(self.results / f"{name}.npy" for name in series_names()),
+            *(self.results / name for name in TABLES.values()),
+            self.sweep_file,
+            self.args_file,
+            self.path / "output.log",
+            self.path / "eval.log",
+        ):
+            path.unlink(missing_ok=True)
+
+    def forget_from(self, epoch: int) -> None:
+        """Take the rows of that epoch and later ones out of all tables, whoever recorded them."""
+        self._read()
+        self._keep([record for record in self.records if record.epoch < epoch])
+        if self.history:
+            self.history = [row for row in self.history if row.epoch < epoch]
+            write_rows(self.path / "history.csv", EpochSummary, self.history)
+        for row_type in TABLES:
+            rows = self.rows(row_type)
+            if rows:
+                kept = [row for row in rows if row.epoch < epoch]
+                write_rows(self.results / TABLES[row_type], row_type, kept)
+
+    def forget_sweep(self) -> dict[str, int]:
+        """Take what eval.py recorded out of all tables; table -> how many rows that were."""
+        self._read()
+        swept = [record for record in self.records if record.source == "eval"]
+        found = {"metrics.csv": len(swept)}
+        if swept:
+            self._keep([record for record in self.records if record.source != "eval"])
+        for row_type, name in TABLES.items():
+            found[name] = len(self.rows(row_type))
+            (self.results / name).unlink(missing_ok=True)
+        return {name: count for name, count in found.items() if count}
+
+    def _keep(self, records: list[Record]) -> None:
+        """Go on with these records alone, and without the series that are gone with others."""
+        before = self._series().keys()
+        self.records = records
+        self._write_records()
+        for name in before - self._series().keys():
+            (self.results / f"{name}.npy").unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, **content: Any) -> None:
+    with atomic_open(path) as file:
+        torch.save(content, file)
+
+
+def to_cpu(state: Any) -> Any:
+    """Nested dicts and lists with a contiguous copy in main memory in place of every tensor."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True).contiguous()
+    if isinstance(state, dict):
+        return {key: to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_cpu(value) for value in state]
+    return state

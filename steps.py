@@ -1,0 +1,200 @@
+"""One training step of each mode, and the table of modes.
+
+A step is `step(learner, x, y) -> Step`: images (N, C, H, W) in [0, 1] and labels (N,) of a batch.
+It waits for nothing on the device, so that it can be captured as a CUDA graph.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn, optim
+
+from attacks import pgd, trades
+from inputs import Strength
+from networks import FoldedNetwork, Network
+
+TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
+
+
+@dataclass
+class Learner:
+    """What training changes, a network and its optimiser, and what its attacks need.
+
+    `folded` is the network for eval mode, which takes its weights over when it is refolded.
+    """
+
+    network: Network
+    folded: FoldedNetwork
+    optimizer: optim.Optimizer
+    strength: Strength
+
+
+@dataclass
+class Step:
+    """What a step saw of its batch.
+
+    means: column of history.csv -> its mean over the batch, a scalar on the device.
+    perturbed: the images that were stepped on, (N, C, H, W), where there is an adversary.
+    """
+
+    means: dict[str, Tensor]
+    perturbed: Tensor | None = None
+
+
+def standard_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+    """ST: one step on the cross-entropy of the clean images."""
+    logits = learner.network(x)
+    loss = F.cross_entropy(logits, y)
+    return Step(clean_means(loss, logits, y) | update(learner.optimizer, loss))
+
+
+def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+    """AT: one step on the cross-entropy of images perturbed by PGD (Madry et al. 2018, eq. 2.1).
+
+    The attack runs in the network's mode, train mode. The clean pass only tracks loss and
+    accuracy, but it moves the running statistics too, as in the published code. There the pass
+    that scores a single restart and the one that is stepped on are the same; here it is made once
+    and moves the statistics twice.
+    """
+    network, restarts = learner.network, learner.strength.restarts
+    delta = pgd(network, x, y, restarts=restarts, score=False, **learner.strength.attack)
+    perturbed = x + delta
+    with statistics_moved(network, times=2 if restarts == 1 else 1):
+        logits = network(perturbed)
+    loss = F.cross_entropy(logits, y)
+    with torch.no_grad():
+        clean_logits = network(x)
+        clean_loss = F.cross_entropy(clean_logits, y)
+    means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
+    return Step(means | update(learner.optimizer, loss), perturbed)
+
+
+@contextmanager
+def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
+    """A pass in train mode moves the running statistics as far as `times` equal passes would."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** times
+        norm.num_batches_tracked += times - 1
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step:
+    """TRADES: one step on CE(clean) + 6 KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
+
+    The attack runs in eval mode. With `frozen` batch norm the whole step does, as the published
+    code does by accident, so the clean pass serves the attack as well; without, both passes of the
+    step use batch statistics.
+    """
+    network, attack = learner.network, partial(trades, **learner.strength.attack)
+    if frozen:
+        network.eval()
+        clean_logits = network(x)
+        perturbed = x + attack(learner.folded.refold(), x, clean_logits=clean_logits)
+    else:
+        perturbed = x + attack(learner.folded.refold(), x)
+        clean_logits = network(x)
+    logits = network(perturbed)
+    clean_loss = F.cross_entropy(clean_logits, y)
+    loss = clean_loss + TRADES_BETA * divergence(clean_logits, logits)
+    means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
+    return Step(means | update(learner.optimizer, loss), perturbed)
+
+
+def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(p(clean) || p(perturbed)), mean over the batch.
+
+    Of logarithms: where a clean probability underflows to zero, the gradient through F.softmax
+    would be NaN.
+    """
+    return F.kl_div(
+        F.log_softmax(logits, 1),
+        F.log_softmax(clean_logits, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def update(optimizer: optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
+    """One step of the optimiser on a loss; what history.csv tells of it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return {}
+
+
+def clean_means(loss: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Mean cross-entropy and accuracy of the clean images."""
+    return {"train_loss": loss.detach(), "train_acc": batch_accuracy(logits, y)}
+
+
+def robust_means(objective: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The objective that was stepped on, and accuracy on the perturbed images."""
+    return {
+        "train_robust_loss": objective.detach(),
+        "train_robust_acc": batch_accuracy(logits, y),
+    }
+
+
+def batch_accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of labels (N,) that have the largest of the logits (N, C), a float64 scalar."""
+    return (logits.argmax(1) == y).double().mean()
+
+
+@dataclass(frozen=True)
+class TrainingMode:
+    """One way to train.
+
+    step: (learner, images, labels) -> Step.
+    adversary: whether it steps on perturbed images; then these are measured and logged as well.
+    short, label, color, marker, line: in the names of figures and in their legends. Greys, so that
+        no mode is taken for a kind of input.
+    trades_bn: which --trades-bn chooses it, beside its --train-mode.
+    """
+
+    step: Callable[[Learner, Tensor, Tensor], Step]
+    short: str
+    label: str
+    color: str = "black"
+    marker: str = ""
+    line: str = "-"
+    adversary: bool = True
+    trades_bn: str = "frozen"
+
+
+# Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
+MODES: dict[str, TrainingMode] = {
+    "std_train": TrainingMode(standard_step, "st", "ST", adversary=False),
+    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<"),
+    "pgd_train_TRADES": TrainingMode(
+        partial(trades_step, frozen=True),
+        *("trades", "TRADES (frozen)", "0.35", "X", "--"),
+    ),
+    "pgd_train_TRADES_batch": TrainingMode(
+        partial(trades_step, frozen=False),
+        *("trades_batch", "TRADES (batch)", "0.6", ">", "-."),
+        trades_bn="batch",
+    ),
+}
+TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")
+
+
+def mode_name(train_mode: str, trades_bn: str) -> str:
+    """The name in MODES, and of the folder, that --train-mode and --trades-bn choose.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    name = train_mode if trades_bn == "frozen" else f"{train_mode}_{trades_bn}"
+    if name not in MODES:
+        raise ValueError(f"no training mode {name!r}: expected one of {', '.join(MODES)}")
+    return name
