@@ -8,6 +8,8 @@ accumulated in float64, because collapsed features differ in their last float32 
 `neural_collapse` takes features that fit into memory, `StreamingCollapse` those that do not.
 """
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
+# Class means closer than that, relative to their size, differ by the rounding of float64 alone.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class NeuralCollapse:
     """The metrics of one set of N features of dimension D in C classes. No metric has a unit.
 
-    nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed.
-        Papyan et al. divide by C; the published code does not, and neither does this.
+    nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed,
+        NaN where the class means coincide, as those of features that are all zero do. Papyan et
+        al. divide by C; the published code does not, and neither does this.
     nc2_norm_*: unbiased standard deviation over mean of the column norms; 0 when they are equal.
     nc2_angle_*: mean |cos + 1/(C-1)| over ordered pairs of columns; 0 for a simplex.
     nc3: || W^T/||W||_F - M/||M||_F ||_F^2; 0 when classifier and class means are dual.
@@ -117,7 +122,7 @@ def neural_collapse(
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
     return NeuralCollapse(
-        nc1=_nc1(within.square().mean(0), singular_values, *activation.shape),
+        nc1=_nc1(within.square().mean(0), singular_values, class_means),
         nc2_norm_activation=(activation_norms.std() / activation_norms.mean()).item(),
         nc2_norm_classifier=(classifier_norms.std() / classifier_norms.mean()).item(),
         nc2_angle_activation=_simplex_deviation(activation_cosines),
@@ -182,10 +187,8 @@ class StreamingCollapse:
         """The metrics of all features of the two passes."""
         samples = self._counts.sum()
         norms, cosines = _norms_and_cosines(self._activation())
-        dimension = len(self._directions)
-        variances = self._energy / samples
         return LayerCollapse(
-            nc1=_nc1(variances, self._singular_values, dimension, self.num_classes),
+            nc1=_nc1(self._energy / samples, self._singular_values, self.class_means),
             nc2_norm=(norms.std() / norms.mean()).item(),
             nc2_angle=_simplex_deviation(cosines),
             ncc_accuracy=(self._correct / samples).item(),
@@ -255,14 +258,22 @@ def _check_shapes(
         raise ValueError("neural collapse needs at least two classes")
 
 
-def _nc1(variances: Tensor, singular_values: Tensor, dimension: int, classes: int) -> float:
-    """tr(Sigma_W Sigma_B^+) without a D x D matrix.
+def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> float:
+    """tr(Sigma_W Sigma_B^+) without a D x D matrix; NaN, with a warning, if class means coincide.
 
     Sigma_B = M M^T / C = U diag(S^2 / C) U^T has at most C - 1 directions U, so the trace is the
     within-class variance along each of them, `variances` (K,), over S^2 / C. Directions with less
     than D * eps(float32) of the largest eigenvalue are dropped, as scipy.linalg.pinv does in
     float32.
     """
+    classes, dimension = class_means.shape
+    if singular_values[0] <= ROUNDING * class_means.norm():
+        warnings.warn(
+            "the class means of the features coincide: NC1 is not defined and NaN",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return math.nan
     between = singular_values.square() / classes
     kept = between > dimension * FLOAT32_EPS * between[0]
     return (variances[kept] / between[kept]).sum().item()

@@ -1,6 +1,6 @@
 """PreActResNet18 for 160x160 images (ImageNette).
 
-He et al. (ECCV 2016) behind an ImageNet stem: a 7x7 convolution of stride 2 and a max-pool. The
+He et al. (ECCV 2016) after an ImageNet stem: a 7x7 convolution of stride 2 and a max-pool. The
 stem's batch norm and ReLU already activate the input of the first block, which therefore has no
 pre-activation of its own.
 """
@@ -35,9 +35,9 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """ImageNet stem, four stages of two blocks, final batch norm; `fc` is its only linear layer."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, in_channels: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.stem_pool = nn.MaxPool2d(3, 2, padding=1)
         self.layer1 = nn.Sequential(
@@ -58,7 +58,7 @@ class PreActResNet(nn.Module):
     def forward(
         self, x: Tensor, return_activations: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalised images (N, 3, 160, 160) -> logits (N, num_classes).
+        """Normalised images (N, in_channels, 160, 160) -> logits (N, num_classes).
 
         With `return_activations` also the features (N, 512) that enter `fc`.
         """
@@ -78,6 +78,6 @@ class PreActResNet(nn.Module):
         return [("stem", self.stem_pool), *stages, ("norm", self.relu), ("features", self.pool)]
 
 
-def preact_resnet18(num_classes: int = 10) -> PreActResNet:
-    """PreActResNet18 for 3x160x160 images; convolutions start at N(0, 2 / fan_out)."""
-    return PreActResNet(num_classes)
+def preact_resnet18(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:
+    """PreActResNet18 for 160x160 images; convolutions start at N(0, 2 / fan_out)."""
+    return PreActResNet(num_classes, in_channels)

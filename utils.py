@@ -44,7 +44,7 @@ class Stopped(BaseException):
 
 
 # ---------------------------------------------------------------------------------------------
-# Seeds
+# Seeds, signals, ranks
 # ---------------------------------------------------------------------------------------------
 
 
@@ -70,11 +70,6 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-# ---------------------------------------------------------------------------------------------
-# Signals and ranks
-# ---------------------------------------------------------------------------------------------
 
 
 class StopSignals:
@@ -322,7 +317,7 @@ def run_script(main: Callable[[], None]) -> None:
     code = 1
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _log_warning
+            warnings.showwarning = _once_to_log()
             main()
         return
     except InputError as error:
@@ -342,9 +337,17 @@ def run_script(main: Callable[[], None]) -> None:
     sys.exit(code)
 
 
-def _log_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning, which Python shows once for each place and text, as one line of the log."""
-    logger.warning(" ".join(str(message).split()))
+def _once_to_log() -> Callable[..., None]:
+    """What shows each warning of Python's as one line of the log, the first time."""
+    seen = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in seen:
+            seen.add(text)
+            logger.warning(text)
+
+    return show
 
 
 def _stop(number: int, _: Any) -> None:

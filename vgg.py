@@ -64,7 +64,7 @@ class VGG(nn.Module):
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """Name and module, in forward order, of every block's output.
 
-        That is each convolution's activation, behind its max-pool where it has one, and `features`,
+        That is each convolution's activation, after its max-pool where it has one, and `features`,
         whose flattened output enters `classifier`.
         """
         layers = list(self.features)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+import networks
 import utils
+from data import DATASETS
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -20,7 +22,7 @@ sys.path.insert(0, str(GOLDEN))
 import cases  # noqa: E402
 
 GOLDEN_SEED = 7
-CIFAR_STATISTICS = utils.DATASETS["cifar"][1]
+CIFAR_STATISTICS = DATASETS["cifar"].statistics
 
 
 def images_and_labels():
@@ -49,7 +51,7 @@ def golden_model(golden_json):
 
     def build(name):
         architecture, _, imagenet = name.partition("_")
-        model = utils.build_model(architecture, 160 if imagenet else 32, 3, 10)
+        model = networks.build_model(architecture, 160 if imagenet else 32, 3, 10)
         weights = cases.weights(shapes[name], GOLDEN_SEED)
         model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
         return model
@@ -59,7 +61,7 @@ def golden_model(golden_json):
 
 @pytest.fixture(scope="session")
 def golden_network(golden_model):
-    return lambda name: utils.Network(golden_model(name), *CIFAR_STATISTICS)
+    return lambda name: networks.Network(golden_model(name), *CIFAR_STATISTICS)
 
 
 class TinyNet(torch.nn.Module):
@@ -85,6 +87,14 @@ class TinyNet(torch.nn.Module):
 def tiny_net():
     torch.manual_seed(0)
     return TinyNet()
+
+
+@pytest.fixture
+def tiny_models(monkeypatch):
+    """A tiny network in place of the real ones, whatever --model says."""
+    monkeypatch.setattr(
+        networks, "build_model", lambda name, size, channels, classes: TinyNet(channels, classes)
+    )
 
 
 @pytest.fixture

@@ -15,8 +15,13 @@ import torch
 from test_scripts import TREE_FOLDER, assert_equal_runs, rows
 
 import eval as eval_script
+import networks
+import steps
 import train
-import utils
+from files import Writer
+from flags import Parser, select_epochs
+from utils import InputError, Stopped
+from utils import run_script as run_as_script
 
 ROOT = Path(__file__).parent.parent
 FLAGS = "--epochs 3 --attack-iters 2 --batch-size 4 --lr-max 0.01 --neural-collapse"
@@ -94,22 +99,22 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp
 
 
 @pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
-def test_a_signal_within_an_epoch_stops_behind_the_step_and_loses_nothing(
+def test_a_signal_within_an_epoch_stops_after_the_step_and_loses_nothing(
     mode, flags, run_script, monkeypatch, tmp_path, tiny_models
 ):
     """The epoch goes on in its middle: the same bits, perturbed images and draws included."""
     flags = f"{flags} --train-mode {mode}"
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
-    steps = []
-    original = train.update
+    taken = []
+    original = steps.update
 
     def update(*args):
-        steps.append(1)
-        if len(steps) in (2, 8, 9):  # epoch 0 of five steps, epoch 1
+        taken.append(1)
+        if len(taken) in (2, 8, 9):  # epoch 0 of five steps, epoch 1
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(train, "update", update)
+    monkeypatch.setattr(steps, "update", update)
     code, output, error = run_script(train, flags)
     assert code == 143
     assert (
@@ -117,22 +122,13 @@ def test_a_signal_within_an_epoch_stops_behind_the_step_and_loses_nothing(
         "on from there\n"
     )
     assert not (tmp_path / run_folder(mode) / "model_0.pth").exists()
-    for where in ("resuming at epoch 0 behind step 2", "resuming at epoch 1 behind step 3"):
+    for where in ("resuming at epoch 0 after step 2", "resuming at epoch 1 after step 3"):
         code, output, error = run_script(train, f"{flags} --resume")
         assert code == 143 and where in output
     code, output, _ = run_script(train, f"{flags} --resume")
-    assert code == 0 and "resuming at epoch 1 behind step 4" in output
-    assert len(steps) == 15
+    assert code == 0 and "resuming at epoch 1 after step 4" in output
+    assert len(taken) == 15
     assert_equal_runs(run_folder(mode), Path("whole") / run_folder(mode).relative_to("models"))
-
-
-@pytest.fixture
-def tiny_models(monkeypatch):
-    from conftest import TinyNet
-
-    monkeypatch.setattr(
-        utils, "build_model", lambda name, size, channels, classes: TinyNet(channels, classes)
-    )
 
 
 def test_two_runs_never_write_into_one_folder(flags, sweep_flags, run_script, tiny_models):
@@ -158,7 +154,7 @@ def test_a_run_too_large_for_the_disk_is_refused_before_it_starts(
     flags, run_script, monkeypatch, tiny_models
 ):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(utils.shutil, "disk_usage", lambda path: usage._replace(free=2**16))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**16))
     code, _, error = run_script(train, f"{flags} --epochs 5000")
     assert code == 1 and error.count("\n") == 1
     assert "5000 checkpoints" in error and "0.01 GiB" in error and "0.00 GiB are free" in error
@@ -184,17 +180,17 @@ def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(flags,
     assert (folder / "model_2.pth").exists()
 
 
-@pytest.mark.parametrize("ending", (None, utils.Stopped(signal.SIGTERM, ", saved")))
+@pytest.mark.parametrize("ending", (None, Stopped(signal.SIGTERM, ", saved")))
 def test_an_error_of_the_writing_thread_stops_the_run(ending):
     written = []
 
     def fail():
-        raise utils.InputError("model_1.pth: cannot be written")
+        raise InputError("model_1.pth: cannot be written")
 
-    with pytest.raises(utils.InputError, match=r"model_1\.pth"), utils.Writer() as writer:
+    with pytest.raises(InputError, match=r"model_1\.pth"), Writer() as writer:
         writer.submit(fail)
         writer.submit(written.append, 1)  # the next epoch
-    with pytest.raises(utils.InputError, match=r"model_1\.pth"), utils.Writer() as writer:
+    with pytest.raises(InputError, match=r"model_1\.pth"), Writer() as writer:
         writer.submit(fail)
         if ending:
             raise ending
@@ -216,10 +212,10 @@ def test_only_chosen_epochs_keep_a_checkpoint_and_a_sweep_takes_those(
 
 
 def test_logarithmic_epochs():
-    assert utils.select_epochs("log", 400)[:12] == [0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24]
-    assert utils.select_epochs("log", 400)[-3:] == [315, 397, 399]
-    assert utils.select_epochs("log", 1) == [0]
-    assert utils.select_epochs("log", 2) == [0, 1]
+    assert select_epochs("log", 400)[:12] == [0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24]
+    assert select_epochs("log", 400)[-3:] == [315, 397, 399]
+    assert select_epochs("log", 1) == [0]
+    assert select_epochs("log", 2) == [0, 1]
 
 
 def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(flags, tmp_path, sweep_flags):
@@ -252,7 +248,7 @@ def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(flags, tmp_
 @pytest.mark.parametrize("prefix", ("", "module."))
 def test_any_checkpoint_file_is_measured(key, prefix, sweep_flags, run_script, tmp_path):
     torch.manual_seed(0)
-    weights = utils.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
     renamed = {prefix + name: value for name, value in weights.items()}
     torch.save({key: renamed, "acc": 93.1} if key else renamed, tmp_path / "theirs.pt")
     torch.save({"state_dict": weights}, tmp_path / "plain.pth")
@@ -288,6 +284,7 @@ BAD = {
     "models_dir": ("/dev/null",),
     "dataset": WORDS,
     "data_dir": ("/dev/null",),
+    "data_name": ("cifar", "a/b", "..", "", "cats"),  # the last without --dataset folder
     "data_url": ("file:///etc/passwd", "x", "ftp://x"),
     "image_size": ("31", "0", "big", "160"),
     "limit_train": COUNTS,
@@ -307,6 +304,7 @@ BAD = {
     "overwrite": SWITCHES,
 }
 BAD_TRAIN = {
+    "cuda_graph": SWITCHES,
     "batch_size": COUNTS,
     "optimizer": WORDS,
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
@@ -338,7 +336,7 @@ def flags_of(script, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(utils.Parser, "parse_args", parse_args)
+        patched.setattr(Parser, "parse_args", parse_args)
         with pytest.raises(KeyboardInterrupt):
             script.parse_args([])
     return found
@@ -358,6 +356,7 @@ def test_every_flag_refuses_bad_values_with_one_line(
         argvs = [
             [flag + value] if value.startswith("=") else [f"{flag}={value}"] for value in values
         ]
+        argvs.append([f"{flag}=--"])  # which argparse of Python 3.11 takes for no value
         if actions[dest].nargs != 0 and dest != "resume":
             argvs.append([flag])  # its value is missing
         for argv in argvs:
@@ -367,7 +366,7 @@ def test_every_flag_refuses_bad_values_with_one_line(
                 monkeypatch.setattr(sys, "argv", ["x.py", *needed.split(), flag])
             capsys.readouterr()
             with pytest.raises(SystemExit) as stop:
-                utils.run_script(script.main)
+                run_as_script(script.main)
             error = capsys.readouterr().err
             assert stop.value.code == 2, (argv, error)
             assert error.count("\n") == 1 and flag in error, (argv, error)

@@ -4,26 +4,32 @@ import csv
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet
 from PIL import Image
 
 import eval as eval_script
+import files
+import networks
 import train
-import utils
+from data import as_float
+from flags import strength
+from measure import Evaluator
+from records import EpochSummary, Record
+from run_folder import RunFolder
+from steps import MODES
+from utils import InputError
 
 
 @pytest.fixture(autouse=True)
-def tiny_models(request, monkeypatch):
+def tiny_models_unless_real(request):
     """A tiny network instead of the real ones, where a test does not ask for `real_models`."""
     if "real_models" not in request.fixturenames:
-        monkeypatch.setattr(
-            utils, "build_model", lambda name, size, channels, classes: TinyNet(channels, classes)
-        )
+        request.getfixturevalue("tiny_models")
 
 
 @pytest.fixture
@@ -154,19 +160,19 @@ def test_robust_nc_is_measured_on_the_images_that_were_trained_on(
     image_tree, run_script, monkeypatch
 ):
     stepped_on, measured = [], []
-    original_step, original_measure = train.adversarial_step, train.measure
+    mode, original_measure = MODES["pgd_train"], Evaluator.measure
 
-    def step(*arguments, **options):
-        result = original_step(*arguments, **options)
+    def step(*arguments):
+        result = mode.step(*arguments)
         stepped_on.append(result.perturbed)
         return result
 
-    def measure(network, images, *rest):
+    def measure(evaluator, images, *rest):
         measured.append(images)
-        return original_measure(network, images, *rest)
+        return original_measure(evaluator, images, *rest)
 
-    monkeypatch.setattr(train, "adversarial_step", step)
-    monkeypatch.setattr(train, "measure", measure)
+    monkeypatch.setitem(MODES, "pgd_train", replace(mode, step=step))
+    monkeypatch.setattr(Evaluator, "measure", measure)
     flags = f"--dataset folder --data-dir {image_tree} --epochs 1 --attack-iters 1 --batch-size 5"
     flags += " --train-mode pgd_train --neural-collapse --neural-collapse-gaussian"
     assert run_script(train, flags)[0] == 0
@@ -175,7 +181,7 @@ def test_robust_nc_is_measured_on_the_images_that_were_trained_on(
     assert torch.equal(
         torch.cat(stepped_on).flatten(1).sum(1).sort()[0], robust.flatten(1).sum(1).sort()[0]
     )
-    assert (robust - utils.as_float(clean)).abs().max() <= 8 / 255 + 1e-6
+    assert (robust - as_float(clean)).abs().max() <= 8 / 255 + 1e-6
     folder = str(TREE_FOLDER).replace("std_train", "pgd_train")
     assert {f"gaussian_label_{name}" for name in NC} <= set(series(folder))
 
@@ -209,15 +215,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(tree_flags, run_script, monkeypa
     folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train"))
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
 
-    save = utils.save_checkpoint
+    save = train.save_checkpoint
 
-    def die_behind_the_second_checkpoint(path, **content):
+    def die_after_the_second_checkpoint(path, **content):
         save(path, **content)
         if path.name == "model_1.pth":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(utils, "save_checkpoint", die_behind_the_second_checkpoint)
+        patched.setattr(train, "save_checkpoint", die_after_the_second_checkpoint)
         assert run_script(train, flags)[0] == 130
     code, output, _ = run_script(train, f"{flags} --resume")
     assert code == 0 and "resuming at epoch 1" in output
@@ -285,8 +291,8 @@ def test_a_sweep_goes_on_where_it_stopped_and_mixes_nothing(tree_flags, run_scri
     assert np.isnan(nc1).tolist() == [False, True, False]
 
     measured = []
-    original = eval_script.measure
-    monkeypatch.setattr(eval_script, "measure", lambda *a: measured.append(1) or original(*a))
+    original = Evaluator.measure
+    monkeypatch.setattr(Evaluator, "measure", lambda *a: measured.append(1) or original(*a))
     code, output, _ = run_script(eval_script, f"{sweep} --neural-collapse --checkpoints 0,2")
     assert code == 0 and not measured and "2 done before" in output
     assert run_script(eval_script, f"{sweep} --neural-collapse")[0] == 0
@@ -345,8 +351,10 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
     )
     assert code == 0, error
     assert np.isfinite(series(folder)["targeted_nc1"][0])
+    classes = 10 if "mnist" in flags else 3
+    # Not learnt much, but not blown up either: within a few nats of guessing.
     last = rows(folder / "history.csv")[-1]
-    assert 0 < float(last["train_loss"]) < 100
+    assert float(last["train_loss"]) < math.log(classes) + 3
 
 
 @pytest.mark.parametrize(
@@ -374,6 +382,7 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
         (train, "--trades-bn batch", "--trades-bn"),
         (train, "--restarts 2", "--restarts"),
         (train, "--lr-schedule multipledecay --epochs 5", "--lr-schedule"),
+        (train, "--cuda-graph --device cpu", "--cuda-graph"),
         (train, "--no-such-flag", "--no-such-flag"),
         (eval_script, "", "--neural-collapse"),
         (eval_script, "--neural-collapse --checkpoints 400", "--checkpoints"),
@@ -435,17 +444,17 @@ def damage_hostile(path):
 
 
 def damage_other_architecture(path):
-    torch.save({"state_dict": utils.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path)
+    torch.save({"state_dict": networks.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path)
     return "another network"
 
 
 def damage_other_classes(path):
-    torch.save({"state_dict": utils.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
+    torch.save({"state_dict": networks.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
     return "its network has 7 classes, the data has 3"
 
 
 def damage_diverged(path):
-    weights = utils.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
     weights["classifier.bias"] += float("nan")
     torch.save({"state_dict": weights}, path)
     return "classifier.bias is not finite"
@@ -481,7 +490,7 @@ def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
 ):
     TREE_FOLDER.mkdir(parents=True)
     path = TREE_FOLDER / "model_0.pth"
-    torch.save({"state_dict": utils.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
+    torch.save({"state_dict": networks.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
     expected = damage(path)
     sweep = tree_flags.replace(" --batch-size 7", " --checkpoints 0 --neural-collapse")
     commands = [(eval_script, sweep), (train, f"{tree_flags} --resume 1")]
@@ -523,20 +532,11 @@ PUBLISHED_DISTANCES = {
 def make_record(input, source="eval", epoch=0, start=0.0):
     fields = f"loss accuracy ncc_accuracy {NC_FIELDS} {DISTANCE_FIELDS}".split()
     numbers = {name: start + i for i, name in enumerate(fields)}
-    return utils.Record(source=source, epoch=epoch, split="train", input=input, **numbers)
+    return Record(source=source, epoch=epoch, split="train", input=input, **numbers)
 
 
 def make_folder(path, train_mode="std_train"):
-    folder = utils.RunFolder(
-        path,
-        dataset="d",
-        model="m",
-        norm="l_2",
-        epsilon=1.0,
-        seed=1,
-        train_mode=train_mode,
-        trades_bn="frozen",
-    )
+    folder = RunFolder(path / train_mode, standard=train_mode == "std_train")
     folder.open()
     return folder
 
@@ -568,7 +568,17 @@ def test_training_values_come_before_swept_ones_epoch_by_epoch(tmp_path):
 
 def test_both_scripts_may_write_records_of_one_run(tmp_path):
     one, other = make_folder(tmp_path, "pgd_train"), make_folder(tmp_path, "pgd_train")
-    summary = utils.EpochSummary(0, 0.1, 1, 2, 3, 4, 5, 6, 7)
+    summary = EpochSummary(
+        epoch=0,
+        lr=0.1,
+        train_loss=1.0,
+        train_acc=2.0,
+        train_robust_loss=3.0,
+        train_robust_acc=4.0,
+        test_loss=5.0,
+        test_acc=6.0,
+        seconds=7.0,
+    )
     one.add([make_record("pgd", "train")], summary)
     other.add([make_record("sign", "eval")])
     assert [record.input for record in make_folder(tmp_path, "pgd_train").records] == [
@@ -582,7 +592,7 @@ def test_series_that_no_record_explains_are_kept(tmp_path):
     folder = make_folder(tmp_path)
     np.save(folder.results / "targeted_nc1.npy", np.arange(400))
     folder.add([make_record("clean")])
-    folder.drop(0)
+    folder.forget_from(0)
     assert list(series(folder.path)) == ["targeted_nc1"]
 
 
@@ -592,24 +602,25 @@ def test_series_that_no_record_explains_are_kept(tmp_path):
 )
 def test_the_attack_has_the_units_of_its_data_set(dataset, norm, epsilon, alpha, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--dataset", dataset, "--norm", norm])
-    settings = utils.attack_settings(train.parse_args())
-    assert settings == {"epsilon": epsilon, "step_size": alpha, "steps": 10, "norm": norm}
+    attack = strength(train.parse_args()).attack
+    assert attack == {"epsilon": epsilon, "step_size": alpha, "steps": 10, "norm": norm}
 
 
 def test_mnist_has_its_attack_in_image_units(monkeypatch):
     flags = "train.py --dataset mnist --epsilon 0.3 --pgd-alpha 0.01 --attack-iters 7"
     monkeypatch.setattr("sys.argv", flags.split())
-    settings = utils.attack_settings(train.parse_args())
-    assert settings == {"epsilon": 0.3, "step_size": 0.01, "steps": 7, "norm": "l_inf"}
+    attack = strength(train.parse_args()).attack
+    assert attack == {"epsilon": 0.3, "step_size": 0.01, "steps": 7, "norm": "l_inf"}
 
 
 def test_a_sweep_measures_each_input_as_named(tree_flags, run_script, monkeypatch):
     assert run_script(train, f"{tree_flags} --epochs 1")[0] == 0
     seen = []
-    original = eval_script.measure
+    original = Evaluator.measure
 
-    def spy(network, images, labels, batch_size, perturb, on_batch):
-        x = utils.as_float(images)
+    def spy(evaluator, images, labels, perturb=None):
+        network = evaluator.network
+        x = as_float(images)
         seen.append((labels, None if perturb is None else perturb(x, labels)))
         if perturb is not None and len(seen) == 5:
             network.eval()
@@ -619,9 +630,9 @@ def test_a_sweep_measures_each_input_as_named(tree_flags, run_script, monkeypatc
                     for images in (x, x + seen[-1][1])
                 ]
             assert losses[1] < losses[0]  # towards the target
-        return original(network, images, labels, batch_size, perturb, on_batch)
+        return original(evaluator, images, labels, perturb)
 
-    monkeypatch.setattr(eval_script, "measure", spy)
+    monkeypatch.setattr(Evaluator, "measure", spy)
     sweep = tree_flags.replace("--batch-size 7", "--epochs 1 --noise-level 20 --epsilon 8")
     what = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
     assert run_script(eval_script, f"{sweep} {what}")[0] == 0
@@ -656,8 +667,8 @@ def test_other_images_in_the_data_folder_are_noticed(tree_flags, image_tree, run
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / "series.npy"
     path.write_bytes(b"before")
-    for raised, seen in ((KeyboardInterrupt, KeyboardInterrupt), (OSError, utils.InputError)):
-        with pytest.raises(seen), utils.atomic_open(path) as file:
+    for raised, seen in ((KeyboardInterrupt, KeyboardInterrupt), (OSError, InputError)):
+        with pytest.raises(seen), files.atomic_open(path) as file:
             file.write(b"half")
             raise raised(28, "No space left on device")
         assert path.read_bytes() == b"before"
@@ -667,8 +678,10 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
 
 def test_records_survive_the_csv_to_the_last_bit(tmp_path):
     folder = make_folder(tmp_path)
-    values = dict(zip(utils.NC_METRICS, (1 / 3, 0.1, 2e-17, 1e300, 5.0, 0.0, 1.0), strict=True))
-    record = utils.Record("eval", 3, "train", "clean", 0.7, 1 / 7, 0.9, **values)
+    values = (1 / 3, 0.1, 2e-17, 1e300, 5.0, 0.0, 1.0)
+    metrics = dict(zip(NC_FIELDS.split(), values, strict=True))
+    key = {"source": "eval", "epoch": 3, "split": "train", "input": "clean"}
+    record = Record(**key, loss=0.7, accuracy=1 / 7, ncc_accuracy=0.9, **metrics)
     folder.add([record])
     assert repr(make_folder(tmp_path).records) == repr([record])
     assert np.isnan(np.load(folder.results / "nc1.npy")).tolist() == [True, True, True, False]

@@ -1,0 +1,233 @@
+"""What a sweep takes from the run's folder, measures, keeps apart, and says of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_scripts import TREE_FOLDER, rows, series
+
+import eval as eval_script
+import networks
+import train
+from measure import Evaluator
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
+ALL_INPUTS = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
+
+
+@pytest.fixture
+def tree(image_tree):
+    """The flags that name the data, with a short attack."""
+    return f"--dataset folder --data-dir {image_tree} --attack-iters 2"
+
+
+@pytest.fixture
+def run_of_three(tree, run_script):
+    """The flags of a run of three epochs, which is there."""
+    assert run_script(train, f"{tree} --epochs 3")[0] == 0
+    return tree
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How many images each pass through the network had, in order."""
+    passes = []
+    original = Evaluator.outputs
+
+    def outputs(evaluator, images, labels, perturb=None):
+        passes.append((len(images), perturb is not None))
+        return original(evaluator, images, labels, perturb)
+
+    monkeypatch.setattr(Evaluator, "outputs", outputs)
+    return passes
+
+
+def swept_epochs():
+    return [
+        int(r["epoch"]) for r in rows(TREE_FOLDER / "results/metrics.csv") if r["input"] == "pgd"
+    ]
+
+
+class TestWhatTheRunLeft:
+    def test_the_number_of_epochs_need_not_be_repeated(self, run_of_three, run_script):
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        assert swept_epochs() == [0, 1, 2]
+
+    def test_a_number_of_epochs_that_is_given_must_be_the_run_s(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse"
+        assert run_script(eval_script, f"{flags} --epochs 3")[0] == 0
+        code, _, error = run_script(eval_script, f"{flags} --epochs 400")
+        assert code == 1 and "--epochs was 3, is 400 now" in error and error.count("\n") == 1
+
+    def test_a_resume_that_keeps_other_epochs_leaves_nothing_missing(self, tree, run_script):
+        flags = f"{tree} --epochs 6"
+        assert run_script(train, f"{flags} --checkpoint-epochs 0,1,2")[0] == 0
+        resumed = f"{flags} --checkpoint-epochs ::5 --resume 3 --overwrite"
+        assert run_script(train, resumed)[0] == 0
+        code, _, error = run_script(eval_script, f"{tree} --neural-collapse")
+        assert (code, error) == (0, "")
+        assert swept_epochs() == [0, 1, 2, 5]
+
+    def test_a_run_under_way_is_swept_as_far_as_it_has_come(self, run_of_three, run_script):
+        args = TREE_FOLDER / "args.json"
+        args.write_text(args.read_text().replace('"epochs": 3', '"epochs": 30'))
+        code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse --epochs 30")
+        assert code == 0 and "has come to epoch 2 of 29" in output
+        assert swept_epochs() == [0, 1, 2]
+
+    def test_a_checkpoint_that_is_gone_is_left_out_with_a_word(self, run_of_three, run_script):
+        (TREE_FOLDER / "model_1.pth").unlink()
+        code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse")
+        assert code == 0 and "left out: model_1.pth\n" in output
+        assert swept_epochs() == [0, 2]
+
+    def test_a_folder_without_checkpoints_is_told_so(self, tree, run_script):
+        code, _, error = run_script(eval_script, f"{tree} --neural-collapse")
+        assert code == 1 and "model_0.pth: no such checkpoint" in error and error.count("\n") == 1
+
+
+class TestOnlyWhatIsMissing:
+    def test_one_more_kind_of_input_leaves_the_others_alone(
+        self, run_of_three, run_script, measured
+    ):
+        shutil.copytree("models", "at_once")
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        measured.clear()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse-gaussian")[0] == 0
+        assert measured == [(18, True)] * 2 * 3  # Gaussian and sign noise of three epochs
+        measured.clear()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse-targeted")[0] == 0
+        # The clean pass is for the class means that the targeted ones are compared with.
+        assert measured == [(18, False), (18, True)] * 3
+        at_once = f"{run_of_three} {ALL_INPUTS} --models-dir at_once"
+        assert run_script(eval_script, at_once)[0] == 0
+        other = "at_once" / TREE_FOLDER.relative_to("models")
+        assert rows(TREE_FOLDER / "results/metrics.csv") == rows(other / "results/metrics.csv")
+        found, expected = series(TREE_FOLDER), series(other)
+        assert found.keys() == expected.keys()
+        assert all((found[name] == expected[name]).all() for name in found)
+
+    def test_one_more_split_leaves_the_other_alone(self, run_of_three, run_script, measured):
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        measured.clear()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse --split both")[0] == 0
+        assert measured == [(6, False), (6, True)] * 3  # the test images
+
+    def test_a_sweep_that_was_killed_measures_the_rest(self, run_of_three, run_script, measured):
+        flags = f"{run_of_three} --neural-collapse"
+        assert run_script(eval_script, f"{flags} --checkpoints 0,1")[0] == 0
+        measured.clear()
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "1 checkpoints (2 done before)" in output
+        assert len(measured) == 2
+
+
+class TestAnyFile:
+    @pytest.fixture
+    def flags(self, tree, tmp_path):
+        torch.manual_seed(0)
+        weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
+        torch.save({"state_dict": weights}, tmp_path / "a.pth")
+        return f"{tree} --neural-collapse --checkpoint a.pth --out res"
+
+    @pytest.mark.parametrize(
+        ("other", "named"),
+        (
+            ("--epsilon 80", "--epsilon was 8.0, is 80.0 now"),
+            ("--seed 3", "--seed was 1, is 3 now"),
+            ("--norm l_2", "--epsilon was 8.0, is 128.0 now"),
+            ("--norm l_2 --epsilon 8 --pgd-alpha 2", "--norm was l_inf, is l_2 now"),
+            ("--model PreActResNet18", "--model was vgg11bn, is PreActResNet18 now"),
+            ("--train-mode pgd_train", "--train-mode was std_train, is pgd_train now"),
+            ("--data-name cats", "--data-name was None, is cats now"),
+            ("--limit-train 9", "--limit-train was None, is 9 now"),
+        ),
+    )
+    def test_results_of_other_flags_are_not_taken_for_these(self, other, named, flags, run_script):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        code, _, error = run_script(eval_script, f"{flags} {other}")
+        assert code == 1 and error.count("\n") == 1
+        assert named in error and "--overwrite" in error
+        assert rows("res/metrics.csv") == before
+        assert run_script(eval_script, f"{flags} {other} --overwrite")[0] == 0
+        told = json.loads(Path("res/eval_args.json").read_text())
+        flag, value = other.split()[:2]
+        assert str(told[flag[2:].replace("-", "_")]).removesuffix(".0") == value
+
+    def test_another_file_under_the_same_name_is_noticed(self, flags, run_script, tmp_path):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        assert run_script(eval_script, flags)[1].count("1 done before") == 1
+        torch.manual_seed(1)
+        weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
+        torch.save({"state_dict": weights}, tmp_path / "a.pth")
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and error.count("\n") == 1
+        assert "a.pth was another file then" in error and "--overwrite" in error
+        assert run_script(eval_script, f"{flags} --overwrite")[0] == 0
+        assert rows("res/metrics.csv") != before
+
+    def test_other_images_are_noticed(self, flags, run_script, image_tree):
+        assert run_script(eval_script, flags)[0] == 0
+        for path in (image_tree / "train" / "ant").iterdir():
+            shutil.copy(image_tree / "train" / "bee" / path.name, path)
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and "its images were others" in error and error.count("\n") == 1
+
+
+class TestSayingSo:
+    def test_overwrite_names_every_table_that_it_drops(self, run_of_three, run_script):
+        everything = f"{run_of_three} {ALL_INPUTS} --layerwise --ncc --checkpoints 0,2"
+        assert run_script(eval_script, everything)[0] == 0
+        results = TREE_FOLDER / "results"
+        (results / "autoattack.csv").write_text(
+            "epoch,split,images,clean_accuracy,robust_accuracy\n0,test,6,0.5,0.25\n"
+        )
+        code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse --overwrite")
+        assert code == 0
+        [line] = [line for line in output.splitlines() if "--overwrite drops" in line]
+        assert line.endswith(
+            ": 10 rows of metrics.csv, 32 rows of layers.csv, 12 rows of ncc.csv, "
+            "1 rows of autoattack.csv"
+        )
+        assert not any(
+            (results / f"{name}.csv").exists() for name in ("layers", "ncc", "autoattack")
+        )
+        assert "targeted_nc1" not in series(TREE_FOLDER)
+        assert len(series(TREE_FOLDER)["nc1"]) == 3
+
+    def test_features_that_are_all_zero_have_no_nc1(self, run_of_three, run_script):
+        for path in TREE_FOLDER.glob("model_*.pth"):
+            content = torch.load(path, weights_only=True)
+            for name in ("norm.weight", "norm.bias"):
+                content["state_dict"][name].zero_()
+            torch.save(content, path)
+        code, output, error = run_script(eval_script, f"{run_of_three} {ALL_INPUTS} --layerwise")
+        assert (code, error) == (0, "")
+        assert output.count("the class means of the features coincide") == 1
+        recorded = rows(TREE_FOLDER / "results/metrics.csv")
+        assert all(row["nc1"] == "" for row in recorded if row["source"] == "eval")
+        features = [
+            row for row in rows(TREE_FOLDER / "results/layers.csv") if row["layer"] == "features"
+        ]
+        assert features and all(row["nc1"] == "" for row in features)
+        assert np.isnan(series(TREE_FOLDER)["nc1"]).all()
+
+
+class TestNamedFolders:
+    def test_two_data_sets_of_folders_have_run_folders_of_their_own(
+        self, tree, image_tree, run_script
+    ):
+        for name in ("cats", "dogs.v2"):
+            assert run_script(train, f"{tree} --epochs 1 --data-name {name}")[0] == 0
+            folder = Path(str(TREE_FOLDER).replace("/folder/", f"/{name}/"))
+            assert (folder / "model_0.pth").exists()
+            assert json.loads((folder / "args.json").read_text())["data_name"] == name
+            sweep = f"{tree} --data-name {name} --neural-collapse"
+            assert run_script(eval_script, sweep)[0] == 0
+            assert (folder / "results" / "robust_nc1.npy").exists()
+        assert not TREE_FOLDER.exists()
