@@ -1,5 +1,6 @@
 """Nothing lost: kills, signals, full disks, locks, shared sweeps, foreign checkpoints."""
 
+import copy
 import fcntl
 import os
 import random
@@ -161,6 +162,80 @@ def test_a_run_too_large_for_the_disk_is_refused_before_it_starts(
     assert not TREE_FOLDER.exists()
     code, output, _ = run_script(train, f"{flags} --epochs 3")
     assert code == 0 and "disk: 3 checkpoints of" in output
+
+
+def test_overwriting_counts_the_disk_that_it_frees(flags, run_script, monkeypatch, tiny_models):
+    assert run_script(train, flags)[0] == 0
+    held = sum(path.stat().st_size for path in TREE_FOLDER.glob("*.pth"))
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=held // 10))
+    code, _, error = run_script(train, f"{flags} --seed 2")
+    assert code == 1 and "are free" in error  # a new run has no room
+    assert run_script(train, f"{flags} --overwrite")[0] == 0
+    assert run_script(train, f"{flags} --resume 1 --overwrite")[0] == 0
+    code, _, error = run_script(train, f"{flags} --epochs 300 --overwrite")
+    assert code == 1 and "300 checkpoints" in error  # more than what is freed
+    assert (TREE_FOLDER / "model_2.pth").exists()
+
+
+@pytest.mark.parametrize("kind", (torch.OutOfMemoryError, RuntimeError))
+def test_memory_that_runs_out_in_training_names_the_flag_that_helps(
+    kind, flags, run_script, monkeypatch, tiny_models
+):
+    def update(optimizer, loss):
+        raise kind("can't allocate memory: 9 GiB\nmore")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "update", update)
+        code, _, error = run_script(train, flags)
+    assert code == 1 and error.count("\n") == 1
+    assert "--batch-size can be lowered" in error and "--eval-batch-size" not in error
+
+
+@pytest.mark.parametrize("optimizer", ("sgd", "adam"))
+def test_a_checkpoint_overrules_no_setting_of_the_optimiser(
+    optimizer, flags, run_script, monkeypatch, tiny_models
+):
+    """Its buffers are taken over; rate, momentum and weight decay are those of this run."""
+    flags = f"{flags} --optimizer {optimizer}"
+    assert run_script(train, flags)[0] == 0
+    path = TREE_FOLDER / "resume.pth"
+    content = torch.load(path, weights_only=True)
+    for group in content["optimizer"]["param_groups"]:
+        group |= {"weight_decay": 0.5, "lr": 7.0, "momentum": 0.1, "betas": (0.1, 0.1)}
+        if optimizer == "sgd":
+            del group["betas"]
+        else:
+            del group["momentum"]
+    torch.save(content | {"epoch": 1}, path)
+    seen = []
+    original = train.train_epoch
+
+    def train_epoch(training, *rest):
+        state = training.learner.optimizer.state_dict()
+        seen.append(copy.deepcopy((state["param_groups"][0], state["state"])))
+        return original(training, *rest)
+
+    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    assert run_script(train, f"{flags} --resume")[0] == 0
+    [(group, buffers)] = seen
+    assert group["weight_decay"] == 5e-4 and group["lr"] == 0.01
+    assert group.get("momentum", 0.9) == 0.9 and group.get("betas", (0.9, 0.999)) == (0.9, 0.999)
+    name = {"sgd": "momentum_buffer", "adam": "exp_avg_sq"}[optimizer]
+    saved = content["optimizer"]["state"]
+    assert buffers.keys() == saved.keys() and saved
+    assert all(torch.equal(buffers[i][name], saved[i][name]) for i in saved)
+
+
+def test_a_resume_file_of_mid_epoch_by_an_older_version_is_told_so(flags, run_script, tiny_models):
+    assert run_script(train, flags)[0] == 0
+    path = TREE_FOLDER / "resume.pth"
+    content = torch.load(path, weights_only=True)
+    older = {"steps": 1, "losses": torch.zeros(2, 5), "correct": torch.zeros(2), "perturbed": None}
+    torch.save(content | {"epoch": 1, "unfinished": older}, path)
+    code, _, error = run_script(train, f"{flags} --resume")
+    assert code == 1 and error.count("\n") == 1 and "--resume 2 --overwrite" in error
+    assert run_script(train, f"{flags} --resume 2 --overwrite")[0] == 0
 
 
 def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(flags, tmp_path):
