@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import pickle
 import re
 from dataclasses import replace
@@ -141,7 +142,8 @@ def test_the_published_robust_commands_leave_the_published_files(mode, cifar_dir
     assert trained["train_robust_loss"][0] > 0 and trained["clean_robust_dist"][0] > 0
     history = rows(folder / "history.csv")
     assert ",".join(history[0]) == (
-        "epoch,lr,train_loss,train_acc,train_robust_loss,train_robust_acc,test_loss,test_acc,seconds"
+        "epoch,lr,train_loss,train_acc,train_robust_loss,train_robust_acc,test_loss,test_acc,seconds,"
+        "grad_norm,peak_memory"
     )
     assert [float(row["train_loss"]) for row in history] == trained["train_loss"].tolist()
 
@@ -204,7 +206,8 @@ def assert_equal_runs(folder, other):
         name: values.tolist() for name, values in series(other).items()
     }
     histories = [
-        [row | {"seconds": 0} for row in rows(run / "history.csv")] for run in (folder, other)
+        [row | {"seconds": 0, "peak_memory": 0} for row in rows(run / "history.csv")]
+        for run in (folder, other)
     ]
     assert histories[0] == histories[1]
     assert rows(folder / "results/metrics.csv") == rows(other / "results/metrics.csv")
@@ -351,10 +354,15 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
     )
     assert code == 0, error
     assert np.isfinite(series(folder)["targeted_nc1"][0])
-    classes = 10 if "mnist" in flags else 3
-    # Not learnt much, but not blown up either: within a few nats of guessing.
-    last = rows(folder / "history.csv")[-1]
-    assert float(last["train_loss"]) < math.log(classes) + 3
+    # Two epochs learn little, but they train, and do not blow up: near the loss of guessing.
+    states = [
+        torch.load(folder / f"model_{e}.pth", weights_only=True)["state_dict"] for e in (0, 1)
+    ]
+    assert not any(
+        torch.equal(states[0][n], states[1][n]) for n in states[0] if states[0][n].ndim == 4
+    )
+    guessing = math.log(10 if "mnist" in flags else 3)
+    assert float(rows(folder / "history.csv")[-1]["train_loss"]) < guessing + 3
 
 
 @pytest.mark.parametrize(
@@ -557,6 +565,47 @@ def test_every_field_goes_to_its_published_series(input, tmp_path):
     assert {name: values.tolist() for name, values in found.items()} == {
         name: [getattr(record, field)] for name, field in expected.items()
     }
+
+
+def test_history_tells_the_gradient_s_norm_and_the_memory(tree_flags, run_script):
+    """One step an epoch from weights that are known: its gradient by a plain backward pass."""
+    flags = tree_flags.replace("--batch-size 7", "--batch-size 18")
+    assert run_script(train, flags)[0] == 0
+    settings = train.parse_args(flags.split())
+    learner = train.prepare(settings, RunFolder(Path("none"), standard=True))
+    network, data = learner.learner.network, learner.data.train
+    weights = torch.load(TREE_FOLDER / "model_0.pth", weights_only=True)["state_dict"]
+    network.model.load_state_dict(weights)
+    loss = torch.nn.functional.cross_entropy(network.train()(as_float(data.images)), data.labels)
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    history = rows(TREE_FOLDER / "history.csv")
+    assert float(history[1]["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+    assert all(0.1 < float(row["peak_memory"]) < 64 for row in history)
+
+
+def test_a_run_of_an_older_version_is_resumed_swept_and_read(tree_flags, run_script):
+    """Its tables lack the columns that came later; what they hold is kept."""
+    assert run_script(train, f"{tree_flags} --neural-collapse")[0] == 0
+    (TREE_FOLDER / "model_2.pth").unlink()
+    state = torch.load(TREE_FOLDER / "resume.pth", weights_only=True)
+    torch.save(state | {"epoch": 1}, TREE_FOLDER / "resume.pth")
+    older = {}
+    for file, last in (("history.csv", "seconds"), ("results/metrics.csv", "clean_mean_angle")):
+        table = [line.split(",") for line in (TREE_FOLDER / file).read_text().splitlines()]
+        width = table[0].index(last) + 1
+        older[file] = [
+            row[:width] for row in table if row[0] in ("epoch", "source", "0", "1", "train")
+        ]
+        (TREE_FOLDER / file).write_text("".join(",".join(row) + "\n" for row in older[file]))
+    assert run_script(train, f"{tree_flags} --neural-collapse --resume")[0] == 0
+    assert (
+        run_script(eval_script, tree_flags.replace("--batch-size 7", "--neural-collapse"))[0] == 0
+    )
+    history = rows(TREE_FOLDER / "history.csv")
+    assert [row["grad_norm"] == "" for row in history] == [True, True, False]
+    assert [list(row.values())[:9] for row in history[:2]] == older["history.csv"][1:3]
+    assert len(rows(TREE_FOLDER / "results/metrics.csv")) == 3 * 2 + 3 * 2
 
 
 def test_training_values_come_before_swept_ones_epoch_by_epoch(tmp_path):
