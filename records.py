@@ -132,9 +132,9 @@ TABLES = {
 }
 
 
-def _mean(over: str) -> Any:
+def _mean(over: str, **default: float) -> Any:
     """A field of EpochSummary that is the epoch's mean of what its steps saw under that name."""
-    return field(metadata={"over": over})
+    return field(metadata={"over": over}, **default)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class EpochSummary:
 
     train_* are means over the images of the epoch, as its steps saw them, and `train_robust_loss`
     is the objective that was stepped on (AT and TRADES); test_* are those of the epoch's network in
-    eval mode; `lr` is the rate of the last step.
+    eval mode; `lr` is the rate of the last step; `grad_norm` is the mean over the steps of the l_2
+    norm of the gradient that was stepped on; `peak_memory` is in GiB, so far.
     """
 
     epoch: int
@@ -155,6 +156,8 @@ class EpochSummary:
     test_loss: float
     test_acc: float
     seconds: float
+    grad_norm: float = _mean(over="steps", default=math.nan)
+    peak_memory: float = math.nan
 
     @property
     def key(self) -> tuple:

@@ -128,8 +128,10 @@ def update(optimizer: optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
     """One step of the optimiser on a loss; what history.csv tells of it."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
     optimizer.step()
-    return {}
+    return {"grad_norm": norm}
 
 
 def clean_means(loss: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:

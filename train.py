@@ -42,6 +42,7 @@ from utils import (
     log_to,
     logger,
     memory_advice,
+    peak_memory,
     random_state,
     run_script,
     seed_everything,
@@ -408,6 +409,7 @@ def run_epoch(
         test_loss=tested.loss,
         test_acc=tested.accuracy,
         seconds=round(time.perf_counter() - started, 3),
+        peak_memory=round(peak_memory(training.settings.device), 3),
     )
     return summary, records
 
