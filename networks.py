@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 import preactresnet
 import preactresnet_imagenet
+import resnet
 import vgg
 import vgg_imagenet
 from utils import InputError
@@ -32,6 +33,7 @@ ARCHITECTURES: dict[str, dict[int, Callable[..., nn.Module]]] = {
         32: preactresnet.PreActResNet18,
         160: preactresnet_imagenet.preact_resnet18,
     },
+    "ResNet18": {32: resnet.ResNet18},
 }
 
 
