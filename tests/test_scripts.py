@@ -368,7 +368,7 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
 @pytest.mark.parametrize(
     ("script", "flags", "named"),
     (
-        (train, "--dataset svhn", "--dataset"),
+        (train, "--dataset emnist", "--dataset"),
         (train, "--model resnet50", "--model"),
         (train, "--train-mode robust", "--train-mode"),
         (train, "--norm l_1", "--norm"),
