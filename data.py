@@ -124,7 +124,7 @@ def load_dataset(name: str, chosen: Selection) -> Dataset:
             if limit is None
             else split.select(balanced_subset(split.labels, limit, chosen.seed))
         )
-    return Dataset(*splits, num_classes, mean, std)
+    return Dataset(splits[0], splits[1], num_classes, mean, std)
 
 
 def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
@@ -170,7 +170,7 @@ def batches(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[T
 
 
 def _read_cifar(
-    published: type, classes: int, data_dir: Path, image_size: int, url: str | None
+    published: Any, classes: int, data_dir: Path, image_size: int, url: str | None
 ) -> tuple[Split, Split, int]:
     """CIFAR-10 or CIFAR-100 through torchvision."""
     name = published.__name__
@@ -210,7 +210,7 @@ def _read_cifar(
         )
         for part in loaded
     ]
-    return *splits, classes
+    return splits[0], splits[1], classes
 
 
 def _check_arrays_only(path: Path) -> None:
@@ -252,7 +252,7 @@ def _read_mnist(data_dir: Path, image_size: int, url: str | None) -> tuple[Split
     splits = [
         Split(F.pad(part.data.unsqueeze(1), (2, 2, 2, 2)), part.targets.long()) for part in loaded
     ]
-    return *splits, 10
+    return splits[0], splits[1], 10
 
 
 def _read_svhn(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
@@ -274,7 +274,7 @@ def _read_svhn(data_dir: Path, image_size: int, url: str | None) -> tuple[Split,
         Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels))
         for part in loaded
     ]
-    return *splits, 10
+    return splits[0], splits[1], 10
 
 
 @contextmanager
@@ -347,7 +347,7 @@ def _read_tree(root: Path, fit: Callable, fit_name: str) -> tuple[Split, Split, 
         Split(_decode(listing, fit, fit_name), torch.tensor(listing.targets, dtype=torch.int64))
         for listing in listings
     ]
-    return *splits, len(train.classes)
+    return splits[0], splits[1], len(train.classes)
 
 
 def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tensor:

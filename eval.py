@@ -15,6 +15,7 @@ The flags that name the run are those it was trained with. Each finished checkpo
 once; the same command, started again, goes on after the last one.
 """
 
+import argparse
 import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -42,7 +43,7 @@ from measure import (
     layer_rows,
     passes,
 )
-from networks import Network, load_checkpoint
+from networks import FoldedNetwork, Network, load_checkpoint
 from records import (
     NC1_DEFINITION,
     SPLITS,
@@ -113,7 +114,7 @@ def splits_of(settings: Settings) -> tuple[str, ...]:
     return SPLITS if settings.split == "both" else (settings.split,)
 
 
-def inputs_of(settings: Settings) -> list[str]:
+def inputs_of(settings: argparse.Namespace) -> list[str]:
     """The kinds of input that the flags ask for."""
     return [
         name
@@ -299,6 +300,7 @@ class Sweep:
     files: dict[int, Path]  # by epoch; for --checkpoint by the place in its list
     data: Dataset
     network: Network
+    folded: FoldedNetwork  # of `network`, which checkpoints are loaded into
     subject: Subject
     ranks: Ranks
 
@@ -389,7 +391,7 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: R
     evaluator = Evaluator(folded, flags.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     subject = Subject(evaluator, layers, data, flags.strength(settings), settings.seed)
-    return Sweep(settings, run, files, data, network, subject, ranks)
+    return Sweep(settings, run, files, data, network, folded, subject, ranks)
 
 
 def open_results(sweep: Sweep) -> None:
@@ -454,7 +456,7 @@ def measure_share(sweep: Sweep) -> None:
             evaluator.on_batch = bar.update
         for epoch in share:
             load_checkpoint(sweep.files[epoch], sweep.network.model)
-            sweep.subject.evaluator.network.refold()
+            sweep.folded.refold()
             for part, parts in missing[epoch]:
                 measure_part(sweep, epoch, part, parts)
 

@@ -106,7 +106,7 @@ def read_rows(path: Path, row_type: type) -> list:
         raise InputError(f"{path}: damaged ({error}); move it away") from error
 
 
-def _parse(text: str, kind: type) -> Any:
+def _parse(text: str, kind: Any) -> Any:
     return math.nan if not text and kind is float else kind(text)
 
 

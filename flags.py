@@ -341,7 +341,7 @@ def build_networks(settings: Settings, data: Dataset) -> tuple[Network, FoldedNe
     channels = data.train.images.shape[1]
     model = networks.build_model(settings.model, settings.image_size, channels, data.num_classes)
     network = Network(model, data.mean, data.std, bf16=settings.precision == "bf16")
-    network.to(settings.device, memory_format=torch.channels_last)
+    network.to(settings.device).to(memory_format=torch.channels_last)
     folded = FoldedNetwork(network)
     if settings.compile and can_compile(settings.device):
         network.compile(dynamic=False)

@@ -54,6 +54,13 @@ class InputKind:
     outcome: str | None = None
     published: dict[str, str] = field(default_factory=dict)
 
+    def bound(
+        self, model: nn.Module, strength: Strength
+    ) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """From images and labels to what is added to the images; None adds nothing."""
+        perturb = self.perturb
+        return perturb and (lambda x, y: perturb(model, x, y, strength))
+
     def labels(self, labels: Tensor, num_classes: int) -> Tensor:
         """What the images are measured with, (N,), from their labels (N,)."""
         return (labels + 1) % num_classes if self.targeted else labels

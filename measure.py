@@ -204,10 +204,10 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
     """
     collapse = measured.collapse
     names = {field.name for field in fields(Record)} & {field.name for field in fields(collapse)}
-    distances = {}
+    metrics: dict[str, Any] = {name: getattr(collapse, name) for name in names}
     if clean_means is not None:
         apart = simplex_distance(clean_means, collapse.class_means)
-        distances = {
+        metrics |= {
             "clean_distance": apart.distance.mean().item(),
             "clean_angle": apart.angle.mean().item(),
             "clean_distance_abs": apart.distance_abs.mean().item(),
@@ -215,13 +215,7 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
             "clean_mean_distance": apart.mean_distance,
             "clean_mean_angle": apart.mean_angle,
         }
-    return Record(
-        **key,
-        loss=measured.loss,
-        accuracy=measured.accuracy,
-        **{name: getattr(collapse, name) for name in names},
-        **distances,
-    )
+    return Record(**key, loss=measured.loss, accuracy=measured.accuracy, **metrics)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -247,10 +241,7 @@ class Subject:
 
     def perturbation(self, name: str, model: nn.Module | None = None) -> Perturb:
         """What one kind of input adds to images, against a model or the network itself."""
-        perturb, target = INPUTS[name].perturb, model or self.evaluator.network
-        if perturb is None:
-            return None
-        return lambda x, y: perturb(target, x, y, self.strength)
+        return INPUTS[name].bound(model or self.evaluator.network, self.strength)
 
     def labels(self, split: str, name: str) -> Tensor:
         """What one kind of input is measured with."""

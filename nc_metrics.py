@@ -11,6 +11,7 @@ accumulated in float64, because collapsed features differ in their last float32 
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,12 +153,13 @@ class StreamingCollapse:
         if num_classes < 2:
             raise ValueError("neural collapse needs at least two classes")
         self.num_classes = num_classes
-        self._counts: Tensor | float = 0.0  # (C,) once there is a batch
-        self._sums: Tensor | float = 0.0  # (C, D)
-        self._directions: Tensor | None = None  # (D, K), known with the last of the means
-        self._energy: Tensor | float = 0.0  # (K,), within classes along the directions
-        self._correct: Tensor | float = 0.0
-        self._agreeing: Tensor | float = 0.0
+        # Numbers until there is a batch, which tells the device.
+        self._counts: Any = 0.0  # (C,)
+        self._sums: Any = 0.0  # (C, D)
+        self._directions: Any = None  # (D, K), known with the last of the means
+        self._energy: Any = 0.0  # (K,), within classes along the directions
+        self._correct: Any = 0.0
+        self._agreeing: Any = 0.0
 
     @property
     def class_means(self) -> Tensor:

@@ -49,6 +49,10 @@ class Network(nn.Module):
     same. Checkpoints hold the bare `model`.
     """
 
+    model: Any  # of ARCHITECTURES
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, model: nn.Module, mean: Iterable[float], std: Iterable[float], bf16: bool = False
     ):
@@ -106,7 +110,7 @@ class FoldedNetwork(Network):
     @torch.no_grad()
     def refold(self) -> "FoldedNetwork":
         """Take over the present weights and statistics of the network; returns itself."""
-        (model,) = self._source
+        model: Any = self._source[0]
         state = model.state_dict()
         for conv_name, norm_name in self._pairs:
             conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
@@ -148,6 +152,9 @@ class NearestCentre(nn.Module):
 
     Source: Su et al. 2024, nearest-centre classifier.
     """
+
+    class_means: Tensor
+    unit: Tensor
 
     def __init__(self, network: Network, class_means: Tensor):
         super().__init__()

@@ -7,7 +7,6 @@ default, so that tables of older versions stay readable.
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import numpy as np
 
@@ -16,18 +15,13 @@ from inputs import INPUTS, place_of
 SPLITS = ("train", "test")
 
 
-def _metric(series: str) -> Any:
-    """A field of Record that is kept as an .npy series too, under the prefix of its input."""
-    return field(metadata={"series": series})
-
-
 @dataclass(frozen=True)
 class Record:
     """A row of metrics.csv: one epoch's network on one input. NaN where not measured.
 
-    `source` is the script that measured ("train" or "eval"); the metrics are NeuralCollapse's; the
-    `clean_*` fields compare the class means with those of the clean images (means over classes of
-    SimplexDistance).
+    `source` is the script that measured ("train" or "eval"); the metrics are NeuralCollapse's, and
+    those that name a `series` are kept as an .npy series too; the `clean_*` fields compare the
+    class means with those of the clean images (means over classes of SimplexDistance).
     """
 
     source: str
@@ -37,13 +31,13 @@ class Record:
     loss: float
     accuracy: float
     ncc_accuracy: float
-    nc1: float = _metric("nc1")
-    nc2_norm_activation: float = _metric("nc2_activation_norm")
-    nc2_norm_classifier: float = _metric("nc2_classifier_norm")
-    nc2_angle_activation: float = _metric("nc2_activation_angle")
-    nc2_angle_classifier: float = _metric("nc2_classifier_angle")
-    nc3: float = _metric("nc3")
-    nc4: float = _metric("nc4")
+    nc1: float = field(metadata={"series": "nc1"})
+    nc2_norm_activation: float = field(metadata={"series": "nc2_activation_norm"})
+    nc2_norm_classifier: float = field(metadata={"series": "nc2_classifier_norm"})
+    nc2_angle_activation: float = field(metadata={"series": "nc2_activation_angle"})
+    nc2_angle_classifier: float = field(metadata={"series": "nc2_classifier_angle"})
+    nc3: float = field(metadata={"series": "nc3"})
+    nc4: float = field(metadata={"series": "nc4"})
     clean_distance: float = math.nan
     clean_angle: float = math.nan
     clean_distance_abs: float = math.nan
@@ -132,31 +126,26 @@ TABLES = {
 }
 
 
-def _mean(over: str, **default: float) -> Any:
-    """A field of EpochSummary that is the epoch's mean of what its steps saw under that name."""
-    return field(metadata={"over": over}, **default)
-
-
 @dataclass(frozen=True)
 class EpochSummary:
     """A row of history.csv. NaN where a training mode has no such quantity.
 
-    train_* are means over the images of the epoch, as its steps saw them, and `train_robust_loss`
-    is the objective that was stepped on (AT and TRADES); test_* are those of the epoch's network in
-    eval mode; `lr` is the rate of the last step; `grad_norm` is the mean over the steps of the l_2
-    norm of the gradient that was stepped on; `peak_memory` is in GiB, so far.
+    A field that names what it is `over` is the mean of what the epoch's steps saw, over its images
+    or its steps. `train_robust_loss` is the objective that was stepped on (AT and TRADES); test_*
+    are those of the epoch's network in eval mode; `lr` is the rate of the last step; `grad_norm` is
+    the l_2 norm of the gradient that was stepped on; `peak_memory` is in GiB, so far.
     """
 
     epoch: int
     lr: float
-    train_loss: float = _mean(over="images")
-    train_acc: float = _mean(over="images")
-    train_robust_loss: float = _mean(over="images")
-    train_robust_acc: float = _mean(over="images")
+    train_loss: float = field(metadata={"over": "images"})
+    train_acc: float = field(metadata={"over": "images"})
+    train_robust_loss: float = field(metadata={"over": "images"})
+    train_robust_acc: float = field(metadata={"over": "images"})
     test_loss: float
     test_acc: float
     seconds: float
-    grad_norm: float = _mean(over="steps", default=math.nan)
+    grad_norm: float = field(default=math.nan, metadata={"over": "steps"})
     peak_memory: float = math.nan
 
     @property
@@ -223,7 +212,7 @@ def published_series(
     where the run is `standard` (ST), otherwise those seen in training. Test images, which were not
     published, have test_ in front.
     """
-    series = {}
+    series: dict[str, np.ndarray] = {}
     for input in INPUTS:
         rows = [r for r in records if r.input == input and r.split == "train"]
         swept = [r for r in rows if r.source == "eval"]

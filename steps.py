@@ -77,10 +77,11 @@ def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
 def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
     """A pass in train mode moves the running statistics as far as `times` equal passes would."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    momenta = [norm.momentum or 0.0 for norm in norms]
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = 1 - (1 - momentum) ** times
-        norm.num_batches_tracked += times - 1
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked += times - 1
     try:
         yield
     finally:
@@ -95,13 +96,13 @@ def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step
     code does by accident, so the clean pass serves the attack as well; without, both passes of the
     step use batch statistics.
     """
-    network, attack = learner.network, partial(trades, **learner.strength.attack)
+    network, attack = learner.network, learner.strength.attack
     if frozen:
         network.eval()
         clean_logits = network(x)
-        perturbed = x + attack(learner.folded.refold(), x, clean_logits=clean_logits)
+        perturbed = x + trades(learner.folded.refold(), x, clean_logits=clean_logits, **attack)
     else:
-        perturbed = x + attack(learner.folded.refold(), x)
+        perturbed = x + trades(learner.folded.refold(), x, **attack)
         clean_logits = network(x)
     logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)

@@ -510,7 +510,7 @@ def check_losses(settings: Settings, epoch: int, means: dict[str, Tensor]) -> No
 def measure_collapse(training: Training, epoch: int, perturbed: Tensor | None) -> list[Record]:
     """The records that the --neural-collapse flags ask for, in eval mode after the epoch."""
     settings, evaluator, data = training.settings, training.evaluator, training.data.train
-    key = {"source": "train", "epoch": epoch, "split": "train"}
+    key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "train"}
     records = []
     if settings.neural_collapse:
         clean = evaluator.measure(data.images, data.labels)
@@ -519,10 +519,8 @@ def measure_collapse(training: Training, epoch: int, perturbed: Tensor | None) -
             robust = evaluator.measure(perturbed, data.labels)
             records.append(make_record(robust, clean.collapse.class_means, **key, input="pgd"))
     if settings.neural_collapse_gaussian:
-        perturb, strength = INPUTS["gaussian_l2"].perturb, training.learner.strength
-        noisy = evaluator.measure(
-            data.images, data.labels, lambda x, y: perturb(evaluator.network, x, y, strength)
-        )
+        perturb = INPUTS["gaussian_l2"].bound(evaluator.network, training.learner.strength)
+        noisy = evaluator.measure(data.images, data.labels, perturb)
         records.append(make_record(noisy, **key, input="gaussian_l2"))
     return records
 

@@ -5,6 +5,8 @@ Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Re
 160x160 variant from the same class.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,12 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self, layers: tuple, pool: nn.Module, fan: str, in_channels: int, num_classes: int
+        self,
+        layers: tuple,
+        pool: nn.Module,
+        fan: Literal["fan_in", "fan_out"],
+        in_channels: int,
+        num_classes: int,
     ):
         super().__init__()
         modules: list[nn.Module] = []
@@ -43,7 +50,7 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):

@@ -355,14 +355,17 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
     assert code == 0, error
     assert np.isfinite(series(folder)["targeted_nc1"][0])
     # Two epochs learn little, but they train, and do not blow up: near the loss of guessing.
+    history = rows(folder / "history.csv")
     states = [
         torch.load(folder / f"model_{e}.pth", weights_only=True)["state_dict"] for e in (0, 1)
     ]
-    assert not any(
-        torch.equal(states[0][n], states[1][n]) for n in states[0] if states[0][n].ndim == 4
-    )
+    moved = [
+        not torch.equal(value, states[1][n]) for n, value in states[0].items() if value.ndim == 4
+    ]
+    # Some schedules end at a rate of zero, and here an epoch has a single step.
+    assert set(moved) == {float(history[-1]["lr"]) > 0}
     guessing = math.log(10 if "mnist" in flags else 3)
-    assert float(rows(folder / "history.csv")[-1]["train_loss"]) < guessing + 3
+    assert float(history[-1]["train_loss"]) < guessing + 3
 
 
 @pytest.mark.parametrize(
