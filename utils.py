@@ -1,10 +1,6 @@
 """What knows nothing of neural collapse, and every other file may use.
 
-errors, logs        InputError, Stopped, logger, log_to, run_script
-seeds               seed_everything, random_state
-signals, ranks      StopSignals, join_ranks, wait_for_ranks
-device, memory      select_device, set_precision, can_compile, memory_advice, peak_memory
-learning rates      SCHEDULES, learning_rate
+Errors, seeds, signals, ranks, device and memory, learning rates, logs and how a script ends.
 """
 
 import ctypes

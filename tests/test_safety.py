@@ -19,6 +19,7 @@ import eval as eval_script
 import networks
 import steps
 import train
+import training
 from files import Writer
 from flags import Parser, select_epochs
 from utils import InputError, Stopped
@@ -209,14 +210,14 @@ def test_a_checkpoint_overrules_no_setting_of_the_optimiser(
             del group["momentum"]
     torch.save(content | {"epoch": 1}, path)
     seen = []
-    original = train.train_epoch
+    original = training.train_epoch
 
-    def train_epoch(training, *rest):
-        state = training.learner.optimizer.state_dict()
+    def train_epoch(run, *rest):
+        state = run.learner.optimizer.state_dict()
         seen.append(copy.deepcopy((state["param_groups"][0], state["state"])))
-        return original(training, *rest)
+        return original(run, *rest)
 
-    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    monkeypatch.setattr(training, "train_epoch", train_epoch)
     assert run_script(train, f"{flags} --resume")[0] == 0
     [(group, buffers)] = seen
     assert group["weight_decay"] == 5e-4 and group["lr"] == 0.01
