@@ -53,6 +53,7 @@ from records import (
     LayerRecord,
     Record,
     describe_record,
+    swept_by_eval,
 )
 from run_folder import RunFolder
 from utils import (
@@ -325,10 +326,12 @@ def main() -> None:
         ranks.wait()
         run.open()
         log_to(run.path / "eval.log")
-        measure_share(sweep)
+        try:
+            measure_share(sweep)
+        finally:
+            run.settle()  # on a signal too, or an error
         ranks.wait()
         if ranks.number == 0:
-            run.open()  # with what the other ranks recorded
             for line in summary(sweep):
                 logger.info(line)
             logger.info(f"results are in {run.results}; {describe_peak(settings.device)}")
@@ -405,8 +408,9 @@ def open_results(sweep: Sweep) -> None:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
-    elif rows_of(run, Record) or any(run.rows(row_type) for row_type in TABLES):
+    elif any(rows_of(run, row_type) for row_type in TABLES):
         refuse_other_sweep(settings, run, now)
+        run.settle()  # what a killed sweep had found
     write_json(run.sweep_file, now)
 
 
@@ -468,13 +472,12 @@ def measure_part(sweep: Sweep, epoch: int, part: Part, parts: list[tuple]) -> No
         rows = part.measure(sweep.subject, epoch, parts)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    run.append(rows)
     name = file.name if sweep.settings.checkpoint else f"epoch {epoch:>3}"
     if part.row_type is Record:
-        run.add(rows)
         for record in rows:
             logger.info(f"{name} {describe_record(record)}")
     else:
-        run.add_rows(rows)
         logger.info(f"{name} {len(rows)} rows of {TABLES[part.row_type]}")
 
 
@@ -494,9 +497,7 @@ def missing_parts(sweep: Sweep) -> dict[int, list[tuple[Part, list[tuple]]]]:
 
 def rows_of(run: RunFolder, row_type: type) -> list:
     """What sweeps have recorded in rows of one type."""
-    if row_type is Record:
-        return [record for record in run.records if record.source == "eval"]
-    return run.rows(row_type)
+    return [row for row in run.rows(row_type) if swept_by_eval(row)]
 
 
 # ---------------------------------------------------------------------------------------------

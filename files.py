@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
@@ -68,15 +68,53 @@ def read_json(path: Path) -> dict | None:
 
 def write_rows(path: Path, row_type: type, rows: list) -> None:
     """A column per field of the rows' type; NaN is an empty cell."""
+    with atomic_open(path) as file:
+        file.write(_to_csv(row_type, rows, header=True))
+
+
+def append_rows(path: Path, row_type: type, rows: list) -> None:
+    """Put rows on disk beside their table, in a time that does not grow with it.
+
+    They lie in a file of their own, which `read_appended` reads, until `write_rows` has made them a
+    part of the table.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    beside = appended_file(path)
+    try:
+        with beside.open("ab") as file:
+            file.write(_to_csv(row_type, rows, header=file.tell() == 0))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{beside}: cannot be written: {error.strerror}") from error
+
+
+def _to_csv(row_type: type, rows: list, header: bool) -> bytes:
     names = [field.name for field in fields(row_type)]
     lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(names)
+    if header:
+        writer.writerow(names)
     for row in rows:
         values = (getattr(row, name) for name in names)
         writer.writerow("" if value != value else value for value in values)
-    with atomic_open(path) as file:
-        file.write(lines.getvalue().encode())
+    return lines.getvalue().encode()
+
+
+def appended_file(path: Path) -> Path:
+    """Where `append_rows` puts the rows of a table."""
+    return path.with_name(f".{path.name}.added")
+
+
+def read_appended(path: Path, row_type: type) -> list:
+    """What `append_rows` left beside a table; a last line that a kill cut off is not counted."""
+    try:
+        whole = appended_file(path).read_bytes().rpartition(b"\n")[0]
+    except FileNotFoundError:
+        return []
+    return _parse_rows(path, io.StringIO(whole.decode(), newline=""), row_type) if whole else []
 
 
 def read_rows(path: Path, row_type: type) -> list:
@@ -88,20 +126,26 @@ def read_rows(path: Path, row_type: type) -> list:
     Raises:
         InputError: the file is damaged, or has other columns than the fields of the row's type.
     """
+    try:
+        with path.open(newline="") as file:
+            return _parse_rows(path, file, row_type)
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged ({error}); move it away") from error
+
+
+def _parse_rows(path: Path, lines: Iterable[str], row_type: type) -> list:
     kinds = {field.name: field.type for field in fields(row_type)}
     needed = {field.name for field in fields(row_type) if field.default is MISSING}
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file, restval="cut off")
-            found = reader.fieldnames or []
-            if not needed <= set(found) or list(found) != [name for name in kinds if name in found]:
-                raise InputError(f"{path}: its columns are not those of this version; move it away")
-            return [
-                row_type(**{name: _parse(row[name], kinds[name]) for name in found})
-                for row in reader
-            ]
-    except FileNotFoundError:
-        return []
+        reader = csv.DictReader(lines, restval="cut off")
+        found = reader.fieldnames or []
+        if not needed <= set(found) or list(found) != [name for name in kinds if name in found]:
+            raise InputError(f"{path}: its columns are not those of this version; move it away")
+        return [
+            row_type(**{name: _parse(row[name], kinds[name]) for name in found}) for row in reader
+        ]
     except (ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path}: damaged ({error}); move it away") from error
 

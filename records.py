@@ -7,6 +7,7 @@ default, so that tables of older versions stay readable.
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -118,8 +119,9 @@ class AutoAttackRecord:
         return self.epoch, self.images
 
 
-# The tables that eval.py alone fills.
+# The tables in results/. train.py adds to the first alone.
 TABLES = {
+    Record: "metrics.csv",
     LayerRecord: "layers.csv",
     CentreRecord: "ncc.csv",
     AutoAttackRecord: "autoattack.csv",
@@ -152,6 +154,11 @@ class EpochSummary:
     def key(self) -> tuple:
         """What no two rows share, and the order of the rows."""
         return (self.epoch,)
+
+
+def swept_by_eval(row: Any) -> bool:
+    """Whether eval.py recorded a row of one of TABLES."""
+    return not isinstance(row, Record) or row.source == "eval"
 
 
 STEP_MEANS = {f.name: f.metadata["over"] for f in fields(EpochSummary) if "over" in f.metadata}

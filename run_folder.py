@@ -5,7 +5,7 @@ resume.pth          the last epoch with the optimiser's state, and what is done 
 history.csv         a row per epoch (EpochSummary)
 args.json           the flags of the run and what it was made with
 results/            metrics.csv (Record), the published .npy series made from it, the TABLES of a
-                    sweep and its eval_args.json
+                    sweep and its eval_args.json; what a sweep under way found is in .TABLE.added
 output.log, eval.log
 """
 
@@ -21,8 +21,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from files import atomic_open, lock_file, merge_rows, read_json, read_rows, write_rows
-from records import TABLES, EpochSummary, Record, published_series, series_names
+from files import (
+    append_rows,
+    appended_file,
+    atomic_open,
+    lock_file,
+    merge_rows,
+    read_appended,
+    read_json,
+    read_rows,
+    write_rows,
+)
+from records import (
+    TABLES,
+    EpochSummary,
+    Record,
+    published_series,
+    series_names,
+    swept_by_eval,
+)
 from utils import InputError
 
 
@@ -111,16 +128,33 @@ class RunFolder:
                 write_rows(self.path / "history.csv", EpochSummary, self.history)
             self._write_records()
 
-    def rows(self, row_type: type) -> list:
-        """What is recorded in one of TABLES."""
-        return read_rows(self.results / TABLES[row_type], row_type)
-
-    def add_rows(self, rows: list) -> None:
-        """Put rows of one type into their table of TABLES, in place of equal keys."""
+    def append(self, rows: list) -> None:
+        """Put rows of one type on disk, which `settle` puts into their table; in milliseconds."""
         row_type = type(rows[0])
         with self._turn():
-            merged = merge_rows(self.rows(row_type), rows)
-            write_rows(self.results / TABLES[row_type], row_type, merged)
+            append_rows(self.table(row_type), row_type, rows)
+
+    def settle(self) -> None:
+        """Put what was appended into the tables, in place of equal keys, and into the series."""
+        with self._turn():
+            for row_type in TABLES:
+                beside = appended_file(self.table(row_type))
+                if not beside.exists():
+                    continue
+                if row_type is Record:
+                    self._read()
+                    self._write_records()
+                else:
+                    write_rows(self.table(row_type), row_type, self.rows(row_type))
+                beside.unlink()
+
+    def rows(self, row_type: type) -> list:
+        """What is recorded in one of TABLES, settled or appended."""
+        path = self.table(row_type)
+        return merge_rows(read_rows(path, row_type), read_appended(path, row_type))
+
+    def table(self, row_type: type) -> Path:
+        return self.results / TABLES[row_type]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -130,11 +164,11 @@ class RunFolder:
             yield
 
     def _read(self) -> None:
-        self.records = read_rows(self.results / "metrics.csv", Record)
+        self.records = self.rows(Record)
         self.history = read_rows(self.path / "history.csv", EpochSummary)
 
     def _write_records(self) -> None:
-        write_rows(self.results / "metrics.csv", Record, self.records)
+        write_rows(self.table(Record), Record, self.records)
         for name, values in self._series().items():
             with atomic_open(self.results / f"{name}.npy") as file:
                 np.save(file, values)
@@ -155,11 +189,12 @@ class RunFolder:
             path.unlink()
         if from_epoch > 0:
             return
+        tables = [self.table(row_type) for row_type in TABLES]
         for path in (
-            self.results / "metrics.csv",
+            *tables,
+            *map(appended_file, tables),
             self.path / "history.csv",
             *(self.results / f"{name}.npy" for name in series_names()),
-            *(self.results / name for name in TABLES.values()),
             self.sweep_file,
             self.args_file,
             self.path / "output.log",
@@ -169,27 +204,30 @@ class RunFolder:
 
     def forget_from(self, epoch: int) -> None:
         """Take the rows of that epoch and later ones out of all tables, whoever recorded them."""
+        self.settle()
         self._read()
         self._keep([record for record in self.records if record.epoch < epoch])
         if self.history:
             self.history = [row for row in self.history if row.epoch < epoch]
             write_rows(self.path / "history.csv", EpochSummary, self.history)
-        for row_type in TABLES:
+        for row_type in TABLES.keys() - {Record}:
             rows = self.rows(row_type)
             if rows:
                 kept = [row for row in rows if row.epoch < epoch]
-                write_rows(self.results / TABLES[row_type], row_type, kept)
+                write_rows(self.table(row_type), row_type, kept)
 
     def forget_sweep(self) -> dict[str, int]:
         """Take what eval.py recorded out of all tables; table -> how many rows that were."""
-        self._read()
-        swept = [record for record in self.records if record.source == "eval"]
-        found = {"metrics.csv": len(swept)}
-        if swept:
-            self._keep([record for record in self.records if record.source != "eval"])
+        self.settle()
+        found = {}
         for row_type, name in TABLES.items():
-            found[name] = len(self.rows(row_type))
-            (self.results / name).unlink(missing_ok=True)
+            swept = [row for row in self.rows(row_type) if swept_by_eval(row)]
+            found[name] = len(swept)
+            if swept and row_type is not Record:
+                self.table(row_type).unlink()
+        if found[TABLES[Record]]:
+            self._read()
+            self._keep([record for record in self.records if not swept_by_eval(record)])
         return {name: count for name, count in found.items() if count}
 
     def _keep(self, records: list[Record]) -> None:
