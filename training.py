@@ -92,16 +92,16 @@ def run_epoch(
         done: what an Interrupted epoch had seen, to go on after it.
         signals: asked after every step whether to stop.
     """
-    started = time.perf_counter()
+    started, batch_size = time.perf_counter(), training.settings.batch_size
     means, perturbed = train_epoch(training, epoch, done, signals)
     training.learner.folded.refold()
-    test = training.data.test
+    test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
     tested = training.evaluator.measure(test.images, test.labels)
     records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
     records += measure_collapse(training, epoch, perturbed)
     summary = EpochSummary(
         epoch=epoch,
-        lr=float(training.learner.optimizer.param_groups[0]["lr"]),
+        lr=rate_of_step(training.settings, epoch, steps - 1, steps),
         **dict.fromkeys(STEP_MEANS, math.nan) | means,
         test_loss=tested.loss,
         test_acc=tested.accuracy,
