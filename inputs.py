@@ -37,6 +37,7 @@ class InputKind:
     layerwise: whether --layerwise measures it.
     prefix: of its .npy series; `published` holds the names that do not follow it.
     outcome: series of accuracy and loss are SPLIT_{outcome}acc and ..._loss; None: there are none.
+    stands_in_for: the kind that figures show in its place where both were measured.
     label, color, marker, size: in figures. The colours are Okabe and Ito's, which the colour-blind
         can tell apart; markers that are drawn later are smaller, so that all are seen.
     """
@@ -53,6 +54,7 @@ class InputKind:
     prefix: str = ""
     outcome: str | None = None
     published: dict[str, str] = field(default_factory=dict)
+    stands_in_for: str | None = None
 
     def bound(
         self, model: nn.Module, strength: Strength
@@ -156,6 +158,7 @@ INPUTS: dict[str, InputKind] = {
         _gaussian_l2,
         *("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
         prefix="gaussian_label_",
+        stands_in_for="gaussian",
     ),
 }
 

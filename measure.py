@@ -25,6 +25,7 @@ from nc_metrics import (
 )
 from networks import NearestCentre, Network, block_outputs
 from records import (
+    ADAPTIVE,
     CENTRE_INPUTS,
     SPLITS,
     AutoAttackRecord,
@@ -329,7 +330,7 @@ def centre_rows(subject: Subject, epoch: int, parts: list[tuple[str]]) -> list[C
         _, features = outputs("train", means, subject.perturbation(means))
         class_means = compute_class_means(features.double(), data.train.labels, data.num_classes)
         centres = NearestCentre(subject.evaluator.network, class_means).eval()
-        seen["adaptive"] = outputs("test", "pgd", subject.perturbation("pgd", centres))
+        seen[ADAPTIVE] = outputs("test", "pgd", subject.perturbation("pgd", centres))
         for name in CENTRE_INPUTS:
             logits, features = seen[name]
             records.append(

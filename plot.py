@@ -3,31 +3,56 @@
     python plot.py models/cifar/vgg11bn/l_inf/eps8.0/std_train/seed1             # into figures/
     python plot.py models/cifar/vgg11bn/l_inf/eps8.0/*/seed* --out figs --table  # all at once
 
-Runs that differ in the seed alone are one setting: its figures show their mean and, shaded, their
-standard deviation. Other differences make other settings, with figures of their own.
+Runs whose args.json differ in the seed alone, or in what cannot change a number, are one group:
+its figures show their mean and, shaded, their standard deviation. Other runs have figures of their
+own; where the usual name would be the same, it ends with the flags that differ.
 """
 
 import argparse
 import csv
 import io
 import math
+import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    LogFormatterMathtext,
+    MaxNLocator,
+    NullLocator,
+    StrMethodFormatter,
+)
 
-import utils
-from utils import CentreRecord, EpochSummary, InputError, LayerRecord, Record, logger
+from files import atomic_open
+from flags import Parser
+from groups import (
+    STATISTICS,
+    Group,
+    Line,
+    Setting,
+    average,
+    by_setting,
+    collect,
+    common,
+    differences,
+    group_runs,
+    in_words,
+    read_run,
+)
+from inputs import INPUTS
+from records import ADAPTIVE, NC1_DEFINITION, EpochSummary
+from steps import MODES
+from utils import InputError, logger, run_script
 
 
 class Style(NamedTuple):
@@ -35,30 +60,26 @@ class Style(NamedTuple):
     color: str
     marker: str = ""
     size: float = 4.5
-    line: str = "-"
+    line: Any = "-"
     hollow: bool = False
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart. Markers that are drawn later are
-# smaller: where lines coincide, all of them are seen.
-INPUT_STYLES = {
-    "clean": Style("clean", "#0072B2", "o", 5.5),
-    "pgd": Style("PGD", "#D55E00", "s", 4.5),
-    "gaussian": Style("Gaussian noise", "#009E73", "^", 4.5),
-    "sign": Style("sign noise", "#CC79A7", "D", 3),
-    "targeted": Style("targeted", "#E69F00", "v", 4.5),
-    "gaussian_l2": Style("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
-    "adaptive": Style("PGD on the NCC classifier", "#661100", "X", 4.5),
-}
-# Greys, so that no training mode is taken for a kind of input.
-MODES = {
-    "std_train": ("st", Style("ST", "black")),
-    "pgd_train": ("at", Style("AT", "black", "<")),
-    "pgd_train_TRADES": ("trades", Style("TRADES (frozen)", "0.35", "X", line="--")),
-    "pgd_train_TRADES_batch": ("trades_batch", Style("TRADES (batch)", "0.6", ">", line="-.")),
-}
+def input_style(name: str) -> Style:
+    if name == ADAPTIVE:
+        return Style("PGD on the NCC classifier", "#661100", "X")
+    kind = INPUTS[name]
+    return Style(kind.label, kind.color, kind.marker, kind.size)
+
+
+def mode_style(name: str) -> Style:
+    mode = MODES[name]
+    return Style(mode.label, mode.color, mode.marker, line=mode.line)
+
+
 CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
 LR_DROP = Style("learning-rate drop", "0.5", line=":")
+# Of further lines of one training mode in one figure.
+MORE_MARKERS = "sDov^ph"
 
 
 class Panel(NamedTuple):
@@ -97,7 +118,7 @@ LAYER_PANELS = (
     Panel("ncc_agreement", "NCC agreement", "NCC agreement\nshare NCC = network", "share"),
 )
 
-RC = {
+RC: Any = {
     "font.size": 7,
     "lines.linewidth": 1.0,
     "lines.markeredgecolor": "white",
@@ -112,59 +133,7 @@ RC = {
 }
 WIDTH, PANEL_HEIGHT = 5.5, 1.45  # inches; the width of a column of text
 MARKERS_PER_LINE = 12
-
-
-class Setting(NamedTuple):
-    """What a run is, but for its seed."""
-
-    mode: str
-    dataset: str
-    model: str
-    norm: str
-    epsilon: float
-
-    @property
-    def place(self) -> str:
-        return f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}"
-
-    @property
-    def description(self) -> str:
-        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {self.epsilon:g}"
-
-    def file_name(self, figure: str = "") -> str:
-        return "_".join(filter(None, (MODES[self.mode][0], figure, self.place)))
-
-
-@dataclass(frozen=True)
-class Run:
-    path: Path
-    setting: Setting
-    seed: int
-    history: list[EpochSummary]
-    records: list[Record]  # of the training images; of two of one epoch and input the last counts
-    layers: list[LayerRecord]
-    ncc: list[CentreRecord]
-
-
-# One line of a figure: for each seed the rows by epoch, or by layer.
-Line = list[dict[int, Any]]
-
-
-class Group:
-    """The runs of one setting, one per seed, and its measurements by kind of input."""
-
-    def __init__(self, runs: list[Run]):
-        self.runs = runs
-        self.setting = runs[0].setting
-        self.all_inputs = collect((run.records for run in runs), lambda row: row.input)
-        self.inputs = {kind: line for kind, line in self.all_inputs.items() if common(line)}
-        if "gaussian" in self.inputs:
-            self.inputs.pop("gaussian_l2", None)  # train.py's noise only stands in for eval.py's
-
-    def title(self, figure: str = "") -> str:
-        seeds = f"seed{'s' * (len(self.runs) > 1)} {', '.join(str(run.seed) for run in self.runs)}"
-        mode = MODES[self.setting.mode][1].label
-        return ", ".join(filter(None, (mode, figure, self.setting.description, seeds)))
+TITLE_WIDTH, LEGEND_WIDTH = 100, 105  # characters
 
 
 class Plot(NamedTuple):
@@ -178,7 +147,7 @@ class Plot(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = utils.Parser(
+    parser = Parser(
         description="Draw the paper's figures from run folders, as PNG and PDF.",
         allow_abbrev=False,
     )
@@ -204,6 +173,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     groups = group_runs([read_run(path) for path in args.runs])
+    tell_differences(groups)
     for group in groups:
         tell_gaps(group)
     plots = [plot for group in groups for plot in group_plots(group)] + distance_plots(groups)
@@ -225,100 +195,34 @@ def main() -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    with utils.atomic_open(path) as file:
+    with atomic_open(path) as file:
         file.write(content)
     logger.info(f"wrote {path}")
 
 
-# Run folders, grouped by setting
-
-
-def read_run(path: Path) -> Run:
-    """All that a run folder holds to draw.
-
-    Raises:
-        InputError: no such folder, no metrics.csv, a damaged file, or an unknown setting.
-    """
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder")
-    results = path / "results"
-    if not (results / "metrics.csv").is_file():
-        raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
-    rows = [row for row in utils.read_rows(results / "metrics.csv", Record) if row.split == "train"]
-    return Run(
-        path,
-        *read_setting(path),
-        history=sorted(utils.read_rows(path / "history.csv", EpochSummary), key=lambda r: r.epoch),
-        # What train.py saw on exactly its training inputs comes before a later sweep.
-        records=sorted(rows, key=lambda row: row.source == "train"),
-        layers=utils.read_rows(results / "layers.csv", LayerRecord),
-        ncc=utils.read_rows(results / "ncc.csv", CentreRecord),
-    )
-
-
-def read_setting(path: Path) -> tuple[Setting, int]:
-    """Setting and seed as args.json tells them, or else the folder's path."""
-    told = utils.read_json(path / "args.json")
-    try:
-        if told is not None:
-            place = [told[name] for name in ("dataset", "model", "norm", "epsilon")]
-            mode = told["train_mode"] + "_batch" * (told.get("trades_bn") == "batch")
-            seed = told["seed"]
-        else:
-            *place, mode, seed = path.resolve().parts[-6:]
-            place[3], seed = place[3].removeprefix("eps"), seed.removeprefix("seed")
-        if mode not in MODES:
-            raise ValueError(mode)
-        *names, epsilon = place
-        return Setting(mode, *names, float(epsilon)), int(seed)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        source = path / "args.json" if told is not None else f"{path}: its path"
-        raise InputError(
-            f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
-        ) from error
-
-
-def group_runs(runs: list[Run]) -> list[Group]:
-    """Groups in the order in which their first run was given; a folder given twice counts once."""
-    by_setting: dict[Setting, dict[int, Run]] = defaultdict(dict)
-    for run in {run.path.resolve(): run for run in runs}.values():
-        twin = by_setting[run.setting].setdefault(run.seed, run)
-        if twin is not run:
-            raise InputError(f"{run.path}: of the same setting and seed as {twin.path}: give one")
-    return [Group([seeds[seed] for seed in sorted(seeds)]) for seeds in by_setting.values()]
-
-
-def collect(tables: Iterable[list], line: Callable, key: Callable = lambda row: row.epoch) -> dict:
-    """`line` of a row -> Line, from each run's table; clean first, then as INPUT_STYLES orders."""
-    tables, order, lines = list(tables), list(INPUT_STYLES), {}
-    for number, table in enumerate(tables):
-        for row in table:
-            if row.input in INPUT_STYLES:
-                series = lines.setdefault(line(row), (order.index(row.input), [{} for _ in tables]))
-                series[1][number][key(row)] = row
-    return {name: lines[name][1] for name in sorted(lines, key=lambda name: lines[name][0])}
-
-
-def common(line: Line) -> list[int]:
-    """Epochs, or layers, that every run has, ascending."""
-    return sorted(set.intersection(*map(set, line)))
-
-
-def average(line: Line, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Common epochs, and a field's mean and unbiased deviation (NaN with one run) over the runs."""
-    x = common(line)
-    values = np.array([[getattr(rows[key], field) for key in x] for rows in line], dtype=float)
-    std = values.std(axis=0, ddof=1) if len(line) > 1 else np.full(len(x), np.nan)
-    return np.array(x), values.mean(axis=0), std
+def tell_differences(groups: list[Group]) -> None:
+    """One line for each setting whose runs are in more groups than one."""
+    for alike in by_setting(groups):
+        told = []
+        for name in dict.fromkeys(name for group in alike for name in group.differs):
+            values = dict.fromkeys(g.differs[name] for g in alike if name in g.differs)
+            dashes = "" if name in STATISTICS else "--"
+            told.append(f"{dashes}{name} ({', '.join(values)})")
+        if told:
+            name = alike[0].setting.file_name()
+            logger.info(f"{name}: runs differ in {', '.join(told)}: drawn apart")
 
 
 def tell_gaps(group: Group) -> None:
     """One line on the series that are missing, one on epochs that not all seeds have."""
-    name, found = group.setting.file_name(), set(group.inputs)
-    wanted = ["clean", "pgd", "gaussian", "sign"]
-    wanted += ["targeted"] if group.setting.mode == "std_train" else []
-    found |= {"gaussian"} if "gaussian_l2" in found else set()
-    missing = [kind for kind in wanted if kind not in found]
+    name, found = group.file_name(), set(group.inputs)
+    found |= {INPUTS[kind].stands_in_for for kind in found}
+    missing = [
+        kind
+        for kind, row in INPUTS.items()
+        if row.asked_by and not (row.targeted and MODES[group.setting.mode].adversary)
+        if kind not in found
+    ]
     if missing:
         of_all = " by all seeds" if len(group.runs) > 1 else ""
         logger.info(f"{name}: left out, not measured{of_all}: {', '.join(missing)}")
@@ -341,10 +245,11 @@ def lr_drops(history: list[EpochSummary]) -> list[int]:
 
 def group_plots(group: Group) -> list[Plot]:
     """The figures of one setting: training, the targeted attack, layers, the NCC classifier."""
-    epochs = [kind for kind in group.inputs if kind != "targeted"]
-    plots = [epoch_plot(group, "", epochs, EPOCH_PANELS)] if epochs else []
-    if "targeted" in group.inputs:
-        kinds = [kind for kind in group.inputs if kind in ("clean", "targeted")]
+    targeted = [kind for kind in group.inputs if INPUTS[kind].targeted]
+    others = [kind for kind in group.inputs if kind not in targeted]
+    plots = [epoch_plot(group, "", others, EPOCH_PANELS)] if others else []
+    if targeted:
+        kinds = [kind for kind in others if kind == "clean"] + targeted
         plots.append(epoch_plot(group, "targeted", kinds, EPOCH_PANELS + DISTANCE_PANELS))
     return [*plots, *layer_plots(group), *ncc_plots(group)]
 
@@ -352,29 +257,46 @@ def group_plots(group: Group) -> list[Plot]:
 def epoch_plot(group: Group, figure: str, kinds: list[str], metrics: tuple[Panel, ...]) -> Plot:
     panels = []
     for panel in metrics:
-        lines = [(INPUT_STYLES[kind], group.inputs[kind], panel.field) for kind in kinds]
+        lines = [(input_style(kind), group.inputs[kind], panel.field) for kind in kinds]
         if panel.classifier:  # the same on every kind of input
             lines.append((CLASSIFIER, group.inputs[kinds[0]], panel.classifier))
         panels.append((panel, lines))
-    return Plot(group.setting.file_name(figure), group.title(figure), [group], panels)
+    return Plot(group.file_name(figure), group.title(figure), [group], panels)
 
 
 def distance_plots(groups: list[Group]) -> list[Plot]:
-    """Clean against perturbed class means of AT and TRADES, together where all else is equal."""
+    """Clean against perturbed class means of AT and TRADES, together where the place is one."""
     shared = defaultdict(list)
     for group in groups:
         line = group.inputs.get("pgd", [{}])
-        if group.setting.mode != "std_train" and np.isfinite(average(line, "clean_angle")[1]).any():
+        adversary = MODES[group.setting.mode].adversary
+        if adversary and np.isfinite(average(line, "clean_angle")[1]).any():
             shared[group.setting.place].append(group)
-        elif group.setting.mode != "std_train":
-            logger.info(f"{group.setting.file_name()}: left out, not measured: distance to clean")
+        elif adversary:
+            logger.info(f"{group.file_name()}: left out, not measured: distance to clean")
     plots = []
     for place, together in shared.items():
-        lines = [(MODES[group.setting.mode][1], group.inputs["pgd"]) for group in together]
+        lines = list(zip(mode_styles(together), (g.inputs["pgd"] for g in together), strict=True))
         panels = [(p, [(*line, p.field) for line in lines]) for p in DISTANCE_PANELS]
         title = f"clean to perturbed class means, {together[0].setting.description}"
         plots.append(Plot(f"distance_{place}", title, together, panels))
     return plots
+
+
+def mode_styles(groups: list[Group]) -> list[Style]:
+    """A style for each group of one figure: its mode's, with what else differs in the label."""
+    of_mode = ("train_mode", "trades_bn")
+    flags = [{k: v for k, v in group.flags.items() if k not in of_mode} for group in groups]
+    styles = []
+    seen: dict[str, int] = defaultdict(int)
+    for group, differs in zip(groups, differences(flags), strict=True):
+        style, number = mode_style(group.setting.mode), seen[group.setting.mode]
+        if number:
+            style = style._replace(marker=MORE_MARKERS[(number - 1) % len(MORE_MARKERS)])
+        seen[group.setting.mode] += 1
+        label = ", ".join(filter(None, (style.label, in_words(differs))))
+        styles.append(style._replace(label=label))
+    return styles
 
 
 def layer_plots(group: Group) -> list[Plot]:
@@ -388,11 +310,11 @@ def layer_plots(group: Group) -> list[Plot]:
     styled = [(split_style(*name), line) for name, line in lines.items() if common(line)]
     panels = [(panel, [(*line, panel.field) for line in styled]) for panel in LAYER_PANELS]
     title = group.title(f"layers at epoch {epochs[-1]}")
-    return [Plot(group.setting.file_name("layers"), title, [group], panels, "Layer index")]
+    return [Plot(group.file_name("layers"), title, [group], panels, "Layer index")]
 
 
 def split_style(split: str, kind: str) -> Style:
-    style = INPUT_STYLES[kind]
+    style = input_style(kind)
     if split == "train":
         return style
     return style._replace(label=f"{style.label}, {split}", line="--", hollow=True)
@@ -402,10 +324,10 @@ def ncc_plots(group: Group) -> list[Plot]:
     """Accuracy of the nearest class centre and, dashed, of the network against epochs."""
     tables = [run.ncc for run in group.runs]
     lines = collect(tables, lambda row: (f"{row.split}\n({row.means} class means)", row.input))
-    panels = defaultdict(list)
+    panels: dict[str, list] = defaultdict(list)
     for (place, kind), line in lines.items():
         if common(line):
-            style = INPUT_STYLES[kind]
+            style = input_style(kind)
             label = f"{style.label}: network"
             network = style._replace(label=label, line="--", hollow=True)
             panels[place] += [(style, line, "ncc_accuracy"), (network, line, "network_accuracy")]
@@ -414,12 +336,12 @@ def ncc_plots(group: Group) -> list[Plot]:
     labelled = [
         (Panel("", "", f"NCC accuracy, {name}", "share"), lines) for name, lines in panels.items()
     ]
-    return [Plot(group.setting.file_name("ncc"), group.title("NCC"), [group], labelled)]
+    return [Plot(group.file_name("ncc"), group.title("NCC"), [group], labelled)]
 
 
 def left_out(group: Group, figure: str, recorded: bool) -> list[Plot]:
     if recorded:
-        logger.info(f"{group.setting.file_name(figure)}: left out, not measured by all seeds")
+        logger.info(f"{group.file_name(figure)}: left out, not measured by all seeds")
     return []
 
 
@@ -431,7 +353,7 @@ def draw(plot: Plot) -> Figure:
     rows, odd = math.ceil(len(plot.panels) / 2), len(plot.panels) % 2
     height = 0.3 + rows * PANEL_HEIGHT + (0 if odd else 0.5)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(plot.title, fontsize=7.5)
+    figure.suptitle(textwrap.fill(plot.title, TITLE_WIDTH), fontsize=7.5)
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     drops = {e for group in plot.groups for run in group.runs for e in lr_drops(run.history)}
     drops = drops if plot.x_label == "Epoch" else set()
@@ -444,14 +366,17 @@ def draw(plot: Plot) -> Figure:
     for ax in axes[: len(plot.panels)][-2:]:
         ax.set_xlabel(plot.x_label)
     styles = dict.fromkeys(style for _, lines in plot.panels for style, _, _ in lines)
-    handles = [handle(style) for style in [*styles] + [LR_DROP] * bool(drops)]
+    handles: list[Artist] = [handle(style) for style in [*styles] + [LR_DROP] * bool(drops)]
     if any(len(group.runs) > 1 for group in plot.groups):
         handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one std over seeds"))
     if odd:
         axes[-1].axis("off")
         axes[-1].legend(handles=handles, loc="center")
     else:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        # Each entry has a handle of six characters or so beside its label.
+        widest = max(len(str(handle.get_label())) for handle in handles) + 8
+        columns = min(3, max(1, LEGEND_WIDTH // widest))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -470,7 +395,7 @@ def draw_line(ax: Axes, style: Style, values: tuple, scale: str) -> None:
     line = handle(style)
     line.set_data(x, mean)
     # Lines that coincide take turns, so that each shows its markers.
-    line.set_markevery((len(ax.lines) * step // len(INPUT_STYLES) % step, step))
+    line.set_markevery((len(ax.lines) * step // len(INPUTS) % step, step))
     ax.add_line(line)
     # On a logarithmic axis a band that reaches zero has no end: it ends a decade below its line.
     low = np.maximum(mean - std, mean / 10) if scale == "log" else mean - std
@@ -481,19 +406,37 @@ def finish_axis(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel(panel.label)
     ax.autoscale_view()
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    low, high = ax.get_ylim()
+    high = ax.get_ylim()[1]
     if panel.scale == "share":
         ax.set_ylim(-0.04, 1.04)
     elif panel.scale == "linear" or ax.dataLim.minposy == np.inf:  # nothing above zero
         ax.set_ylim(-0.04 * high, 1.04 * high)
     else:
         ax.set_yscale("log")
-        low, high = ax.get_ylim()
-        if high < 100 * low:  # less than two powers of ten: plain numbers between them
-            narrow = high < 4 * low
-            ax.yaxis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylabel(f"{panel.label} (log)")
+        ticks = log_ticks(*ax.get_ylim())
+        ax.yaxis.set_major_locator(FixedLocator(ticks))
+        ax.yaxis.set_minor_locator(NullLocator())
+        powers = ticks[-1] >= 1000 * ticks[0]
+        ax.yaxis.set_major_formatter(
+            LogFormatterMathtext() if powers else StrMethodFormatter("{x:g}")
+        )
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Three to seven ticks of a logarithmic axis: powers of ten where it holds as many of them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = [d * 10.0**power for power in range(first, last + 1) for d in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            return ticks[:: math.ceil(len(ticks) / 7)]
+    # So narrow that the axis is nearly linear.
+    for bins in range(4, 100):
+        ticks = [tick for tick in MaxNLocator(bins).tick_values(low, high) if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
 # The table
@@ -505,7 +448,9 @@ def tables(groups: list[Group]) -> tuple[str, str]:
     metrics += [(f"{p.name} of W", p.classifier) for p in EPOCH_PANELS if p.classifier]
     markdown, content = [], io.StringIO(newline="")
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow([*Setting._fields, "seeds", "input", "epoch", "metric", "mean", "std"])
+    writer.writerow(
+        [*Setting._fields, "seeds", "input", "epoch", "metric", "mean", "std", "differs"]
+    )
     for group in groups:
         markdown += [f"**{group.title()}**", ""]
         markdown += ["| input | epoch | " + " | ".join(name for name, _ in metrics) + " |"]
@@ -517,10 +462,11 @@ def tables(groups: list[Group]) -> tuple[str, str]:
                 mean, std = (float(values[-1]) for values in average(line, field)[1:])
                 cells.append(markdown_value(mean, std, ".2e" if name == "NC1" else ".4f"))
                 numbers = ("" if math.isnan(value) else value for value in (mean, std))
-                writer.writerow([*group.setting, seeds, *cells[:2], name, *numbers])
+                place = [*group.setting, seeds, *cells[:2], name]
+                writer.writerow([*place, *numbers, in_words(group.differs)])
             markdown.append(f"| {' | '.join(cells)} |")
         markdown.append("")
-    return "\n".join([*markdown, utils.NC1_SCALE, ""]), content.getvalue()
+    return "\n".join([*markdown, NC1_DEFINITION, ""]), content.getvalue()
 
 
 def markdown_value(mean: float, std: float, form: str) -> str:
@@ -530,4 +476,4 @@ def markdown_value(mean: float, std: float, form: str) -> str:
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    run_script(main)

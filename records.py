@@ -78,8 +78,8 @@ class LayerRecord:
         return self.epoch, SPLITS.index(self.split), place_of(self.input), self.index
 
 
-# What the nearest-centre classifier is tested on; "adaptive" is PGD against itself.
-CENTRE_INPUTS = ("clean", "pgd", "adaptive")
+ADAPTIVE = "adaptive"  # PGD against the nearest-centre classifier itself
+CENTRE_INPUTS = ("clean", "pgd", ADAPTIVE)  # what it is tested on
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import plot
-import utils
-from utils import EpochSummary, Record
+from groups import average, group_runs, read_run
+from records import CentreRecord, EpochSummary, LayerRecord, Record
+from run_folder import RunFolder
+from utils import learning_rate
 
 NOISY = ("clean", "pgd", "gaussian", "sign")
 
@@ -30,29 +32,41 @@ def undrawn(monkeypatch):
 
 def record(epoch, input, value, source="eval", split="train"):
     """A row whose metrics are all the same value, with distances where eval.py has them."""
-    row = dict.fromkeys([field.name for field in fields(Record)], value)
-    row |= {"source": source, "epoch": epoch, "split": split, "input": input}
+    row = {"source": source, "epoch": epoch, "split": split, "input": input}
     if input not in ("pgd", "targeted"):
-        row |= {name: math.nan for name in row if name.startswith("clean_")}
-    return Record(**row)
+        names = [field.name for field in fields(Record) if field.name.startswith("clean_")]
+        row |= dict.fromkeys(names, math.nan)
+    return filled(Record, value, **row)
+
+
+def filled(row_type, value, **known):
+    """A row that has the value in every field that is not known."""
+    return row_type(**dict.fromkeys([field.name for field in fields(row_type)], value) | known)
 
 
 def make_run(
-    seed=1, mode="std_train", epochs=(0, 1, 2), inputs=NOISY, value=0.5, epsilon=8.0, records=()
+    seed=1,
+    mode="std_train",
+    epochs=(0, 1, 2),
+    inputs=NOISY,
+    value=0.5,
+    epsilon=8.0,
+    records=(),
+    models="models",
+    flags=None,
 ):
-    """A run folder below models/ with the value in every row, or the given records; its path."""
-    run = utils.RunFolder(
-        Path("models"),
-        dataset="cifar",
-        model="vgg11bn",
-        norm="l_inf",
-        epsilon=epsilon,
-        train_mode=mode.removesuffix("_batch"),
-        trades_bn="batch" if mode.endswith("_batch") else "frozen",
-        seed=seed,
-    )
+    """A run folder with the value in every row, or the given records; its path.
+
+    With `flags` it has an args.json with these and those of its path.
+    """
+    path = Path(models) / "cifar" / "vgg11bn" / "l_inf" / f"eps{epsilon}" / mode / f"seed{seed}"
+    run = RunFolder(path, standard=mode == "std_train")
     run.open()
     run.add(list(records) or [record(e, name, value) for e in epochs for name in inputs])
+    if flags is not None:
+        told = {"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf", "epsilon": epsilon}
+        told |= {"train_mode": mode.removesuffix("_batch"), "seed": seed} | flags
+        (run.path / "args.json").write_text(json.dumps(told))
     return run.path
 
 
@@ -66,18 +80,27 @@ def write_table(path, row_type, rows):
 def history(schedule, epochs):
     """The rows that train.py writes: each epoch with the learning rate of its last step."""
     return [
-        EpochSummary(e, utils.learning_rate(schedule, e + 1, epochs=epochs, lr_max=0.1), *[0.5] * 7)
+        filled(
+            EpochSummary,
+            0.5,
+            epoch=e,
+            lr=learning_rate(schedule, e + 1, epochs=epochs, lr_max=0.1),
+        )
         for e in range(epochs)
     ]
 
 
+def groups_of(*paths):
+    return group_runs([read_run(path) for path in paths])
+
+
 def group_of(*paths):
-    [group] = plot.group_runs([plot.read_run(path) for path in paths])
+    [group] = groups_of(*paths)
     return group
 
 
 def values(group, input, field="nc1"):
-    x, mean, std = plot.average(group.inputs[input], field)
+    x, mean, std = average(group.inputs[input], field)
     return x.tolist(), mean.tolist(), std.tolist()
 
 
@@ -89,6 +112,131 @@ def table_rows():
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def run_with(seed=1, mode="std_train", value=0.5, **flags):
+    """A run in a folder of models of its own, whose args.json has these flags."""
+    models = "-".join(["models", *(f"{name}={value}" for name, value in flags.items())])
+    return make_run(seed, mode, models=models.replace("/", ""), value=value, flags=flags)
+
+
+class TestGroups:
+    PLACE = "cifar_vgg11bn_l_inf_eps8.0"
+
+    @pytest.mark.parametrize(
+        ("flag", "first", "second", "names"),
+        [
+            ("lr_max", 0.1, 0.05, ("lr-max0.1", "lr-max0.05")),
+            ("lr_max", 0.1, 0.1000000001, ("lr-max0.1", "lr-max0.1000000001")),
+            ("epochs", 400, 200, ("epochs400", "epochs200")),
+            ("optimizer", "sgd", "adam", ("optimizersgd", "optimizeradam")),
+            ("limit_train", None, 1000, ("limit-trainnone", "limit-train1000")),
+            ("precision", "tf32", "a b/c", ("precisiontf32", "precisiona-b-c")),
+            ("mean", [0.25, 0.5], [0.25, 0.125], ("mean0.25-0.5", "mean0.25-0.125")),
+            ("a_flag_to_come", False, True, ("a-flag-to-comeoff", "a-flag-to-comeon")),
+        ],
+    )
+    def test_runs_that_differ_in_a_flag_are_not_averaged(self, here, flag, first, second, names):
+        paths = [run_with(1, **{flag: first}), run_with(2, **{flag: second})]
+        groups = groups_of(*paths)
+        assert [[run.path for run in group.runs] for group in groups] == [paths[:1], paths[1:]]
+        assert [g.file_name() for g in groups] == [f"st_{self.PLACE}_{name}" for name in names]
+        assert len({group.title() for group in groups}) == 2
+
+    @pytest.mark.parametrize(
+        ("flag", "first", "second"),
+        [
+            ("data_dir", "data", "/elsewhere"),
+            ("models_dir", "models", "/elsewhere"),
+            ("device", "cpu", "cuda"),
+            ("compile", False, True),
+            ("checkpoint_epochs", None, "log"),
+            ("eval_batch_size", None, 64),
+            ("resume", None, "last"),
+            ("overwrite", False, True),
+            ("limit_test", None, 100),
+            ("git_commit", "a", "b"),
+            ("git_dirty", False, True),
+            ("ran_on", "CPU", "GPU"),
+            ("versions", {"torch": "2"}, {"torch": "3"}),
+            ("epsilon", 8, 8.0),
+        ],
+    )
+    def test_what_cannot_change_a_number_may_differ(self, here, flag, first, second):
+        group = group_of(run_with(1, **{flag: first}), run_with(2, **{flag: second}))
+        assert [run.seed for run in group.runs] == [1, 2]
+        assert group.file_name() == f"st_{self.PLACE}"
+        assert group.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8, seeds 1, 2"
+
+    def test_a_run_joins_the_first_group_that_it_agrees_with_in_what_it_tells(self, here):
+        first = run_with(1, lr_max=0.1, optimizer="sgd")
+        other = run_with(1, lr_max=0.05, optimizer="sgd")
+        silent, partly = make_run(2), run_with(3, lr_max=0.05)
+        groups = groups_of(first, other, silent, partly)
+        assert [[run.path for run in g.runs] for g in groups] == [[first, silent], [other, partly]]
+
+    def test_a_run_must_agree_with_all_of_a_group_not_with_its_first_run_alone(self, here):
+        paths = [make_run(1), run_with(2, lr_max=0.1), run_with(3, lr_max=0.05)]
+        groups = groups_of(*paths)
+        assert [[run.path for run in g.runs] for g in groups] == [paths[:2], paths[2:]]
+
+    def test_one_line_says_what_differs_and_names_and_titles_do(self, run_script):
+        paths = [run_with(seed, lr_max=lr, epochs=9) for seed in (1, 2) for lr in (0.1, 0.05)]
+        paths.append(make_run(mode="pgd_train", flags={"lr_max": 0.2}))
+        code, output, _ = run_script(plot, " ".join(map(str, paths)))
+        told = [line for line in output.splitlines() if "differ" in line]
+        assert code == 0
+        assert told == [f"st_{self.PLACE}: runs differ in --lr-max (0.1, 0.05): drawn apart"]
+        first, second, other = groups_of(*paths)
+        assert first.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8, lr-max 0.1, seeds 1, 2"
+        assert second.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8, lr-max 0.05, seeds 1, 2"
+        assert other.title() == "AT, cifar, vgg11bn, l_inf, epsilon 8, seed 1"
+        names = {f"st_{self.PLACE}_lr-max0.1", f"st_{self.PLACE}_lr-max0.05"}
+        names |= {f"{mode}_{self.PLACE}" for mode in ("at", "distance")}
+        assert {path.stem for path in Path("figures").iterdir()} == names
+
+    def test_several_flags_and_the_statistics_of_the_images_are_told(self, run_script, undrawn):
+        paths = [run_with(lr_max=0.1, mean=[0.5], epochs=9), run_with(lr_max=0.2, mean=[0.25])]
+        output = run_script(plot, " ".join(map(str, paths)))[1]
+        differ = "runs differ in --lr-max (0.1, 0.2), mean (0.5, 0.25): drawn apart"
+        assert f"st_{self.PLACE}: {differ}" in output.splitlines()
+
+    def test_distance_figure_has_a_line_for_each_group(self, here):
+        mode = "pgd_train"
+        paths = [run_with(1, mode, value=v, lr_max=lr) for v, lr in ((0.1, 0.1), (0.3, 0.05))]
+        paths.append(run_with(1, "pgd_train_TRADES", value=0.7, lr_max=0.1, trades_bn="frozen"))
+        [distances] = plot.distance_plots(groups_of(*paths))
+        assert distances.name == f"distance_{self.PLACE}"
+        figure = plot.draw(distances)
+        for ax in figure.axes:
+            lines = {line.get_label(): line for line in ax.lines}
+            heights = {label: set(line.get_ydata()) for label, line in lines.items()}
+            assert heights == {
+                "AT, lr-max 0.1": {0.1},
+                "AT, lr-max 0.05": {0.3},
+                "TRADES (frozen), lr-max 0.1": {0.7},
+            }
+            looks = {(line.get_marker(), line.get_linestyle()) for line in ax.lines}
+            assert len(looks) == 3
+        [legend] = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == list(heights)
+
+    def test_title_and_legend_fit_the_figure_when_much_differs(self, here):
+        shared = {"batch_size": 128, "lr_schedule": "superconverge", "lr_drop_epoch": 100}
+        other = {"batch_size": 256, "lr_schedule": "multipledecay", "lr_drop_epoch": 150}
+        paths = [
+            make_run(mode="pgd_train", models=str(n), flags=f | {"lr_max": n / 10, "epochs": n})
+            for n, f in enumerate((shared, other, shared, other))
+        ]
+        groups = groups_of(*paths)
+        for drawing in (*plot.group_plots(groups[0]), *plot.distance_plots(groups)):
+            with plot.matplotlib.rc_context(plot.RC):
+                figure = plot.draw(drawing)
+                figure.draw_without_rendering()
+                for part in (figure._suptitle, *figure.legends):
+                    box = part.get_window_extent()
+                    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+                assert all(ax.get_window_extent().height > 30 for ax in figure.axes)
 
 
 class TestFigures:
@@ -109,9 +257,9 @@ class TestFigures:
 
     def test_runs_of_another_epsilon_have_figures_of_their_own(self, here):
         paths = [make_run(), make_run(2), make_run(epsilon=4.0)]
-        groups = plot.group_runs([plot.read_run(path) for path in paths])
+        groups = groups_of(*paths)
         assert [[run.path for run in group.runs] for group in groups] == [paths[:2], paths[2:]]
-        names = [group.setting.file_name() for group in groups]
+        names = [group.file_name() for group in groups]
         assert names == ["st_cifar_vgg11bn_l_inf_eps8.0", "st_cifar_vgg11bn_l_inf_eps4.0"]
 
     def test_args_json_tells_the_setting_of_a_folder_with_any_name(self, here):
@@ -126,13 +274,13 @@ class TestFigures:
         }
         path = make_run().rename("moved")
         (path / "args.json").write_text(json.dumps(told))
-        run = plot.read_run(path)
+        run = read_run(path)
         assert run.setting.file_name() == "trades_batch_mnist_PreActResNet18_l_2_eps2.0"
         assert run.seed == 3
 
     def test_distance_figure_holds_at_and_trades_but_not_st(self, here):
         modes = ("std_train", "pgd_train", "pgd_train_TRADES")
-        groups = plot.group_runs([plot.read_run(make_run(mode=mode)) for mode in modes])
+        groups = groups_of(*(make_run(mode=mode) for mode in modes))
         [figure] = plot.distance_plots(groups)
         for _, lines in figure.panels:
             assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)"]
@@ -167,14 +315,23 @@ class TestFigures:
     def test_layers_and_ncc_are_drawn_where_they_were_measured(self, run_script):
         path = make_run()
         layers = [
-            utils.LayerRecord(epoch, "train", kind, f"conv{i}", i, 64, *[0.1 * (epoch + i + 1)] * 5)
+            filled(
+                LayerRecord,
+                0.1 * (epoch + i + 1),
+                **{"epoch": epoch, "split": "train", "input": kind},
+                **{"layer": f"conv{i}", "index": i, "features": 64},
+            )
             for epoch in (0, 2)
             for kind in ("clean", "pgd")
             for i in range(3)
         ]
-        write_table(path / "results" / "layers.csv", utils.LayerRecord, layers)
-        ncc = [utils.CentreRecord(e, "test", "clean", "pgd", 0.3 * e, 0.1 * e) for e in (0, 2)]
-        write_table(path / "results" / "ncc.csv", utils.CentreRecord, ncc)
+        write_table(path / "results" / "layers.csv", LayerRecord, layers)
+        key = {"split": "test", "means": "clean", "input": "pgd"}
+        ncc = [
+            CentreRecord(epoch=e, **key, ncc_accuracy=0.3 * e, network_accuracy=0.1 * e)
+            for e in (0, 2)
+        ]
+        write_table(path / "results" / "ncc.csv", CentreRecord, ncc)
         assert run_script(plot, str(path))[0] == 0
         for name in ("st_layers", "st_ncc"):
             assert Path(f"figures/{name}_cifar_vgg11bn_l_inf_eps8.0.png").exists()
@@ -183,15 +340,65 @@ class TestFigures:
         )
         _, [clean, pgd] = layer_figure.panels[0]
         assert (clean[0].label, pgd[0].label) == ("clean", "PGD")
-        x, mean, _ = plot.average(*clean[1:])  # of epoch 2, the last
+        x, mean, _ = average(*clean[1:])  # of epoch 2, the last
         np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.3, 0.4, 0.5]))
         [(_, [ncc_line, network_line])] = ncc_figure.panels
-        np.testing.assert_allclose(plot.average(*ncc_line[1:])[1], [0, 0.6])
-        np.testing.assert_allclose(plot.average(*network_line[1:])[1], [0, 0.2])
+        np.testing.assert_allclose(average(*ncc_line[1:])[1], [0, 0.6])
+        np.testing.assert_allclose(average(*network_line[1:])[1], [0, 0.2])
 
     def test_run_of_a_single_epoch_is_drawn(self, run_script):
-        assert run_script(plot, str(make_run(epochs=[0], value=0.0)))[0] == 0
+        path = make_run(epochs=[0], value=0.25)
+        assert run_script(plot, str(path))[0] == 0
         assert Path("figures/st_cifar_vgg11bn_l_inf_eps8.0.pdf").exists()
+        [figure] = plot.group_plots(group_of(path))
+        for ax in plot.draw(figure).axes[: len(figure.panels)]:
+            for line in ax.lines:
+                assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0], [0.25])
+
+    def test_a_metric_that_is_zero_everywhere_is_drawn_on_a_linear_axis(self, here):
+        [figure] = plot.group_plots(group_of(make_run(value=0.0)))
+        axes = plot.draw(figure).axes[: len(figure.panels)]
+        assert {ax.get_yscale() for ax in axes} == {"linear"}
+        assert all(set(line.get_ydata()) == {0} for ax in axes for line in ax.lines)
+
+    @pytest.mark.parametrize(
+        ("low", "high"),
+        [
+            *((0.9, 1.1), (1, 9), (3.2, 3.4), (1e-3, 5e4), (7, 70), (1e-9, 1), (2.1, 8.3)),
+            *((19.9, 20.1), (0.5, 100), (1.9e-6, 2.3e-6), (99, 1001), (1e-12, 1e12)),
+        ],
+    )
+    def test_a_logarithmic_axis_has_three_to_seven_ticks(self, low, high):
+        ticks = plot.log_ticks(low, high)
+        assert 3 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
+        assert all(low <= tick <= high for tick in ticks)
+        if high >= 1000 * low:
+            assert np.allclose(np.log10(ticks), np.round(np.log10(ticks)))
+
+    @pytest.mark.parametrize("high", (2.2, 8.0, 60.0, 5e4))
+    def test_drawn_logarithmic_axes_have_three_labels_and_say_so(self, here, high):
+        rows = [record(e, "clean", v) for e, v in enumerate((2.0, high))]
+        [figure] = plot.group_plots(group_of(make_run(records=rows)))
+        drawn = plot.draw(figure)
+        drawn.draw_without_rendering()
+        axes = [ax for ax in drawn.axes if ax.get_yscale() == "log"]
+        assert [ax.get_ylabel().endswith("(log)") for ax in axes] == [True, True]
+        for ax in axes:
+            low, top = ax.get_ylim()
+            labels = {
+                label.get_text()
+                for tick, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+                if low <= tick <= top and label.get_text()
+            }
+            assert len(labels) >= 3, labels
+
+    def test_a_named_folder_is_shown_by_its_name(self, here):
+        told = {"dataset": "folder", "data_name": "cats"}
+        group = group_of(make_run(flags=told), make_run(2, flags=told))
+        assert group.file_name() == "st_cats_vgg11bn_l_inf_eps8.0"
+        assert group.title() == "ST, cats, vgg11bn, l_inf, epsilon 8, seeds 1, 2"
+        unnamed = group_of(make_run(3, flags=told | {"data_name": None}))
+        assert unnamed.file_name() == "st_folder_vgg11bn_l_inf_eps8.0"
 
 
 class TestSeries:
@@ -284,6 +491,26 @@ class TestTable:
         assert "| - | - |" in clean  # distance and angle to itself
         assert table_rows()["std_train", "pgd", "distance"]["std"] == ""
 
+    def test_groups_of_one_setting_are_kept_apart_by_what_differs(self, run_script, undrawn):
+        paths = [run_with(value=value, lr_max=lr) for value, lr in ((0.25, 0.1), (0.75, 0.05))]
+        paths.append(make_run(mode="pgd_train", flags={"lr_max": 0.2}))
+        run_script(plot, " ".join(map(str, paths)) + " --table")
+        titles = [t for t in Path("figures/table.md").read_text().splitlines() if "**" in t]
+        place = "cifar, vgg11bn, l_inf, epsilon 8"
+        assert titles == [
+            f"**ST, {place}, lr-max 0.1, seed 1**",
+            f"**ST, {place}, lr-max 0.05, seed 1**",
+            f"**AT, {place}, seed 1**",
+        ]
+        with open("figures/table.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[-1] == "differs"
+        assert {(row["mode"], row["differs"], row["mean"]) for row in rows if row["mean"]} == {
+            ("std_train", "lr-max 0.1", "0.25"),
+            ("std_train", "lr-max 0.05", "0.75"),
+            ("pgd_train", "", "0.5"),
+        }
+
     def test_nothing_is_written_without_the_flag(self, run_script, undrawn):
         run_script(plot, str(make_run()))
         assert not list(Path("figures").glob("table*"))
@@ -347,6 +574,14 @@ class TestBadInput:
         assert code == 1
         assert (
             error == f"plot.py: error: {other}: of the same setting and seed as {path}: give one\n"
+        )
+
+    def test_two_runs_of_equal_flags_and_seed(self, run_script):
+        one, other = (run_with(lr_max=0.1, data_dir=name) for name in ("here", "there"))
+        code, _, error = run_script(plot, f"{one} {other}")
+        assert code == 1
+        assert (
+            error == f"plot.py: error: {other}: of the same setting and seed as {one}: give one\n"
         )
 
     @pytest.mark.parametrize("flags", ["", "run --out file", "run --sideways", "run --out"])

@@ -1,0 +1,243 @@
+"""Run folders in groups that differ in the seed alone, and the lines of their measurements."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from files import read_json, read_rows
+from inputs import INPUTS
+from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record
+from run_folder import RunFolder
+from steps import MODES, mode_name
+from utils import InputError
+
+# What args.json tells without a say in the numbers; all else must be equal in runs of one group.
+# (The flags of the subsets draw with the seed: --limit-train counts, the images drawn do not.)
+FREE = {
+    "seed",
+    *("data_dir", "data_url", "models_dir", "checkpoint_epochs", "limit_test"),
+    *("device", "compile", "cuda_graph", "eval_batch_size", "resume", "overwrite"),
+    *("git_commit", "git_dirty", "torch", "ran_on"),
+}
+STATISTICS = ("mean", "std")  # of the images; the others that args.json tells are flags
+
+
+class Setting(NamedTuple):
+    """What names a run, but for its seed."""
+
+    mode: str
+    dataset: str
+    model: str
+    norm: str
+    epsilon: float
+
+    @property
+    def place(self) -> str:
+        return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
+
+    @property
+    def description(self) -> str:
+        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {self.epsilon:g}"
+
+    def file_name(self, figure: str = "") -> str:
+        return "_".join(filter(None, (MODES[self.mode].short, figure, self.place)))
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+    setting: Setting
+    seed: int
+    flags: dict[str, Any]  # all but FREE that args.json tells
+    history: list[EpochSummary]
+    records: list[Record]  # of the training images; of two of one epoch and input the last counts
+    layers: list[LayerRecord]
+    ncc: list[CentreRecord]
+
+
+# One line of a figure: for each seed the rows by epoch, or by layer.
+Line = list[dict[int, Any]]
+
+
+class Group:
+    """Runs that differ in the seed alone, and their measurements by kind of input.
+
+    `differs` holds the flags that set them apart from the other groups of their setting.
+    """
+
+    def __init__(self, runs: list[Run]):
+        self.runs = runs
+        self.setting = runs[0].setting
+        self.flags = {name: value for run in runs for name, value in run.flags.items()}
+        self.differs: dict[str, str] = {}
+        self.all_inputs = collect((run.records for run in runs), lambda row: row.input)
+        self.inputs = {kind: line for kind, line in self.all_inputs.items() if common(line)}
+        for kind in [kind for kind in self.inputs if INPUTS[kind].stands_in_for in self.inputs]:
+            del self.inputs[kind]
+
+    def file_name(self, figure: str = "") -> str:
+        differs = [safe(name + value) for name, value in self.differs.items()]
+        return "_".join([self.setting.file_name(figure), *differs])
+
+    def title(self, figure: str = "") -> str:
+        seeds = f"seed{'s' * (len(self.runs) > 1)} {', '.join(str(run.seed) for run in self.runs)}"
+        mode, description = MODES[self.setting.mode].label, self.setting.description
+        return ", ".join(filter(None, (mode, figure, description, in_words(self.differs), seeds)))
+
+
+def read_run(path: Path) -> Run:
+    """All that a run folder holds to draw.
+
+    Raises:
+        InputError: no such folder, no metrics.csv, a damaged file, or an unknown setting.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder")
+    folder = RunFolder(path, standard=False)
+    if not folder.table(Record).is_file():
+        raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
+    rows = [row for row in folder.rows(Record) if row.split == "train"]
+    return Run(
+        path,
+        *read_setting(path),
+        history=sorted(read_rows(path / "history.csv", EpochSummary), key=lambda row: row.epoch),
+        # What train.py saw on exactly its training inputs comes before a later sweep.
+        records=sorted(rows, key=lambda row: row.source == "train"),
+        layers=folder.rows(LayerRecord),
+        ncc=folder.rows(CentreRecord),
+    )
+
+
+def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
+    """Setting, seed and flags as args.json tells them, or else what the folder's path does."""
+    told = read_json(path / "args.json")
+    try:
+        if told is not None:
+            place = [told[name] for name in ("dataset", "model", "norm", "epsilon")]
+            place[0] = told.get("data_name") or place[0]
+            mode = mode_name(told["train_mode"], told.get("trades_bn", "frozen"))
+            seed = told["seed"]
+        else:
+            *place, mode, seed = path.resolve().parts[-6:]
+            place[3], seed = place[3].removeprefix("eps"), seed.removeprefix("seed")
+        if mode not in MODES:
+            raise ValueError(mode)
+        dataset, model, norm, epsilon = place
+        setting = Setting(mode, dataset, model, norm, float(epsilon))
+        return setting, int(seed), read_flags(told or {})
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        source = path / "args.json" if told is not None else f"{path}: its path"
+        raise InputError(
+            f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
+        ) from error
+
+
+def read_flags(told: dict[str, Any]) -> dict[str, Any]:
+    """What of args.json must be equal in runs of one group, lists as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in told.items()
+        if name not in FREE and not isinstance(value, dict)
+    }
+
+
+def group_runs(runs: list[Run]) -> list[Group]:
+    """Groups in the order in which their first run was given; a folder given twice counts once.
+
+    A run joins the first group all of whose runs it agrees with, in what both of them tell.
+    """
+    grouped: list[list[Run]] = []
+    for run in {run.path.resolve(): run for run in runs}.values():
+        alike = next((runs for runs in grouped if all(agree(run, one) for one in runs)), None)
+        if alike is None:
+            grouped.append([run])
+            continue
+        for twin in alike:
+            if twin.seed == run.seed:
+                raise InputError(
+                    f"{run.path}: of the same setting and seed as {twin.path}: give one"
+                )
+        alike.append(run)
+    groups = [Group(sorted(group, key=lambda run: run.seed)) for group in grouped]
+    for rivals in by_setting(groups):
+        for group, differs in zip(rivals, differences([g.flags for g in rivals]), strict=True):
+            group.differs = differs
+    return groups
+
+
+def agree(run: Run, other: Run) -> bool:
+    told_by_both = run.flags.keys() & other.flags.keys()
+    return run.setting == other.setting and all(
+        run.flags[name] == other.flags[name] for name in told_by_both
+    )
+
+
+def by_setting(groups: list[Group]) -> list[list[Group]]:
+    alike = defaultdict(list)
+    for group in groups:
+        alike[group.setting].append(group)
+    return list(alike.values())
+
+
+def differences(told: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """For each of the `told` its flags that not all have the same value of, and this in words."""
+    differs: list[dict[str, str]] = [{} for _ in told]
+    for name in dict.fromkeys(name for flags in told for name in flags):
+        values = {flags[name] for flags in told if name in flags}
+        if len(values) < 2:
+            continue
+        # As many digits as tell the values apart.
+        digits = next((d for d in (6, 12) if len({word(v, d) for v in values}) == len(values)), 17)
+        for flags, own in zip(told, differs, strict=True):
+            if name in flags:
+                own[name.replace("_", "-")] = word(flags[name], digits)
+    return differs
+
+
+def word(value: Any, digits: int) -> str:
+    if isinstance(value, tuple):
+        return "-".join(word(item, digits) for item in value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "none" if value is None else str(value)
+
+
+def in_words(differs: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in differs.items())
+
+
+def safe(name: str) -> str:
+    """A name without slashes, spaces and other signs that a file's name is better without."""
+    return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def collect(tables: Iterable[list], line: Callable, key: Callable = lambda row: row.epoch) -> dict:
+    """`line` of a row -> Line, from each run's table; clean first, then as INPUTS orders."""
+    tables, order = list(tables), [*INPUTS, ADAPTIVE]
+    lines: dict[Any, tuple[int, Line]] = {}
+    for number, table in enumerate(tables):
+        for row in table:
+            if row.input in order:
+                series = lines.setdefault(line(row), (order.index(row.input), [{} for _ in tables]))
+                series[1][number][key(row)] = row
+    return {name: lines[name][1] for name in sorted(lines, key=lambda name: lines[name][0])}
+
+
+def common(line: Line) -> list[int]:
+    """Epochs, or layers, that every run has, ascending."""
+    return sorted(set.intersection(*map(set, line)))
+
+
+def average(line: Line, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Common epochs, and a field's mean and unbiased deviation (NaN with one run) over the runs."""
+    x = common(line)
+    values = np.array([[getattr(rows[key], field) for key in x] for rows in line], dtype=float)
+    std = values.std(axis=0, ddof=1) if len(line) > 1 else np.full(len(x), np.nan)
+    return np.array(x), values.mean(axis=0), std
