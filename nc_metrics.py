@@ -35,6 +35,13 @@ class NeuralCollapse:
     nc4: share of samples whose nearest class mean is not the class that the network predicts.
     ncc_accuracy: share of samples whose nearest class mean is their label's.
 
+    As other papers report them, to compare with (K classes; 0 when collapsed):
+    nc1_papyan: nc1 / K (Papyan et al. 2020).
+    cdnv: class-distance normalised variance, the mean over pairs of classes of (Var_a + Var_b) /
+        (2 ||mu_a - mu_b||^2) (Galanti, Gyorgy & Hutter 2022); classes without samples are left out.
+    nc2_zhu: || W W^T/||W W^T||_F - (I - 1 1^T/K)/sqrt(K-1) ||_F (Zhu et al. 2021).
+    nc3_zhu: || W M/||W M||_F - (I - 1 1^T/K)/sqrt(K-1) ||_F (Zhu et al. 2021).
+
     `activation` is M = [mu_c - mu_G] (D x C), `classifier` is W^T (D x C).
     """
 
@@ -46,6 +53,10 @@ class NeuralCollapse:
     nc3: float
     nc4: float
     ncc_accuracy: float
+    nc1_papyan: float
+    cdnv: float
+    nc2_zhu: float
+    nc3_zhu: float
     class_means: Tensor  # (C, D), float64
     activation_norms: Tensor  # (C,)
     classifier_norms: Tensor  # (C,)
@@ -122,8 +133,9 @@ def neural_collapse(
     activation_norms, activation_cosines = _norms_and_cosines(activation)
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
+    nc1 = _nc1(within.square().mean(0), singular_values, class_means)
     return NeuralCollapse(
-        nc1=_nc1(within.square().mean(0), singular_values, class_means),
+        nc1=nc1,
         nc2_norm_activation=(activation_norms.std() / activation_norms.mean()).item(),
         nc2_norm_classifier=(classifier_norms.std() / classifier_norms.mean()).item(),
         nc2_angle_activation=_simplex_deviation(activation_cosines),
@@ -131,6 +143,10 @@ def neural_collapse(
         nc3=duality.square().sum().item(),
         nc4=(nearest != logits.argmax(1)).double().mean().item(),
         ncc_accuracy=(nearest == labels).double().mean().item(),
+        nc1_papyan=nc1 / num_classes,
+        cdnv=_cdnv(features, labels, class_means),
+        nc2_zhu=_distance_to_simplex(classifier.T @ classifier),
+        nc3_zhu=_distance_to_simplex(classifier.T @ activation),
         class_means=class_means,
         activation_norms=activation_norms,
         classifier_norms=classifier_norms,
@@ -279,6 +295,27 @@ def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> flo
     between = singular_values.square() / classes
     kept = between > dimension * FLOAT32_EPS * between[0]
     return (variances[kept] / between[kept]).sum().item()
+
+
+def _cdnv(features: Tensor, labels: Tensor, class_means: Tensor) -> float:
+    """Class-distance normalised variance (Galanti et al. 2022, definition 1)."""
+    membership = F.one_hot(labels, len(class_means)).double()  # (N, C)
+    counts = membership.sum(0)
+    squares = torch.linalg.vector_norm(features, dim=1).square()
+    variances = membership.T @ squares / counts - class_means.square().sum(1)
+    variances = variances.clamp(min=0)[counts > 0]
+    means = class_means[counts > 0]
+    distances = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    ratios = (variances.unsqueeze(0) + variances.unsqueeze(1)) / (2 * distances)
+    a, b = torch.triu_indices(len(means), len(means), offset=1, device=means.device)
+    return ratios[a, b].mean().item()
+
+
+def _distance_to_simplex(gram: Tensor) -> float:
+    """Frobenius distance of a (K, K) matrix, normalised, to the normalised simplex."""
+    classes = len(gram)
+    simplex = torch.eye(classes, dtype=gram.dtype, device=gram.device) - 1 / classes
+    return (gram / gram.norm() - simplex / math.sqrt(classes - 1)).norm().item()
 
 
 def _norms_and_cosines(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,9 @@ EPOCH_PANELS = (
     NC2_ANGLE._replace(classifier="nc2_angle_classifier"),
     Panel("nc3", "NC3", "NC3\n$\\|W^\\top\\!/\\|W\\|_F - M/\\|M\\|_F\\|_F^2$"),
     Panel("nc4", "NC4", "NC4\nshare NCC $\\neq$ network", "share"),
+    Panel("cdnv", "CDNV", "CDNV\n$(V_a+V_b)\\,/\\,2\\|\\mu_a-\\mu_b\\|^2$", "log"),
+    Panel("nc2_zhu", "NC2 (Zhu)", "NC2 (Zhu et al.)\n$WW^\\top$ to simplex"),
+    Panel("nc3_zhu", "NC3 (Zhu)", "NC3 (Zhu et al.)\n$WM$ to simplex"),
 )
 DISTANCE_PANELS = (
     Panel("clean_distance", "distance", "Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$"),

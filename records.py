@@ -45,6 +45,10 @@ class Record:
     clean_angle_abs: float = math.nan
     clean_mean_distance: float = math.nan
     clean_mean_angle: float = math.nan
+    nc1_papyan: float = math.nan
+    cdnv: float = math.nan
+    nc2_zhu: float = math.nan
+    nc3_zhu: float = math.nan
 
     @property
     def key(self) -> tuple:

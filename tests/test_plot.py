@@ -298,11 +298,11 @@ class TestFigures:
         assert len(looks) == 5
         assert all(len(set(column)) == 5 for column in zip(*looks.values(), strict=True))
 
-    def test_loss_and_nc1_alone_are_logarithmic(self, here):
+    def test_what_spans_orders_of_magnitude_alone_is_logarithmic(self, here):
         [figure] = plot.group_plots(group_of(make_run()))
         axes = plot.draw(figure).axes
         logarithmic = [ax.get_ylabel().split()[0] for ax in axes if ax.get_yscale() == "log"]
-        assert logarithmic == ["Loss", "NC1"]
+        assert logarithmic == ["Loss", "NC1", "CDNV"]
 
     def test_long_runs_have_few_markers_and_short_ones_all(self, here):
         for epochs, fewest, most in ((range(400), 10, 13), ((0, 4, 9), 3, 3), ((0,), 1, 1)):
@@ -382,7 +382,7 @@ class TestFigures:
         drawn = plot.draw(figure)
         drawn.draw_without_rendering()
         axes = [ax for ax in drawn.axes if ax.get_yscale() == "log"]
-        assert [ax.get_ylabel().endswith("(log)") for ax in axes] == [True, True]
+        assert [ax.get_ylabel().endswith("(log)") for ax in axes] == [True, True, True]
         for ax in axes:
             low, top = ax.get_ylim()
             labels = {
