@@ -45,7 +45,7 @@ class ReplayedStep:
             except RuntimeError as error:
                 self.works = False
                 reason = str(error).splitlines()[0]
-                logger.warning(f"--compile: no CUDA graph of the training step: {reason}")
+                logger.warning(f"--cuda-graph: no CUDA graph of the training step: {reason}")
                 return self(learner, x, y)
             self.captured[size] = graph, *inputs, result
         graph, static_x, static_y, result = self.captured[size]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks import CHUNK
 from data import Dataset, Split, as_float, balanced_subset, batches
 from inputs import INPUTS, Strength, place_of
 from nc_metrics import (
@@ -65,8 +66,8 @@ class Measurement:
 class Evaluator:
     """A network in eval mode, in which it is left, on images in batches.
 
-    The batch size is for speed alone: it is halved, and stays so, when memory runs out, and no
-    result depends on it.
+    The batch size is for speed alone: it is halved, and stays so, when memory runs out. No result
+    depends on it as long as it is a multiple of CHUNK; smaller batches have draws of their own.
 
     Args:
         on_batch: told the size of each finished batch, for a progress bar.
@@ -121,7 +122,9 @@ class Evaluator:
         Raises:
             InputError: outputs that are not finite.
         """
-        return self._retried(lambda: self._blocks(images, labels))
+        found = self._retried(lambda: self._blocks(images, labels), len(labels))
+        self.on_batch(len(labels))
+        return found
 
     @torch.no_grad()
     def _blocks(self, images: Tensor, labels: Tensor) -> dict[str, tuple[int, LayerCollapse]]:
@@ -138,7 +141,6 @@ class Evaluator:
                 predictions = network(x).argmax(1)
                 for name, collapse in collapses.items():
                     collapse.add_to_spread(found[name], y, predictions)
-                self.on_batch(len(x))
         return {
             name: (collapse.class_means.shape[1], collapse.result())
             for name, collapse in collapses.items()
@@ -157,14 +159,17 @@ class Evaluator:
             return work(as_float(images[start:end]), y), len(y)
 
         while start < len(labels):
-            result, size = self._retried(next_batch)
+            result, size = self._retried(next_batch, len(labels))
             results.append(result)
             self.on_batch(size)
             start += size
         return results
 
-    def _retried(self, work: Callable[[], Result]) -> Result:
-        """work(), again with half the batch and the same draws whenever memory runs out."""
+    def _retried(self, work: Callable[[], Result], count: int) -> Result:
+        """work() on so many images, again with half the batch whenever memory runs out.
+
+        Each time with the same random state, and in whole chunks of draws where it holds one.
+        """
         device = self.network.mean.device
         while True:
             state = random_state(device)
@@ -173,9 +178,10 @@ class Evaluator:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                if self.batch_size == 1:
+                if min(self.batch_size, count) == 1:
                     raise InputError("out of memory with a batch of one image") from error
-            self.batch_size //= 2
+            half = min(self.batch_size, count) // 2
+            self.batch_size = half // CHUNK * CHUNK or half
             set_random_state(state, device)
             if device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -143,7 +143,7 @@ def main() -> None:
     run = flags.run_folder(settings)
     refuse_other_run(settings, run)
 
-    training = prepare(settings, run)
+    training = prepare(settings, run, flags.load_data(settings))
     if settings.resume:
         flags.refuse_other_data(run, training.data)
     check_disk(training)

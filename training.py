@@ -44,9 +44,8 @@ class Training:
     evaluator: Evaluator
 
 
-def prepare(settings: Settings, run: RunFolder) -> Training:
-    """Load the data and make what the flags name, with fresh weights."""
-    data = flags.load_data(settings)
+def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
+    """What the flags name to train on the data, with fresh weights."""
     network, folded = flags.build_networks(settings, data)
     mode = MODES[mode_name(settings.train_mode, settings.trades_bn)]
     optimizer = make_optimizer(settings, network.model)
@@ -153,8 +152,10 @@ def train_epoch(
             x, y = as_float(data.images[parts[i]]), data.labels[parts[i]]
             result = training.step(learner, x, y)
             for name, value in result.means.items():
-                zeros = torch.zeros(len(parts), dtype=torch.float64, device=device)
-                seen["means"].setdefault(name, zeros)[i] = value
+                if name not in seen["means"]:
+                    zeros = torch.zeros(len(parts), dtype=torch.float64, device=device)
+                    seen["means"][name] = zeros
+                seen["means"][name][i] = value
             if keep:
                 seen["perturbed"][parts[i]] = result.perturbed
             seen["steps"] = i + 1

@@ -215,11 +215,6 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise InputError(f"out of memory: {str(error).splitlines()[0]}; {advice}") from error
 
 
-# ---------------------------------------------------------------------------------------------
-# Learning rates
-# ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Rates:
     """What a schedule is made of; `drop_epoch` and `drop_lr` are those of `onedrop`."""
@@ -322,6 +317,10 @@ def run_script(main: Callable[[], None]) -> None:
         message, code = str(error), error.code
     except KeyboardInterrupt:
         message, code = "interrupted", 130
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        message = f"out of memory: {str(error).splitlines()[0]}"
     except OSError as error:
         # A folder without permission, for example: the system's message names the file.
         message = str(error)

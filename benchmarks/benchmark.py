@@ -4,18 +4,21 @@
     python benchmarks/benchmark.py --scale 0.1        # a tenth of the images
     python benchmarks/benchmark.py --models vgg11bn --tasks st at --repeats 5
 
-Both sides run alternately, each in a process of its own, after a warm-up; medians are printed as
-ratios to the baseline, with the achieved share of the machine's matrix-product rate and the time
+Both sides run alternately, each in a process of its own, after a warm-up by the same task. A
+variant is a precision, with +compile for --compile and +graph for --cuda-graph. Medians are printed
+as ratios to the baseline, with the achieved share of the machine's matrix-product rate and the time
 that a run of 400 epochs with its sweep would take. `baseline.py` says what the baseline does.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -30,14 +33,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import baseline
 
-import eval as sweep
-import train
-import utils
 from attacks import pgd
+from cuda_graphs import ReplayedStep
+from data import DATASETS, Dataset, Split, batches
+from flags import (
+    Parser,
+    Settings,
+    add_run_flags,
+    finish_run_flags,
+    positive_int,
+    run_folder,
+)
+from measure import Subject, input_rows
 from nc_metrics import neural_collapse
+from networks import ARCHITECTURES, build_model
+from training import Training, prepare, run_epoch
+from utils import keep_freed_memory, set_precision
 
 IMAGES, TEST_IMAGES, EPOCHS = 50_000, 10_000, 400
-MODES = {"st": "std_train", "at": "pgd_train", "trades": "pgd_train_TRADES"}
+IMAGE_SIZE = 32
+# The flags that train.py alone has, as they are by default.
+TRAINING = {
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "lr_schedule": "piecewise",
+    "lr_drop_epoch": 100,
+    "lr_one_drop": 0.01,
+    "neural_collapse": False,
+    "neural_collapse_gaussian": False,
+}
+TRAIN_MODES = {"st": "std_train", "at": "pgd_train", "trades": "pgd_train_TRADES"}
+SWEPT = ("clean", "pgd", "gaussian", "sign", "targeted")
 TASKS = {
     "st": "ST epoch",
     "at": "AT epoch",
@@ -57,7 +83,7 @@ PASSES = {
     "pgd": (20, 31),
     "sweep": (45, 77),
 }
-ATTACK = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
+ATTACK = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}  # the flags' defaults
 
 
 def main() -> None:
@@ -78,11 +104,12 @@ def main() -> None:
     print(f"{describe_machine(args.device)}; {images} images", flush=True)
     with tqdm(total=total, desc="benchmark", unit="run", disable=None) as bar:
         for task, model in jobs:
+            workers["ours"].submit(forget).result()
             for repeat in range(-1, args.repeats):  # -1 is the warm-up
                 for side in sides:
-                    if task not in PASSES and side not in ("baseline", "fp32"):
+                    if not is_timed(task, side):
                         bar.update()
-                        continue  # the metrics are in float64 in every precision
+                        continue
                     worker = workers["baseline" if side == "baseline" else "ours"]
                     seconds = worker.submit(
                         time_task, side, task, model, images, args.device, repeat < 0
@@ -106,15 +133,17 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = utils.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     cuda = torch.cuda.is_available()
     precisions = ("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16")
-    variants = [f"{p}{c}" for p in precisions for c in ("", "+compile")]
+    switches = ("", "+compile", "+graph", "+compile+graph") if cuda else ("", "+compile")
+    variants = [precision + switch for precision in precisions for switch in switches]
     parser.add_argument("--scale", type=float, help="share of 50,000 images (CPU: 128 images)")
-    parser.add_argument("--models", nargs="+", choices=utils.MODELS, default=list(utils.MODELS))
+    models = [name for name, sizes in ARCHITECTURES.items() if IMAGE_SIZE in sizes]
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
-    parser.add_argument("--repeats", type=utils.positive_int, default=3)
+    parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument("--out", type=Path, help="write every measured second to this JSON file")
     args = parser.parse_args()
     if args.scale is None:
@@ -125,6 +154,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def is_timed(task: str, side: str) -> bool:
+    """Whether a side differs in a task from others that are timed."""
+    if side == "baseline":
+        return True
+    if task not in PASSES:
+        return side == "fp32"  # the metrics are in float64 in every precision
+    return task in TRAIN_MODES or "+graph" not in side  # the training step alone is replayed
+
+
 # ---------------------------------------------------------------------------------------------
 # In the workers
 # ---------------------------------------------------------------------------------------------
@@ -132,33 +170,36 @@ def parse_args() -> argparse.Namespace:
 
 def set_up(side: str, device: torch.device) -> None:
     if side == "ours":
-        utils.keep_freed_memory()
+        keep_freed_memory()
     torch.zeros(1, device=device)
+
+
+def forget() -> None:
+    """Free what earlier tasks have compiled and captured: graphs hold memory of their own."""
+    our_state.cache_clear()
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def time_task(
     side: str, task: str, model: str, images: int, device: torch.device, warm_up: bool
 ) -> float:
-    """Seconds of one task; a warm-up takes the same shapes with a single attack step."""
-    steps = 1 if warm_up else ATTACK["steps"]
+    """Seconds of one task. A warm-up is the same task, until all of it is captured."""
     if side == "baseline":
-        run = prepare_baseline(task, model, images, device, steps)
+        run = prepare_baseline(task, model, images, device)
     else:
-        precision, _, compiled = side.partition("+")
-        utils.set_precision(precision)
-        run = prepare_ours(precision, bool(compiled), task, model, images, device, steps)
+        set_precision(side.split("+")[0])
+        run = prepare_ours(side, task, model, images, device)
     torch.manual_seed(0)
-    for _ in range(4 if warm_up and compiled_step(side, task, device) else 1):
+    # The last batch of an epoch, a short one, comes once an epoch.
+    epochs = ReplayedStep.WARM_UP + 1 if "+graph" in side else 1
+    for _ in range(epochs if warm_up else 1):
         wait(device)
         started = time.perf_counter()
         run()
         wait(device)
     return time.perf_counter() - started
-
-
-def compiled_step(side: str, task: str, device: torch.device) -> bool:
-    """Whether the last batch of an epoch needs three epochs before its step is captured."""
-    return side.endswith("compile") and task in MODES and device.type == "cuda"
 
 
 def wait(device: torch.device) -> None:
@@ -167,14 +208,16 @@ def wait(device: torch.device) -> None:
 
 
 @cache
-def make_data(images: int) -> utils.Dataset:
+def make_data(images: int) -> Dataset:
     """Random images in CIFAR-10's format, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     splits = []
     for count in (images, max(1, images * TEST_IMAGES // IMAGES)):
-        pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        splits.append(utils.Split(pixels, torch.randint(0, 10, (count,), generator=generator)))
-    return utils.Dataset(*splits, 10, *utils.DATASETS["cifar"][1])
+        pixels = torch.randint(
+            0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), generator=generator, dtype=torch.uint8
+        )
+        splits.append(Split(pixels, torch.randint(0, 10, (count,), generator=generator)))
+    return Dataset(*splits, 10, *DATASETS["cifar"].statistics)
 
 
 @cache
@@ -192,7 +235,9 @@ def make_features(classes: int, device: torch.device) -> tuple[Tensor, ...]:
 def baseline_state(model: str, images: int, device: torch.device) -> tuple:
     data = make_data(images)
     torch.manual_seed(0)
-    network = baseline.PlainNetwork(utils.build_model(model, 32, 3, 10), data.mean, data.std)
+    network = baseline.PlainNetwork(
+        build_model(model, IMAGE_SIZE, in_channels=3, num_classes=10), data.mean, data.std
+    )
     network.to(device)
     return (
         network,
@@ -202,26 +247,25 @@ def baseline_state(model: str, images: int, device: torch.device) -> tuple:
     )
 
 
-def prepare_baseline(task: str, model: str, images: int, device: torch.device, steps: int):
+def prepare_baseline(task: str, model: str, images: int, device: torch.device) -> Callable:
     if task not in PASSES:
         return lambda: baseline_collapse(int(task.removeprefix("nc")), device)
     network, loader, test_loader, optimizer = baseline_state(model, images, device)
-    attack = ATTACK | {"steps": steps}
     weight = next(m for m in network.modules() if isinstance(m, torch.nn.Linear)).weight
 
     def epoch() -> None:
-        baseline.train_epoch(network, optimizer, loader, MODES[task], attack, device)
+        baseline.train_epoch(network, optimizer, loader, TRAIN_MODES[task], ATTACK, device)
         baseline.test_epoch(network, test_loader, device)
 
     def attack_all() -> None:
         network.eval()
         for x, y in loader:
-            baseline.attack_pgd(network, x.to(device), y.to(device), **attack)
+            baseline.attack_pgd(network, x.to(device), y.to(device), **ATTACK)
 
     def checkpoint() -> None:
-        for kind in ("clean", "pgd", "gaussian", "sign", "targeted"):
-            batches = baseline.perturb_all(network, loader, kind, attack, device)
-            baseline.collapse_in_two_passes(network, batches, weight)
+        for kind in SWEPT:
+            perturbed = baseline.perturb_all(network, loader, kind, ATTACK, device)
+            baseline.collapse_in_two_passes(network, perturbed, weight)
 
     return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
 
@@ -234,64 +278,53 @@ def baseline_collapse(classes: int, device: torch.device) -> None:
 
 
 @cache
-def our_state(
-    precision: str, compiled: bool, mode: str, model: str, images: int, device: torch.device
-) -> tuple:
-    flags = f"--model {model} --train-mode {mode} --precision {precision} --device {device.type}"
-    args = train.parse_args((flags + (" --compile" if compiled else "")).split())
-    data = make_data(images).to(device)
-    network, folded = utils.build_networks(args, data)
-    batch_size = utils.eval_batch_size(args, folded, data.train.images)
-    return args, data, network, folded, train.make_optimizer(args, network), batch_size
+def our_state(variant: str, mode: str, model: str, images: int, device: torch.device) -> Training:
+    """A run on the random images; kept between repeats."""
+    precision, *switches = variant.split("+")
+    parser = Parser()
+    add_run_flags(parser)
+    args = parser.parse_args(
+        [
+            *("--model", model, "--train-mode", mode, "--precision", precision),
+            *("--device", device.type, "--lr-max", "0.001"),
+            *(["--compile"] if "compile" in switches else []),
+        ]
+    )
+    finish_run_flags(parser, args)
+    settings = Settings(**vars(args), **TRAINING, cuda_graph="graph" in switches)
+    return prepare(settings, run_folder(settings), make_data(images).to(device))
 
 
 def prepare_ours(
-    precision: str,
-    compiled: bool,
-    task: str,
-    model: str,
-    images: int,
-    device: torch.device,
-    steps: int,
-):
+    variant: str, task: str, model: str, images: int, device: torch.device
+) -> Callable:
     if task not in PASSES:
         features = make_features(int(task.removeprefix("nc")), device)
         return lambda: neural_collapse(*features)
-    mode = MODES.get(task, "std_train")
-    args, data, network, folded, optimizer, batch_size = our_state(
-        precision, compiled, mode, model, images, device
-    )
-    args.attack_iters = steps
-    args.lr_max = 1e-3
+    mode = TRAIN_MODES.get(task, "std_train")
+    training = our_state(variant, mode, model, images, device)
+    learner, data, evaluator = training.learner, training.data, training.evaluator
 
     def epoch() -> None:
-        step = our_step(args, folded, steps)
-        train.run_epoch(args, network, folded, optimizer, data, step, 0, batch_size)
+        run_epoch(training, epoch=0)
 
     def attack_all() -> None:
-        folded.refold()
-        for x, y in utils.batches(data.train.images, data.train.labels, batch_size):
-            pgd(folded, x, y, **ATTACK | {"steps": steps})
+        learner.folded.refold()
+        for x, y in batches(data.train.images, data.train.labels, evaluator.batch_size):
+            pgd(learner.folded, x, y, **learner.strength.attack)
 
     def checkpoint() -> None:
-        args.inputs = ["clean", "pgd", "gaussian", "sign", "targeted"]
-        args.splits = ("train",)
-        sweep.measure_checkpoint(args, folded.refold(), data, 0, batch_size, lambda size: None)
+        learner.folded.refold()
+        subject = Subject(
+            evaluator=evaluator,
+            layers=evaluator,
+            data=data,
+            strength=learner.strength,
+            seed=training.settings.seed,
+        )
+        input_rows(subject, epoch=0, parts=[("train", name) for name in SWEPT])
 
     return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
-
-
-def our_step(args: argparse.Namespace, folded: utils.FoldedNetwork, steps: int):
-    """The step of a run; one per setting, so that captured CUDA graphs are kept."""
-    key = (id(folded), steps)
-    if key not in _STEPS:
-        step = train.make_step(args, folded)
-        replayed = args.compile and args.device.type == "cuda"
-        _STEPS[key] = train.ReplayedStep(step) if replayed else step
-    return _STEPS[key]
-
-
-_STEPS: dict = {}
 
 
 def matrix_rate(precision: str, device: torch.device) -> float:
@@ -299,7 +332,7 @@ def matrix_rate(precision: str, device: torch.device) -> float:
 
     Which of the two is faster depends on the library behind it; the networks are convolutions.
     """
-    utils.set_precision(precision)
+    set_precision(precision)
     size, batch = (8192, 4096) if device.type == "cuda" else (2048, 128)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
@@ -339,17 +372,17 @@ def cpu_name() -> str:
         return platform.processor()
     lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = fields.get("flags", "").split()
-    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "")
+    sets = fields.get("flags", "").split()
+    widest = next((s for s in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if s in sets), "")
     return f"{fields.get('model name', 'CPU')} {widest}".strip()
 
 
 @cache
 def forward_flops(model: str) -> int:
     """Floating-point operations of one forward pass of one image, a multiply-add being two."""
-    network = utils.build_model(model, 32, 3, 10).eval()
+    network = build_model(model, IMAGE_SIZE, in_channels=3, num_classes=10).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, 32, 32))
+        network(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
     return counter.get_total_flops()
 
 
@@ -382,6 +415,9 @@ def print_rates(args, medians: dict, rates: dict[str, float], images: int) -> No
             work = PASSES[task][0] * forward_flops(model) * images
             cells = []
             for variant in args.variants:
+                if (task, model, variant) not in medians:
+                    cells.append("")
+                    continue
                 rate = work / medians[task, model, variant]
                 share = rate / rates[variant.split("+")[0]]
                 cells.append(f"{rate / 1e9:,.0f} GFLOP/s, {share:.0%}")
@@ -394,10 +430,12 @@ def print_projection(args, medians: dict, sides: list[str], images: int) -> None
     print(f"\nProjected hours of {EPOCHS} epochs of 50,000 images (and of the ST sweep)\n")
     print("| run | model | " + " | ".join(sides) + " |")
     print("| --- " * (len(sides) + 2) + "|")
-    for task in (*(task for task in MODES if task in args.tasks), "sweep"):
+    for task in (*(task for task in TRAIN_MODES if task in args.tasks), "sweep"):
         for model in args.models:
             hours = (
                 f"{medians[task, model, side] * EPOCHS * IMAGES / images / 3600:,.2f}"
+                if (task, model, side) in medians
+                else ""
                 for side in sides
             )
             name = "the ST sweep" if task == "sweep" else f"{task.upper()}, {EPOCHS} epochs"

@@ -1,5 +1,6 @@
 """The baseline computes what is compared with it, and the benchmark runs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,18 @@ import torch
 from conftest import CIFAR_STATISTICS
 from test_attacks import L_INF, share_equal
 
-import utils
 from attacks import pgd, trades
+from cuda_graphs import ReplayedStep
+from flags import strength
 from nc_metrics import neural_collapse
+from networks import Network
+from train import parse_args
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import baseline  # noqa: E402
+import benchmark  # noqa: E402
 
 SETTINGS = {key: L_INF[key] for key in ("epsilon", "step_size", "steps")}
 
@@ -59,17 +64,80 @@ def test_the_baseline_trains(mode, tiny_net):
     images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     loader = baseline.make_loader(images, torch.arange(40) % 4, shuffle=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    before = tiny_net.linear.weight.clone()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     device = torch.device("cpu")
-    baseline.train_epoch(network, optimizer, loader, mode, SETTINGS, device)
+
+    def loss():
+        with torch.no_grad():
+            logits = network(images.float() / 255)
+        return torch.nn.functional.cross_entropy(logits, torch.arange(40) % 4).item()
+
+    network.train(mode != "pgd_train_TRADES")  # as the mode trains
+    first = loss()
+    for _ in range(5):
+        baseline.train_epoch(network, optimizer, loader, mode, SETTINGS, device)
+    assert loss() < first
     baseline.test_epoch(network, loader, device)
-    assert not torch.equal(before, tiny_net.linear.weight)
-    assert utils.Network(tiny_net, *CIFAR_STATISTICS).eval()(images.float() / 255).isfinite().all()
+    assert not network.training
+    after = network.state_dict()
+    trained = [name for name, _ in network.named_parameters()]
+    assert not any(torch.equal(before[name], after[name]) for name in trained)
+    assert Network(tiny_net, *CIFAR_STATISTICS).eval()(images.float() / 255).isfinite().all()
+
+
+def test_the_benchmark_s_attack_is_the_one_of_the_flags():
+    settings = parse_args(["--device", "cpu"])
+    assert strength(settings).attack == {"norm": "l_inf", **benchmark.ATTACK}
+
+
+@pytest.mark.parametrize("variant", ("fp32", "bf16"))
+def test_the_warm_up_takes_the_steps_that_are_timed(variant, tiny_models):
+    """Of one batch an AT step makes 10 passes to attack, one to step on and a clean one."""
+    benchmark.forget()
+    job = {"task": "at", "model": "vgg11bn", "images": 6, "device": torch.device("cpu")}
+    benchmark.time_task(variant, **job, warm_up=True)
+    training = benchmark.our_state(variant, "pgd_train", "vgg11bn", 6, job["device"])
+    sizes = []
+    training.learner.network.register_forward_hook(
+        lambda _, inputs, __: sizes.append(len(inputs[0]))
+    )
+    for warm_up in (True, False):
+        sizes.clear()
+        assert benchmark.time_task(variant, **job, warm_up=warm_up) > 0
+        assert sizes == [6] * 12
+    benchmark.forget()
+
+
+def test_a_replayed_step_is_warmed_up_until_the_short_batch_is_captured(monkeypatch):
+    """The short batch comes once an epoch, and is captured after WARM_UP of its steps."""
+    runs = []
+    monkeypatch.setattr(benchmark, "prepare_ours", lambda *job: lambda: runs.append(job))
+    for side, warm_up, expected in (
+        ("fp32", True, 1),
+        ("fp32+compile", True, 1),
+        ("fp32+graph", True, ReplayedStep.WARM_UP + 1),
+        ("bf16+compile+graph", True, ReplayedStep.WARM_UP + 1),
+        ("bf16+compile+graph", False, 1),
+    ):
+        runs.clear()
+        benchmark.time_task(side, "st", "vgg11bn", 6, torch.device("cpu"), warm_up)
+        assert len(runs) == expected, side
+        assert len(set(runs)) == 1
+
+
+def test_what_cannot_differ_is_timed_once():
+    sides = ("baseline", "fp32", "fp32+compile", "fp32+graph", "bf16", "bf16+compile+graph")
+    timed = {
+        task: [side for side in sides if benchmark.is_timed(task, side)] for task in benchmark.TASKS
+    }
+    assert timed["st"] == timed["at"] == timed["trades"] == list(sides)
+    assert timed["pgd"] == timed["sweep"] == ["baseline", "fp32", "fp32+compile", "bf16"]
+    assert timed["nc10"] == timed["nc100"] == ["baseline", "fp32"]
 
 
 def run(*flags):
     command = [sys.executable, str(BENCHMARKS / "benchmark.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
@@ -77,11 +145,36 @@ def test_the_benchmark_prints_its_tables():
     flags = "--scale 0.0004 --models vgg11bn --tasks st nc10 sweep --variants fp32 bf16 --repeats 1"
     result = run(*flags.split())
     assert result.returncode == 0, result.stderr
-    for line in ("| ST epoch (20 images) | vgg11bn |", "| the ST sweep | vgg11bn |", "GFLOP/s"):
-        assert line in result.stdout
+    seconds, ratio, hours = r"\d+\.\d\d s", r"\d+\.\d\dx", r"[\d,]+\.\d\d"
+    rate = r"[\d,]+ GFLOP/s, \d+%"
+    for row in (
+        r"task \| model \| baseline \| fp32 \| bf16",
+        rf"ST epoch \(20 images\) \| vgg11bn \| {seconds} \| {ratio} \| {ratio}",
+        rf"NC metrics, 10 classes \(50,000 x 512\) \| - \| {seconds} \| {ratio} \| ",
+        rf"checkpoint of the ST sweep \(20 images\) \| vgg11bn \| {seconds} \| {ratio} \| {ratio}",
+        rf"ST epoch \| vgg11bn \| {rate} \| {rate}",
+        rf"checkpoint of the ST sweep \| vgg11bn \| {rate} \| {rate}",
+        rf"ST, 400 epochs \| vgg11bn \| {hours} \| {hours} \| {hours}",
+        rf"the ST sweep \| vgg11bn \| {hours} \| {hours} \| {hours}",
+    ):
+        found = re.findall(rf"^\| {row} \|$", result.stdout, re.MULTILINE)
+        assert len(found) == 1, (row, result.stdout)
 
 
 @pytest.mark.slow
 def test_a_bad_scale_is_refused():
     result = run("--scale", "2")
-    assert result.returncode == 2 and "--scale" in result.stderr
+    assert result.returncode == 2 and "--scale 2.0: expected a share" in result.stderr
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_graph_without_a_gpu_is_refused():
+    result = run("--variants", "fp32+graph")
+    assert result.returncode == 2 and "--variants: invalid choice: 'fp32+graph'" in result.stderr
+
+
+def test_the_benchmark_trains_with_the_defaults_of_train_py():
+    settings = vars(parse_args(["--device", "cpu"]))
+    assert {name: settings[name] for name in benchmark.TRAINING} == benchmark.TRAINING

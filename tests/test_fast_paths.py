@@ -13,8 +13,32 @@ from test_attacks import share_equal as share_of_equal_entries
 from torch import nn
 
 import train
-import utils
 from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
+from cuda_graphs import ReplayedStep
+from inputs import Strength
+from measure import Evaluator
+from networks import ARCHITECTURES, FoldedNetwork, Network, build_model, conv_norm_pairs
+from steps import Learner, adversarial_step, standard_step, update
+from utils import InputError
+
+PUBLISHED = ("vgg11bn", "PreActResNet18")  # which there are golden values of
+# Batch norms that do not follow a convolution, but a sum.
+NORMS_LEFT = {
+    ("vgg11bn", 32): 0,
+    ("vgg11bn", 160): 0,
+    ("PreActResNet18", 32): 9,
+    ("PreActResNet18", 160): 8,
+    ("ResNet18", 32): 0,
+}
+METRICS = (
+    "nc1",
+    "nc2_norm_activation",
+    "nc2_norm_classifier",
+    "nc2_angle_activation",
+    "nc2_angle_classifier",
+    "nc3",
+    "nc4",
+)
 
 
 def with_statistics(model):
@@ -29,21 +53,30 @@ def with_statistics(model):
     return model
 
 
+def make_learner(network, lr, restarts=1):
+    return Learner(
+        network=network,
+        folded=FoldedNetwork(network),
+        optimizer=torch.optim.SGD(network.parameters(), lr=lr),
+        strength=Strength(attack=L_INF, restarts=restarts, noise=8 / 255),
+    )
+
+
 def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("size", (32, 160))
-@pytest.mark.parametrize("name", utils.MODELS)
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, size) for name in ARCHITECTURES for size in ARCHITECTURES[name]]
+)
 def test_a_folded_network_computes_the_same(name, size, bf16):
-    model = with_statistics(utils.build_model(name, size, 3, 10))
-    plain = utils.Network(model, *CIFAR_STATISTICS).eval()
-    fast = utils.Network(model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
-    folded = utils.FoldedNetwork(fast)
+    model = with_statistics(build_model(name, size, 3, 10))
+    plain = Network(model, *CIFAR_STATISTICS).eval()
+    fast = Network(model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
+    folded = FoldedNetwork(fast)
     norms = [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    expected = {"vgg11bn": (0, 0), "PreActResNet18": (9, 8)}[name][size == 160]
-    assert len(norms) == expected  # those behind a sum stay
+    assert len(norms) == NORMS_LEFT[name, size]
     images = torch.rand(4, 3, size, size)
     with torch.no_grad():
         for found, reference in zip(folded(images, True), plain(images, True), strict=True):
@@ -52,11 +85,11 @@ def test_a_folded_network_computes_the_same(name, size, bf16):
 
 
 def test_a_folded_network_follows_the_weights_and_stays_in_eval_mode(tiny_net):
-    network = utils.Network(with_statistics(tiny_net), *CIFAR_STATISTICS).train()
-    folded = utils.FoldedNetwork(network)
+    network = Network(with_statistics(tiny_net), *CIFAR_STATISTICS).train()
+    learner = make_learner(network, lr=0.5)
+    folded = learner.folded
     images = torch.rand(4, 3, 16, 16)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    train.standard_step(network, optimizer, images, torch.arange(4))
+    standard_step(learner, images, torch.arange(4))
     assert relative(folded(images), network.eval()(images)) > 1e-2
     torch.testing.assert_close(folded.refold()(images), network(images))
     assert not folded.train().training and not any(m.training for m in folded.modules())
@@ -70,24 +103,24 @@ def test_a_convolution_that_something_else_uses_too_is_not_folded():
         def __init__(self):
             super().__init__()
             self.convolution, self.alone = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-            self.norm, self.behind = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.norm, self.after = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
 
         def forward(self, x, return_activations=False):
             x = self.convolution(x)
-            return self.behind(self.alone(x + self.norm(x)))
+            return self.after(self.alone(x + self.norm(x)))
 
-    assert utils.conv_norm_pairs(Shared()) == [("alone", "behind")]
+    assert conv_norm_pairs(Shared()) == [("alone", "after")]
 
 
 @pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("name", utils.MODELS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
     name, bf16, golden_network, golden
 ):
     """Strong against the plain network, whichever network they were made with."""
     plain, expected = golden_network(name).eval(), golden("attacks")
-    fast = utils.FoldedNetwork(
-        utils.Network(plain.model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
+    fast = FoldedNetwork(
+        Network(plain.model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
     )
     plain = golden_network(name).eval()
     x, y = images_and_labels()
@@ -121,19 +154,19 @@ def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
 
 
 @pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("name", utils.MODELS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_metrics_of_the_fast_network_are_those_of_the_plain_one(name, bf16):
-    model = with_statistics(utils.build_model(name, 32, 3, 10))
-    plain = utils.Network(model, *CIFAR_STATISTICS)
+    model = with_statistics(build_model(name, 32, 3, 10))
+    plain = Network(model, *CIFAR_STATISTICS)
     images = torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(160) % 10
     images += (labels * 5).to(torch.uint8).view(-1, 1, 1, 1)  # classes that differ
-    expected = utils.measure(plain, images, labels, 64)
-    fast = utils.Network(model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
-    found = utils.measure(utils.FoldedNetwork(fast), images, labels, 160)
+    expected = Evaluator(plain, batch_size=64).measure(images, labels)
+    fast = Network(model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
+    found = Evaluator(FoldedNetwork(fast), batch_size=160).measure(images, labels)
     tolerance = {"rel": 0.03, "abs": 0.03} if bf16 else {"rel": 1e-3, "abs": 1e-5}
     assert found.loss == pytest.approx(expected.loss, **tolerance)
-    for metric in utils.NC_METRICS:
+    for metric in METRICS:
         value, reference = (getattr(m.collapse, metric) for m in (found, expected))
         assert value == pytest.approx(reference, **tolerance), metric
 
@@ -142,34 +175,27 @@ def test_metrics_of_the_fast_network_are_those_of_the_plain_one(name, bf16):
 def test_at_merges_two_equal_passes_without_a_change(restarts, tiny_net):
     """The pass that scores a restart and the pass that is stepped on are one, and count as two."""
     x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
-    networks = [utils.Network(net, *CIFAR_STATISTICS) for net in (tiny_net, type(tiny_net)())]
-    networks[1].load_state_dict(networks[0].state_dict())
-    optimizers = [torch.optim.SGD(n.train().parameters(), lr=0.1) for n in networks]
+    merged, plain = (Network(net, *CIFAR_STATISTICS) for net in (tiny_net, type(tiny_net)()))
+    plain.load_state_dict(merged.state_dict())
+    learner = make_learner(merged.train(), lr=0.1, restarts=restarts)
+    optimizer = torch.optim.SGD(plain.train().parameters(), lr=0.1)
     passes = []
     tiny_net.register_forward_hook(lambda *_: passes.append(1))
 
     torch.manual_seed(1)
-    train.adversarial_step(
-        networks[0],
-        optimizers[0],
-        x,
-        y,
-        attack=lambda *args, **kwargs: pgd(*args, **L_INF, **kwargs),
-        restarts=restarts,
-    )
+    adversarial_step(learner, x, y)
     assert len(passes) == {1: 10 + 1 + 1, 2: 2 * 11 + 1 + 1}[restarts]
 
     torch.manual_seed(1)
-    plain = networks[1]
     loss = F.cross_entropy(plain(x + pgd(plain, x, y, restarts=restarts, **L_INF)), y)
     with torch.no_grad():
         plain(x)
-    train.update(optimizers[1], loss)
+    update(optimizer, loss)
     for (name, found), expected in zip(
-        networks[0].state_dict().items(), plain.state_dict().values(), strict=True
+        merged.state_dict().items(), plain.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(found, expected, msg=name)
-    assert networks[0].model.norm.momentum == 0.1
+    assert merged.model.norm.momentum == 0.1
 
 
 @pytest.mark.parametrize("settings", (L_INF, L_2), ids=("l_inf", "l_2"))
@@ -193,11 +219,122 @@ def test_an_image_s_perturbation_does_not_depend_on_its_batch(settings, tiny_net
         assert share_of_equal_entries(found[0], found[2].numpy()) > 0.999
 
 
-def test_the_batch_that_fits_is_whole_chunks_where_it_can_be():
-    assert utils.fitting_batch(free=8e9, per_image=8e6, largest=4096) == 512
-    assert utils.fitting_batch(free=80e9, per_image=1e6, largest=4096) == 4096
-    assert utils.fitting_batch(free=1e9, per_image=8e6, largest=4096) == 75
-    assert utils.fitting_batch(free=1e6, per_image=8e6, largest=4096) == 1
+class SmallMemory:
+    """Memory for no more than `holds` images a pass, from pass number `from_pass` on."""
+
+    ERRORS = (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    )
+
+    def __init__(self, network, holds, from_pass=1, error=ERRORS[0]):
+        self.holds, self.from_pass, self.error = holds, from_pass, error
+        self.sizes = []
+        network.register_forward_pre_hook(self._allocate)
+
+    def _allocate(self, _, inputs):
+        self.sizes.append(len(inputs[0]))
+        if len(self.sizes) >= self.from_pass and len(inputs[0]) > self.holds:
+            raise type(self.error)(*self.error.args)
+
+
+@pytest.fixture
+def measured_network(tiny_net):
+    return Network(with_statistics(tiny_net), *CIFAR_STATISTICS)
+
+
+def many_images(count=600):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return images, torch.arange(count) % 4
+
+
+def attacked(evaluator, restarts=1):
+    """Logits and features of many_images under PGD."""
+    torch.manual_seed(4)
+    return evaluator.outputs(
+        *many_images(),
+        lambda x, y: pgd(evaluator.network, x, y, restarts=restarts, **L_INF),
+    )
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("error", SmallMemory.ERRORS, ids=("gpu", "cpu"))
+@pytest.mark.parametrize("restarts", (1, 2))
+@pytest.mark.parametrize("from_pass", (1, 11, 15))  # in an attack, after it, in the second batch
+def test_results_are_the_same_to_the_last_bit_where_memory_runs_out(
+    from_pass, restarts, error, measured_network, caplog
+):
+    expected = [attacked(Evaluator(measured_network, size), restarts) for size in (128, 256)]
+    caplog.set_level("WARNING", logger="robust_nc")
+    memory = SmallMemory(measured_network, holds=128, from_pass=from_pass, error=error)
+    finished = []
+    evaluator = Evaluator(measured_network, batch_size=256, on_batch=finished.append)
+    found = attacked(evaluator, restarts)
+    for whole in expected:
+        for values, reference in zip(found, whole, strict=True):
+            assert torch.equal(values, reference)
+    assert warnings_of(caplog) == ["out of memory: from here on batches of 128 images"]
+    assert evaluator.batch_size == 128  # and stays so
+    assert memory.sizes.count(256) == from_pass
+    first = [256] if from_pass > 11 * restarts else []
+    assert finished == [*first, *[128] * (4 - 2 * len(first)), 88]
+
+
+def test_the_batch_is_halved_until_it_fits_with_one_warning_each(measured_network, caplog):
+    expected = attacked(Evaluator(measured_network, batch_size=128))
+    caplog.set_level("WARNING", logger="robust_nc")
+    SmallMemory(measured_network, holds=200)
+    evaluator = Evaluator(measured_network, batch_size=512)
+    found = attacked(evaluator)
+    assert all(map(torch.equal, found, expected))
+    assert warnings_of(caplog) == [
+        f"out of memory: from here on batches of {size} images" for size in (256, 128)
+    ]
+    assert attacked(evaluator)[0].shape == (600, 4)
+    assert len(warnings_of(caplog)) == 2  # none for a batch that is known to fit
+
+
+@pytest.mark.parametrize("from_pass", (1, 5))  # for the class means, and for what needs them
+def test_blocks_are_the_same_to_the_last_bit_where_memory_runs_out(
+    from_pass, measured_network, caplog
+):
+    expected = Evaluator(measured_network, batch_size=128).blocks(*many_images())
+    caplog.set_level("WARNING", logger="robust_nc")
+    memory = SmallMemory(measured_network, holds=128, from_pass=from_pass)
+    evaluator = Evaluator(measured_network, batch_size=256)
+    assert evaluator.blocks(*many_images()) == expected
+    assert list(expected) == ["stem", "features"]
+    assert warnings_of(caplog) == ["out of memory: from here on batches of 128 images"]
+    assert evaluator.batch_size == 128
+    assert memory.sizes[from_pass:] == 2 * [128, 128, 128, 128, 88]  # both passes anew
+
+
+@pytest.mark.parametrize("method", ("outputs", "measure", "blocks"))
+def test_a_batch_of_one_image_that_does_not_fit_ends_the_measurement(
+    method, measured_network, caplog
+):
+    caplog.set_level("WARNING", logger="robust_nc")
+    SmallMemory(measured_network, holds=0)
+    evaluator = Evaluator(measured_network, batch_size=5)
+    with pytest.raises(InputError, match=r"^out of memory with a batch of one image$"):
+        getattr(evaluator, method)(*many_images(8))
+    assert warnings_of(caplog) == [
+        f"out of memory: from here on batches of {size} images" for size in (2, 1)
+    ]
+
+
+@pytest.mark.parametrize("method", ("outputs", "measure", "blocks"))
+def test_another_error_halves_no_batch(method, measured_network, caplog):
+    caplog.set_level("WARNING", logger="robust_nc")
+    SmallMemory(measured_network, holds=0, error=RuntimeError("shapes cannot be multiplied"))
+    evaluator = Evaluator(measured_network, batch_size=4)
+    with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
+        getattr(evaluator, method)(*many_images(8))
+    assert warnings_of(caplog) == [] and evaluator.batch_size == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
@@ -225,12 +362,19 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
         raise RuntimeError("no C++ compiler\nat all")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    flags = "--dataset digits --limit-train 20 --limit-test 10 --epochs 1 --lr-max 0.01 --compile"
-    code, out, _ = run_script(train, flags)
+    command = "--dataset digits --limit-train 20 --limit-test 10 --epochs 1 --lr-max 0.01 --compile"
+    code, out, _ = run_script(train, command)
     assert code == 0
     assert out.count("--compile") == 1
     assert "--compile cannot work here and is left out: no C++ compiler\n" in out
     assert "finished; peak memory" in out
+
+
+def test_a_cuda_graph_without_a_gpu_is_refused_in_one_line(run_script):
+    code, out, err = run_script(train, "--dataset digits --device cpu --cuda-graph")
+    assert code == 2 and out == ""
+    assert err.startswith("train.py: error: --cuda-graph needs a GPU; the device is cpu")
+    assert err.count("\n") == 1
 
 
 class FakeCuda:
@@ -276,26 +420,25 @@ def test_a_step_is_captured_once_per_batch_size_after_its_warm_up(
 ):
     cuda = FakeCuda(monkeypatch, fails)
     caplog.set_level("WARNING", logger="robust_nc")
-    network = utils.Network(tiny_net, *CIFAR_STATISTICS).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    learner = make_learner(Network(tiny_net, *CIFAR_STATISTICS).train(), lr=0.1)
     calls = []
 
-    def step(network, optimizer, x, y):
+    def step(learner, x, y):
         calls.append((x, y))
-        return train.standard_step(network, optimizer, x, y)
+        return standard_step(learner, x, y)
 
-    replayed = train.ReplayedStep(step)
+    replayed = ReplayedStep(step)
     x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
     for i in range(6):
-        replayed(network, optimizer, x + i, y)
-        replayed(network, optimizer, x[:4], y[:4])
+        replayed(learner, x + i, y)
+        replayed(learner, x[:4], y[:4])
     if fails:
         assert cuda.captures == 1 and cuda.replays == 0 and len(calls) == 12
-        assert [record.getMessage() for record in caplog.records] == [
-            "--compile: no CUDA graph of the training step: operation not permitted"
+        assert warnings_of(caplog) == [
+            "--cuda-graph: no CUDA graph of the training step: operation not permitted"
         ]
         return
     assert cuda.captures == 2 and cuda.replays == 2 * 3
-    assert len(calls) == 2 * (train.ReplayedStep.WARM_UP + 1)
-    captured = next(x for x, _ in calls[2 * train.ReplayedStep.WARM_UP :] if len(x) == 8)
+    assert len(calls) == 2 * (ReplayedStep.WARM_UP + 1)
+    captured = next(x for x, _ in calls[2 * ReplayedStep.WARM_UP :] if len(x) == 8)
     assert torch.equal(captured, x + 5)  # what is replayed reads the present batch

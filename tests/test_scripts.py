@@ -18,7 +18,7 @@ import files
 import networks
 import train
 from data import as_float
-from flags import strength
+from flags import load_data, strength
 from measure import Evaluator
 from records import EpochSummary, Record
 from run_folder import RunFolder
@@ -575,8 +575,9 @@ def test_history_tells_the_gradient_s_norm_and_the_memory(tree_flags, run_script
     flags = tree_flags.replace("--batch-size 7", "--batch-size 18")
     assert run_script(train, flags)[0] == 0
     settings = train.parse_args(flags.split())
-    learner = train.prepare(settings, RunFolder(Path("none"), standard=True))
-    network, data = learner.learner.network, learner.data.train
+    data = load_data(settings)
+    training = train.prepare(settings, RunFolder(Path("none"), standard=True), data)
+    network, data = training.learner.network, data.train
     weights = torch.load(TREE_FOLDER / "model_0.pth", weights_only=True)["state_dict"]
     network.model.load_state_dict(weights)
     loss = torch.nn.functional.cross_entropy(network.train()(as_float(data.images)), data.labels)

@@ -1,6 +1,6 @@
 """Training steps against the published trajectories, batch-norm modes, learning rates."""
 
-import argparse
+from dataclasses import replace
 
 import cases
 import numpy as np
@@ -8,57 +8,58 @@ import pytest
 import torch
 from conftest import CIFAR_STATISTICS, GOLDEN_SEED
 
-import train
-import utils
+import flags as run_flags
+from data import Dataset, Split, as_float
+from inputs import Strength
+from networks import FoldedNetwork, Network
+from steps import MODES, Learner, Step
+from train import parse_args
+from training import prepare, train_epoch
+from utils import learning_rate
 
 TRAJECTORIES = [
-    ("vgg11bn", "std_train", "frozen", 8),
-    ("vgg11bn", "pgd_train", "frozen", 8),
-    ("vgg11bn", "pgd_train_TRADES", "frozen", 8),
-    ("vgg11bn", "pgd_train_TRADES", "batch", 8),
-    ("PreActResNet18", "std_train", "frozen", 8),
-    ("PreActResNet18", "pgd_train", "frozen", 2),
-    ("PreActResNet18", "pgd_train_TRADES", "batch", 2),
+    ("vgg11bn", "std_train", 8),
+    ("vgg11bn", "pgd_train", 8),
+    ("vgg11bn", "pgd_train_TRADES", 8),
+    ("vgg11bn", "pgd_train_TRADES_batch", 8),
+    ("PreActResNet18", "std_train", 8),
+    ("PreActResNet18", "pgd_train", 2),
+    ("PreActResNet18", "pgd_train_TRADES_batch", 2),
 ]
 
 
-def make_step(network, mode, bn="frozen", restarts=1):
-    return train.make_step(
-        argparse.Namespace(
-            train_mode=mode,
-            trades_bn=bn,
-            dataset="cifar",
-            epsilon=8,
-            pgd_alpha=2,
-            attack_iters=10,
-            norm="l_inf",
-            restarts=restarts,
-        ),
-        utils.FoldedNetwork(network),
+def make_learner(network, lr, restarts=1, **settings):
+    attack = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf"}
+    return Learner(
+        network=network,
+        folded=FoldedNetwork(network),
+        optimizer=torch.optim.SGD(network.model.parameters(), lr=lr, **settings),
+        strength=Strength(attack=attack, restarts=restarts, noise=8 / 255),
     )
 
 
-@pytest.mark.parametrize(("name", "mode", "bn", "steps"), TRAJECTORIES)
-def test_steps_follow_the_published_trajectory(name, mode, bn, steps, golden_network, golden):
+@pytest.mark.parametrize(("name", "mode", "steps"), TRAJECTORIES)
+def test_steps_follow_the_published_trajectory(name, mode, steps, golden_network, golden):
     network = golden_network(name).to(memory_format=torch.channels_last)  # as in a run
-    key = f"{name}.{mode}.{bn}" if mode == "pgd_train_TRADES" else f"{name}.{mode}"
+    bn = {"pgd_train_TRADES": "frozen", "pgd_train_TRADES_batch": "batch"}.get(mode)
+    key = f"{name}.pgd_train_TRADES.{bn}" if bn else f"{name}.{mode}"
     expected = golden("trajectories")
     network.train()  # frozen TRADES leaves train mode by itself
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    learner = make_learner(network, lr=0.02, momentum=0.9, weight_decay=5e-4)
     images = torch.from_numpy(cases.images(256, 3, 32, GOLDEN_SEED + 1)).split(32)
     labels = torch.from_numpy(cases.labels(256, 10, GOLDEN_SEED + 2)).split(32)
     torch.manual_seed(GOLDEN_SEED)
-    step = make_step(network, mode, bn)
     for i, (x, y) in enumerate(zip(images[:steps], labels[:steps], strict=True)):
-        result = step(network, optimizer, x, y)
+        means = MODES[mode].step(learner, x, y).means
         # Rounding grows from step to step; TRADES, which starts where the KL is flat, amplifies it.
-        late = 0.02 if "TRADES" not in mode else 0.06 if bn == "frozen" else 0.04
+        late = {None: 0.02, "frozen": 0.06, "batch": 0.04}[bn]
         tolerance = (1e-3 if mode == "std_train" else 2e-3) if i == 0 else late
         clean = expected[f"{key}.clean_loss"][i]
-        assert result.clean_loss.item() == pytest.approx(clean, rel=tolerance), f"step {i}"
+        assert means["train_loss"].item() == pytest.approx(clean, rel=tolerance), f"step {i}"
         if mode != "std_train":
             objective = expected[f"{key}.objective"][i]
-            assert result.objective.item() == pytest.approx(objective, rel=tolerance), f"step {i}"
+            found = means["train_robust_loss"].item()
+            assert found == pytest.approx(objective, rel=tolerance), f"step {i}"
     if steps == 8 and bn != "batch":  # whose logits have drifted apart by then
         with torch.no_grad():
             logits = network.eval()(images[0][:16]).numpy()
@@ -66,33 +67,32 @@ def test_steps_follow_the_published_trajectory(name, mode, bn, steps, golden_net
         assert np.abs(logits - final).mean() < 0.15 * np.abs(final).mean()
 
 
-def steps_seen(network, mode, bn="frozen", restarts=1):
+def steps_seen(network, mode, restarts=1):
     """How many times one step moves the running statistics."""
-    optimizer = torch.optim.SGD(network.model.parameters(), lr=0.1)
     x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
-    result = make_step(network, mode, bn, restarts)(network, optimizer, x, y)
+    result = MODES[mode].step(make_learner(network, lr=0.1, restarts=restarts), x, y)
     if mode != "std_train":
         assert (result.perturbed - x).abs().max() <= 8 / 255 + 1e-6
     return network.model.norm.num_batches_tracked.item()
 
 
 def test_every_train_mode_pass_moves_the_running_statistics(tiny_net):
-    network = utils.Network(tiny_net, *CIFAR_STATISTICS).train()
+    network = Network(tiny_net, *CIFAR_STATISTICS).train()
     passes = 0
-    for mode, bn, restarts, expected in (
-        ("std_train", "frozen", 1, 1),
-        ("pgd_train", "frozen", 1, 11 + 2),
-        ("pgd_train", "frozen", 2, 22 + 2),
-        ("pgd_train_TRADES", "batch", 1, 2),
+    for mode, restarts, expected in (
+        ("std_train", 1, 1),
+        ("pgd_train", 1, 11 + 2),
+        ("pgd_train", 2, 22 + 2),
+        ("pgd_train_TRADES_batch", 1, 2),
     ):
-        now = steps_seen(network, mode, bn, restarts)
-        assert now - passes == expected, (mode, bn, restarts)
+        now = steps_seen(network, mode, restarts)
+        assert now - passes == expected, (mode, restarts)
         passes = now
         assert network.training
 
 
 def test_frozen_trades_trains_with_untouched_running_statistics(tiny_net):
-    network = utils.Network(tiny_net, *CIFAR_STATISTICS).train()
+    network = Network(tiny_net, *CIFAR_STATISTICS).train()
     before = tiny_net.convolution.weight.clone()
     assert steps_seen(network, "pgd_train_TRADES") == 0
     assert not tiny_net.norm.running_mean.any() and (tiny_net.norm.running_var == 1).all()
@@ -100,12 +100,47 @@ def test_frozen_trades_trains_with_untouched_running_statistics(tiny_net):
     assert not network.training
 
 
-def test_trades_has_finite_gradients_where_a_probability_underflows(tiny_net):
+@pytest.mark.parametrize("mode", ("pgd_train_TRADES", "pgd_train_TRADES_batch"))
+def test_trades_has_finite_gradients_where_a_probability_underflows(mode, tiny_net):
     with torch.no_grad():
         tiny_net.linear.bias[0] = 200.0  # the other probabilities are exactly zero in float32
-    network = utils.Network(tiny_net, *CIFAR_STATISTICS)
-    steps_seen(network, "pgd_train_TRADES")
+    network = Network(tiny_net, *CIFAR_STATISTICS)
+    steps_seen(network, mode)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_tells_the_means_of_its_batch(mode, tiny_net):
+    """Those of the weights before it, but for the running statistics that its passes move."""
+    learner = make_learner(Network(tiny_net, *CIFAR_STATISTICS).train(), lr=0.1)
+    twin = Network(type(tiny_net)(), *CIFAR_STATISTICS)
+    twin.load_state_dict(learner.network.state_dict())
+    twin.train(mode != "pgd_train_TRADES")
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    result = MODES[mode].step(learner, x, y)
+    standard = mode == "std_train"
+    assert (result.perturbed is None) == standard
+    robust = set() if standard else {"train_robust_loss", "train_robust_acc"}
+    assert set(result.means) == {"train_loss", "train_acc", "grad_norm"} | robust
+    logits = twin(x)
+    loss = torch.nn.functional.cross_entropy(logits, y)
+    objective, expected = loss, {"train_loss": loss, "train_acc": (logits.argmax(1) == y).sum() / 8}
+    if not standard:
+        robust_logits = twin(result.perturbed)
+        if mode == "pgd_train":
+            objective = torch.nn.functional.cross_entropy(robust_logits, y)
+        else:
+            clean, attacked = logits.softmax(1), robust_logits.softmax(1)
+            objective = loss + 6 * (clean * (clean / attacked).log()).sum() / 8
+        expected["train_robust_loss"] = objective
+        expected["train_robust_acc"] = (robust_logits.argmax(1) == y).sum() / 8
+    objective.backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in twin.parameters()])
+    expected["grad_norm"] = gradient.norm()
+    for name, value in expected.items():
+        found = result.means[name]
+        assert found.shape == () and not found.requires_grad
+        assert found.item() == pytest.approx(value.item(), rel=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -121,44 +156,82 @@ def test_trades_has_finite_gradients_where_a_probability_underflows(tiny_net):
 )
 def test_learning_rates(schedule, points):
     for t, expected in points.items():
-        found = utils.learning_rate(schedule, t, epochs=400, lr_max=0.1)
+        found = learning_rate(schedule, t, epochs=400, lr_max=0.1)
         assert found == pytest.approx(expected, abs=1e-9), f"{schedule} at {t}"
 
 
 def test_multipledecay_is_never_negative():
-    assert utils.learning_rate("multipledecay", 19, epochs=19, lr_max=0.1) == 0
+    assert learning_rate("multipledecay", 19, epochs=19, lr_max=0.1) == 0
 
 
-def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_net):
-    data = utils.Split(
-        torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 16, 16).contiguous(),
-        torch.arange(10) % 4,
-    )
-    network = utils.Network(tiny_net, *CIFAR_STATISTICS).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+def make_training(monkeypatch, data, step, command):
+    """A run's Training on the data, whose steps are replaced."""
+    settings = parse_args(f"--dataset cifar --device cpu {command}".split())
+    return replace(prepare(settings, run_flags.run_folder(settings), data), step=step)
+
+
+def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_models, monkeypatch):
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 16, 16)
+    part = Split(images.contiguous(), torch.arange(10) % 4)
+    data = Dataset(part, part, 4, *CIFAR_STATISTICS)
     batches, rates = [], []
 
-    def step(network, optimizer, x, y):
+    def step(learner, x, y):
         batches.append((x[:, 0, 0, 0] * 255).round().int().tolist())
-        rates.append(optimizer.param_groups[0]["lr"])
-        logits = torch.nn.functional.one_hot(y, 4).float()
-        return train.Step(torch.tensor(2.0), logits, torch.tensor(3.0), logits.roll(1, 1), x)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        number = float(len(batches))  # 1, 2, 3: of batches of 4, 4 and 2 images
+        means = {
+            "train_loss": torch.tensor(2 * number),
+            "train_acc": torch.tensor(number / 10, dtype=torch.float64),
+            "train_robust_loss": torch.tensor(3 * number),
+            "train_robust_acc": torch.tensor(0.0, dtype=torch.float64),
+            "grad_norm": torch.tensor(5 * number),
+        }
+        return Step(means, x)
 
-    args = argparse.Namespace(
-        batch_size=4,
-        epochs=10,
-        neural_collapse=True,
-        train_mode="pgd_train",
-        lr_schedule="superconverge",
-        lr_max=4.0,
-        lr_drop_epoch=1,
-        lr_one_drop=1.0,
+    training = make_training(
+        monkeypatch,
+        data,
+        step,
+        "--train-mode pgd_train --batch-size 4 --epochs 10 --lr-schedule superconverge "
+        "--lr-max 4 --neural-collapse",
     )
-    sums, kept = train.train_epoch(network, optimizer, data, step, 1, args)
+    means, kept = train_epoch(training, epoch=1, done=None, signals=None)
     assert [len(batch) for batch in batches] == [4, 4, 2]
     visited = [image for batch in batches for image in batch]
     assert sorted(visited) == list(range(10)) != visited
     assert rates == pytest.approx([1 + 1 / 3, 1 + 2 / 3, 2])  # rises by 1 an epoch until 4
-    assert (sums.clean_loss, sums.clean_accuracy) == (2, 1)
-    assert (sums.objective, sums.robust_accuracy) == (3, 0)
-    assert torch.equal(kept, utils.as_float(data.images))  # in data order
+    of_images = (4 * 1 + 4 * 2 + 2 * 3) / 10
+    assert means == {
+        "train_loss": pytest.approx(2 * of_images),
+        "train_acc": pytest.approx(of_images / 10),
+        "train_robust_loss": pytest.approx(3 * of_images),
+        "train_robust_acc": 0,
+        "grad_norm": pytest.approx(5 * 2),  # over the steps, whatever their size
+    }
+    assert torch.equal(kept, as_float(part.images))  # in data order
+
+
+@pytest.mark.parametrize(
+    ("command", "keeps"),
+    (
+        ("--train-mode std_train --neural-collapse", False),
+        ("--train-mode pgd_train", False),
+        ("--train-mode pgd_train_TRADES --neural-collapse", True),
+    ),
+)
+def test_perturbed_images_are_kept_where_their_collapse_is_asked_for(
+    command, keeps, tiny_models, monkeypatch
+):
+    part = Split(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), torch.arange(6) % 4)
+    loss = {"train_loss": torch.tensor(1.0)}
+    training = make_training(
+        monkeypatch,
+        Dataset(part, part, 4, *CIFAR_STATISTICS),
+        lambda learner, x, y: Step(loss, x + 0.25),
+        command,
+    )
+    _, kept = train_epoch(training, epoch=0, done=None, signals=None)
+    assert (kept is not None) == keeps
+    if keeps:
+        assert torch.equal(kept, torch.full((6, 3, 16, 16), 0.25))

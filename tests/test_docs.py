@@ -1,0 +1,101 @@
+"""What the documents say is what happens: snippets and scripts run, flags and files exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_safety import flags_of
+
+import eval as eval_script
+import plot
+import train
+from records import series_names
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def code_after(path, line):
+    """The code block that follows a line of a document."""
+    text = path.read_text()
+    assert text.count(line) == 1, line
+    return re.search(r"```\w*\n(.*?)```", text.split(line)[1], re.DOTALL).group(1)
+
+
+def test_the_snippet_measures_collapse_of_a_network_of_one_s_own(tmp_path):
+    snippet = code_after(DOCS / "extending.md", "<!-- run by tests/test_docs.py -->")
+    result = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    nc1 = {name: float(v) for name, v in re.findall(r"(clean|PGD) +NC1 +([\d.]+)", result.stdout)}
+    assert nc1["PGD"] > 2 * nc1["clean"] > 0
+    angle = float(re.search(r"class means: ([\d.]+) radians", result.stdout).group(1))
+    assert 0.1 < angle < 3.15
+
+
+@pytest.mark.parametrize(("code", "requeued"), ((0, False), (1, False), (143, True)))
+def test_the_slurm_script_exits_as_the_run_did_and_requeues_what_was_stopped(
+    code, requeued, tmp_path
+):
+    """With stand-ins for srun and scontrol, which are on no test machine."""
+    (tmp_path / "train.sh").write_text(code_after(DOCS / "clusters.md", "## SLURM"))
+    (tmp_path / "grid.txt").write_text("--seed=1\n--seed=2 --train-mode=pgd_train\n")
+    for name, content in {
+        "srun": f'echo "$@" > asked.txt; exit {code}',
+        "scontrol": 'echo "$@" > requeued.txt',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_JOB_ID": "77",
+    }
+    ran = subprocess.run(["bash", "train.sh"], cwd=tmp_path, env=environment)
+    assert ran.returncode == code
+    asked = (tmp_path / "asked.txt").read_text().strip()
+    assert asked == "python train.py --seed=2 --train-mode=pgd_train --resume"
+    assert (tmp_path / "requeued.txt").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued.txt").read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize("script", (train, eval_script, plot))
+def test_every_flag_is_documented(script, monkeypatch):
+    text = (DOCS / "flags.md").read_text()
+    for action in flags_of(script, monkeypatch).values():
+        for flag in action.option_strings:
+            assert re.search(rf"{flag}(?![\w-])", text), flag
+
+
+def test_every_series_is_documented():
+    text = (DOCS / "results.md").read_text()
+    for name in series_names():
+        stem = name.removeprefix("test_")
+        for prefix in ("linf_label_", "new_gaussian_label_", "gaussian_label_"):
+            stem = stem.removeprefix(prefix)
+        assert re.search(rf"\b({name}|{stem})\b", text), name
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    for path in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+            assert link.startswith("http") or (path.parent / link).exists(), (path.name, link)
+
+
+def test_every_required_package_has_a_tested_version():
+    def names(file):
+        lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+        return {re.split(r"[=<>]", line)[0] for line in lines if line}
+
+    assert names("requirements.txt") == names("constraints.txt")
