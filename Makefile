@@ -15,9 +15,9 @@ demo: $(INSTALLED)
 	$(BIN)/python plot.py models/digits/vgg11bn/l_inf/eps20.0/std_train/seed1 --out figures --table
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
-# --compile with the real networks.
+# What takes minutes: compiled networks, whole golden trajectories, kills at random moments.
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 
@@ -31,5 +31,5 @@ lint: $(INSTALLED)
 
 $(INSTALLED): requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements.txt $(PIP_FLAGS)
+	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@

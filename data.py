@@ -6,6 +6,7 @@ Images are decoded once and kept as uint8 tensors, on the device of the run.
 import hashlib
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -387,7 +388,9 @@ def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tens
         with atomic_open(cache) as file:
             torch.save({"key": key.hexdigest(), "images": images}, file)
     except (OSError, InputError) as error:
-        logger.warning(f"the decoded images are not cached: {error}")
+        # The same text for both splits, of which run_script shows one.
+        reason = str(error).removeprefix(f"{cache}: ")
+        warnings.warn(f"{cache.parent}: decoded images are not cached: {reason}", stacklevel=2)
     return images
 
 

@@ -17,6 +17,7 @@ once; the same command, started again, goes on after the last one.
 
 import argparse
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from measure import (
 )
 from networks import FoldedNetwork, Network, load_checkpoint
 from records import (
+    CENTRE_INPUTS,
     NC1_DEFINITION,
     SPLITS,
     TABLES,
@@ -101,6 +103,7 @@ class Part:
     part_of: the part that a row belongs to.
     measure: from a subject, an epoch and parts to their rows.
     images: how many images pass through the network for parts of the data, for the progress bar.
+    rows: how many rows a part of one checkpoint has.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Part:
     part_of: Callable[[Any], tuple]
     measure: Callable[[Subject, int, list], list]
     images: Callable[[list[tuple], Dataset], int]
+    rows: Callable[[Network], int] = lambda network: 1
 
 
 def splits_of(settings: Settings) -> tuple[str, ...]:
@@ -164,6 +168,7 @@ PARTS = (
         lambda row: (row.split, row.input),
         layer_rows,
         images_of_layers,
+        lambda network: len(network.model.blocks()),
     ),
     Part(
         "nearest centres",
@@ -172,6 +177,7 @@ PARTS = (
         lambda row: (row.means,),
         centre_rows,
         images_of_centres,
+        lambda network: len(CENTRE_INPUTS),
     ),
     Part(
         "AutoAttack",
@@ -487,9 +493,11 @@ def missing_parts(sweep: Sweep) -> dict[int, list[tuple[Part, list[tuple]]]]:
     for part in PARTS:
         wanted = part.asked_for(sweep.settings, sweep.data)
         recorded = rows_of(sweep.run, part.row_type) if wanted else []
-        done = {(row.epoch, part.part_of(row)) for row in recorded}
+        # A part of which rows were lost is measured again.
+        done = Counter((row.epoch, part.part_of(row)) for row in recorded)
+        whole = part.rows(sweep.network)
         for epoch in sweep.files:
-            parts = [key for key in wanted if (epoch, key) not in done]
+            parts = [key for key in wanted if done[epoch, key] < whole]
             if parts:
                 missing.setdefault(epoch, []).append((part, parts))
     return dict(sorted(missing.items()))

@@ -387,28 +387,33 @@ def _autoattack(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         InputError: the package left the epsilon-ball or the image box.
     """
-    network, attack = subject.evaluator.network, subject.strength.attack
-    epsilon, classes = attack["epsilon"], subject.data.num_classes
-    norm = {"l_inf": "Linf", "l_2": "L2"}[attack["norm"]]
-    if find_autoattack() == "autoattack":
-        from autoattack import AutoAttack
-
-        whole = AutoAttack(
-            network, norm=norm, eps=epsilon, seed=subject.seed, verbose=False, device=x.device
-        )
-        # As published they try the nine likeliest other classes, which there must be.
-        for targeted in (whole.apgd_targeted, whole.fab):
-            targeted.n_target_classes = min(9, classes - 1)
-        attacked = whole.run_standard_evaluation(x, y, bs=subject.evaluator.batch_size)
-    else:
-        from torchattacks import AutoAttack
-
-        whole = AutoAttack(network, norm=norm, eps=epsilon, n_classes=classes, seed=subject.seed)
-        parts = batches(x, y, subject.evaluator.batch_size)
-        attacked = torch.cat([whole(*part) for part in parts])
+    epsilon = subject.strength.attack["epsilon"]
+    norm = {"l_inf": "Linf", "l_2": "L2"}[subject.strength.attack["norm"]]
+    try:
+        attacked = _standard_evaluation(subject, x, y, norm)
+    except IndexError as error:  # of its loss, which compares the four likeliest classes
+        raise InputError("standard AutoAttack needs at least four classes") from error
     delta = (attacked - x).flatten(1)
     furthest = delta.abs().amax() if norm == "Linf" else delta.norm(dim=1).amax()
     inside = attacked.amin() >= 0 and attacked.amax() <= 1
     if not (inside and furthest <= epsilon * 1.001 + 1e-6):
-        raise InputError(f"AutoAttack of {whole.__class__.__module__} left the epsilon-ball")
+        raise InputError(f"AutoAttack of {find_autoattack()} left the epsilon-ball")
     return attacked
+
+
+def _standard_evaluation(subject: Subject, x: Tensor, y: Tensor, norm: str) -> Tensor:
+    network, classes = subject.evaluator.network, subject.data.num_classes
+    options = {"norm": norm, "eps": subject.strength.attack["epsilon"], "seed": subject.seed}
+    if find_autoattack() == "autoattack":
+        from autoattack import AutoAttack
+
+        whole = AutoAttack(network, verbose=False, device=x.device, **options)
+        # As published they try the nine likeliest other classes, which there must be.
+        for targeted in (whole.apgd_targeted, whole.fab):
+            targeted.n_target_classes = min(9, classes - 1)
+        return whole.run_standard_evaluation(x, y, bs=subject.evaluator.batch_size)
+    from torchattacks import AutoAttack
+
+    whole = AutoAttack(network, n_classes=classes, **options)
+    parts = batches(x, y, subject.evaluator.batch_size)
+    return torch.cat([whole(*part) for part in parts])

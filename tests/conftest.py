@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import struct
 import sys
@@ -15,6 +16,11 @@ from PIL import Image
 import networks
 import utils
 from data import DATASETS
+
+# Tests that run side by side, as `make test` has them, take a core each: threads of several
+# processes on the same cores wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -37,7 +37,7 @@ def test_attacks_are_golden(name, golden_network, golden):
     for attack, settings in (("trades_linf", L_INF), ("trades_l2", L_2)):
         torch.manual_seed(GOLDEN_SEED)
         if attack == "trades_l2":
-            torch.randn(x.shape)  # the golden values were made behind one more draw
+            torch.randn(x.shape)  # the golden values were made after one more draw
         delta = trades(network, x, **settings)
         with torch.no_grad():
             logs = F.log_softmax(network(x + delta), 1)

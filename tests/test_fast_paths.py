@@ -113,7 +113,9 @@ def test_a_convolution_that_something_else_uses_too_is_not_folded():
 
 
 @pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", ("vgg11bn", pytest.param("PreActResNet18", marks=pytest.mark.slow))
+)
 def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
     name, bf16, golden_network, golden
 ):

@@ -1,4 +1,4 @@
-"""The four networks: published keys, golden outputs, initial values."""
+"""The networks: published keys and golden outputs of four, initial values of all."""
 
 import cases
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 from conftest import GOLDEN_SEED
 from torch import nn
 
-import utils
+from networks import ARCHITECTURES, Network, build_model
 
 NAMES = ("vgg11bn", "PreActResNet18", "vgg11bn_imagenet", "PreActResNet18_imagenet")
 
@@ -35,11 +35,12 @@ def test_logits_and_features_are_golden(name, golden_model, golden):
     assert features.shape == (count, 512)
 
 
-@pytest.mark.parametrize("name", utils.MODELS)
-@pytest.mark.parametrize("size", (32, 160))
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, size) for name, sizes in ARCHITECTURES.items() for size in sizes]
+)
 def test_initial_values_have_the_published_scale(name, size):
     torch.manual_seed(0)
-    model = utils.build_model(name, size, 3, 10)
+    model = build_model(name, size, in_channels=3, num_classes=10)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             area = module.kernel_size[0] * module.kernel_size[1]
@@ -60,15 +61,15 @@ def test_initial_values_have_the_published_scale(name, size):
             assert not module.bias.any()
 
 
-@pytest.mark.parametrize("name", utils.MODELS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_channels_and_classes_can_be_chosen(name):
-    model = utils.build_model(name, 32, 1, 100)
+    model = build_model(name, 32, in_channels=1, num_classes=100)
     assert model(torch.rand(2, 1, 32, 32)).shape == (2, 100)
 
 
 @pytest.mark.parametrize("bf16", (False, True))
 def test_network_normalises_and_returns_float32(bf16, tiny_net):
-    network = utils.Network(tiny_net, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), bf16=bf16).eval()
+    network = Network(tiny_net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), bf16=bf16).eval()
     x = torch.rand(4, 3, 8, 8)
     logits, features = network(x, return_activations=True)
     assert logits.dtype == features.dtype == torch.float32

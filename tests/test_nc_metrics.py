@@ -1,12 +1,14 @@
 """Neural-collapse metrics: golden values, the plain formulas, and exact simplices."""
 
+import math
+
 import cases
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
-from nc_metrics import neural_collapse, simplex_distance
+from nc_metrics import StreamingCollapse, neural_collapse, simplex_distance
 
 GOLDEN_CASES = ("random", "collapsed", "unbalanced", "hundred_classes", "few_dimensions")
 
@@ -73,6 +75,44 @@ def test_a_class_without_samples_has_mean_zero():
     collapse = neural_collapse(h[some], y[some], logits[some], w)
     assert not collapse.class_means[3].any()
     assert np.isfinite(collapse.nc1)
+
+
+# Of one value, or of one row of values that float32 rounds.
+EQUAL_FEATURES = {
+    "zero": torch.zeros(30, 16),
+    "one_value": torch.full((30, 16), 0.1),
+    "one_row": torch.linspace(-3, 7, 16).expand(30, 16),
+    "one_large_row": 1e6 * torch.linspace(-3, 7, 16).expand(30, 16),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL_FEATURES)
+@pytest.mark.parametrize("unbalanced", (False, True))
+def test_features_that_are_all_equal_have_no_nc1_and_one_warning_says_so(name, unbalanced):
+    h, y = EQUAL_FEATURES[name], torch.arange(30) % 3
+    if unbalanced:
+        y = (y - torch.arange(30) // 20).clamp(min=0)  # of other counts, which round otherwise
+    logits, w = torch.eye(3)[y], torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="NC1") as caught:
+        whole = neural_collapse(h, y, logits, w)
+    assert math.isnan(whole.nc1) and len(caught) == 1
+
+    streamed = StreamingCollapse(3)
+    for part in (slice(0, 20), slice(20, 30)):
+        streamed.add_to_means(h[part], y[part])
+    for part in (slice(0, 20), slice(20, 30)):
+        streamed.add_to_spread(h[part], y[part], y[part])
+    with pytest.warns(RuntimeWarning, match="NC1") as caught:
+        layer = streamed.result()
+    assert math.isnan(layer.nc1) and len(caught) == 1
+
+
+def test_nearly_equal_features_have_an_nc1_without_a_warning(recwarn):
+    """The class means differ by 1e-6 of their size, and the features of a class by nothing."""
+    y = torch.arange(30) % 3
+    h = torch.ones(30, 16, dtype=torch.float64) + 1e-6 * torch.eye(3, 16, dtype=torch.float64)[y]
+    collapse = neural_collapse(h, y, torch.eye(3)[y], torch.eye(3, 16))
+    assert collapse.nc1 == pytest.approx(0, abs=1e-12) and not recwarn.list
 
 
 def test_shapes_that_do_not_fit_are_refused():

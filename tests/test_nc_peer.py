@@ -5,11 +5,13 @@ Han & Donoho (PNAS 2020), and shares no line with ours.
 """
 
 import numpy as np
+import pytest
 import scipy.linalg
 import scipy.spatial
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from nc_metrics import neural_collapse
 
@@ -31,6 +33,13 @@ seeds = st.integers(0, 2**32 - 1)
 class_counts = st.sampled_from((10, 100))
 # From random features down to nearly collapsed ones.
 spreads = st.sampled_from((1.0, 0.1, 1e-2, 1e-4))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small take longest where threads of PyTorch and NumPy wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 def peer(h, y, logits, w):

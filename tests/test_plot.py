@@ -180,7 +180,7 @@ class TestGroups:
         groups = groups_of(*paths)
         assert [[run.path for run in g.runs] for g in groups] == [paths[:2], paths[2:]]
 
-    def test_one_line_says_what_differs_and_names_and_titles_do(self, run_script):
+    def test_one_line_says_what_differs_and_names_and_titles_do(self, run_script, undrawn):
         paths = [run_with(seed, lr_max=lr, epochs=9) for seed in (1, 2) for lr in (0.1, 0.05)]
         paths.append(make_run(mode="pgd_train", flags={"lr_max": 0.2}))
         code, output, _ = run_script(plot, " ".join(map(str, paths)))

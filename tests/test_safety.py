@@ -239,8 +239,10 @@ def test_a_resume_file_of_mid_epoch_by_an_older_version_is_told_so(flags, run_sc
     assert run_script(train, f"{flags} --resume 2 --overwrite")[0] == 0
 
 
-def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(flags, tmp_path):
-    assert finish(start("train", f"{flags} --epochs 1 --models-dir models", tmp_path))[0] == 0
+def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(
+    flags, tmp_path, run_script
+):
+    assert run_script(train, f"{flags} --epochs 1")[0] == 0
     folder = tmp_path / TREE_FOLDER
     before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
     # A limit of the size of a file stands in for the disk: checkpoints are 37 MB.
@@ -252,7 +254,7 @@ def test_a_disk_that_fills_up_stops_the_run_with_everything_before_intact(flags,
     assert "model_1.pth: cannot be written: File too large" in error
     assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
     assert not list(folder.rglob(".*.tmp"))
-    assert finish(start("train", f"{flags} --resume", tmp_path))[0] == 0
+    assert run_script(train, f"{flags} --resume")[0] == 0
     assert (folder / "model_2.pth").exists()
 
 
@@ -322,7 +324,9 @@ def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(flags, tmp_
 
 @pytest.mark.parametrize("key", (None, "state_dict", "model", "net"))
 @pytest.mark.parametrize("prefix", ("", "module."))
-def test_any_checkpoint_file_is_measured(key, prefix, sweep_flags, run_script, tmp_path):
+def test_any_checkpoint_file_is_measured(
+    key, prefix, sweep_flags, run_script, tmp_path, tiny_models
+):
     torch.manual_seed(0)
     weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
     renamed = {prefix + name: value for name, value in weights.items()}
