@@ -124,7 +124,7 @@ def neural_collapse(
     activation = (class_means - features.mean(0)).T  # M, (D, C); the mean over samples is mu_G
     # Class means differ within the column space of M alone. There, in at most C dimensions instead
     # of D, are the nearest class mean and all of Sigma_W that Sigma_B^+ sees.
-    directions, singular_values, _ = torch.linalg.svd(activation, full_matrices=False)
+    directions, singular_values = _left_singular(activation)
     projected = features @ directions  # (N, min(C, D))
     projected_means = class_means @ directions
     nearest = torch.cdist(projected, projected_means).argmin(1)
@@ -218,9 +218,7 @@ class StreamingCollapse:
         return (self.class_means - self._sums.sum(0) / self._counts.sum()).T
 
     def _find_directions(self) -> None:
-        self._directions, self._singular_values, _ = torch.linalg.svd(
-            self._activation(), full_matrices=False
-        )
+        self._directions, self._singular_values = _left_singular(self._activation())
         self._projected_means = self.class_means @ self._directions  # (C, K)
 
 
@@ -274,6 +272,15 @@ def _check_shapes(
         )
     if classes < 2:
         raise ValueError("neural collapse needs at least two classes")
+
+
+def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (D, K) and singular values (K,) of a (D, C) matrix, K = min(C, D).
+
+    On the CPU: for so narrow a matrix a GPU's solver takes longer than both copies and LAPACK's.
+    """
+    vectors, values, _ = torch.linalg.svd(matrix.cpu(), full_matrices=False)
+    return vectors.to(matrix.device), values.to(matrix.device)
 
 
 def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> float:

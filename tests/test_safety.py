@@ -228,6 +228,22 @@ def test_a_checkpoint_overrules_no_setting_of_the_optimiser(
     assert all(torch.equal(buffers[i][name], saved[i][name]) for i in saved)
 
 
+@pytest.mark.parametrize("capturable", (False, True))
+def test_the_optimiser_s_state_goes_to_where_the_running_one_needs_it(capturable, tmp_path):
+    """Adam's step count is a number on the CPU, but on the device where a graph captures it."""
+    on_cpu = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(on_cpu.parameters())
+    on_cpu(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    elsewhere = torch.nn.Linear(3, 2, device="meta")
+    running = torch.optim.Adam(elsewhere.parameters(), capturable=capturable)
+    train.load_optimizer(running, optimizer.state_dict(), tmp_path / "model_0.pth")
+    for parameter, buffers in running.state.items():
+        assert buffers["exp_avg"].device == parameter.device == torch.device("meta")
+        assert buffers["step"].device.type == ("meta" if capturable else "cpu")
+    assert len(running.state) == 2
+
+
 def test_a_resume_file_of_mid_epoch_by_an_older_version_is_told_so(flags, run_script, tiny_models):
     assert run_script(train, flags)[0] == 0
     path = TREE_FOLDER / "resume.pth"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steps import mode_name
-from utils import InputError, learning_rate, memory_advice, seed_everything
+from utils import InputError, learning_rate, memory_advice, seed_everything, select_device
 
 
 def first_draws(*numbers):
@@ -53,3 +53,49 @@ def test_unknown_names_are_refused_and_not_taken_for_another():
         mode_name("std_train", "batch")
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
         learning_rate("step", 1, epochs=10, lr_max=0.1)
+
+
+class FakeGpus:
+    """Stands in for the calls that choose a GPU, and notes them."""
+
+    def __init__(self, monkeypatch, count):
+        self.current, self.touched, zeros = None, [], torch.zeros
+
+        def set_device(device):
+            if device.index >= count:
+                raise RuntimeError("CUDA error: invalid device ordinal\nand more")
+            self.current = device
+
+        def touch(size, device):
+            self.touched.append(device)
+            return zeros(size)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "set_device", set_device)
+        monkeypatch.setattr(torch, "zeros", touch)
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "expected"),
+    (
+        ("auto", None, 0),
+        ("cuda", None, 0),
+        ("cuda:1", None, 1),
+        ("auto", "2", 2),
+        ("cuda", "2", 2),  # no rank opens a context on the first GPU
+        ("cuda:1", "2", 1),
+    ),
+)
+def test_a_gpu_has_a_number_and_becomes_the_current_one(name, local_rank, expected, monkeypatch):
+    gpus = FakeGpus(monkeypatch, count=4)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    device = select_device(name)
+    assert device == torch.device("cuda", expected) == gpus.current
+    assert gpus.touched == [device]
+
+
+def test_a_gpu_that_is_not_there_is_told_in_one_line(monkeypatch):
+    FakeGpus(monkeypatch, count=1)
+    with pytest.raises(ValueError, match=r"^CUDA error: invalid device ordinal$"):
+        select_device("cuda:3")
