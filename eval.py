@@ -69,18 +69,6 @@ from utils import (
     set_precision,
 )
 
-# Flags that change what a sweep measures: records made with other values are never mixed in.
-MEASURING_FLAGS = {
-    "attack_iters",
-    "pgd_alpha",
-    "restarts",
-    "noise_level",
-    "limit_train",
-    "limit_test",
-    "image_size",
-    "precision",
-    "checkpoint",
-}
 # With --out the folder's name does not tell these.
 NAMING_FLAGS = {
     "dataset",
@@ -428,7 +416,7 @@ def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) 
     """Stop where the records were made with other flags, images or files."""
     earlier = read_json(run.sweep_file) or {}
     named = NAMING_FLAGS if settings.checkpoint else set()
-    differing = flags.difference(now, earlier, MEASURING_FLAGS | named)
+    differing = flags.difference(now, earlier, flags.MEASURING_FLAGS | named)
     if not differing and earlier.get("mean", list(now["mean"])) != list(now["mean"]):
         differing = "its images were others: check --data-dir"
     if not differing and settings.checkpoint:

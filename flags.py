@@ -25,6 +25,19 @@ from run_folder import RunFolder
 from steps import MODES, TRAIN_MODES, mode_name
 from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
 
+# Flags that change what a sweep measures: records made with other values are never mixed in.
+MEASURING_FLAGS = {
+    "attack_iters",
+    "pgd_alpha",
+    "restarts",
+    "noise_level",
+    "limit_train",
+    "limit_test",
+    "image_size",
+    "precision",
+    "checkpoint",
+}
+
 
 class Settings(argparse.Namespace):
     """Flags by name, read-only."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from files import read_json, read_rows
+from flags import MEASURING_FLAGS
 from inputs import INPUTS
 from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record
 from run_folder import RunFolder
@@ -22,6 +23,7 @@ FREE = {
     "seed",
     *("data_dir", "data_url", "models_dir", "checkpoint_epochs", "limit_test"),
     *("device", "compile", "cuda_graph", "eval_batch_size", "resume", "overwrite"),
+    *("neural_collapse", "neural_collapse_gaussian"),
     *("git_commit", "git_dirty", "torch", "ran_on"),
 }
 STATISTICS = ("mean", "std")  # of the images; the others that args.json tells are flags
@@ -129,7 +131,8 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
             raise ValueError(mode)
         dataset, model, norm, epsilon = place
         setting = Setting(mode, dataset, model, norm, float(epsilon))
-        return setting, int(seed), read_flags(told or {})
+        swept = read_json(path / "results" / "eval_args.json") or {}
+        return setting, int(seed), read_flags(told or {}, swept)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         source = path / "args.json" if told is not None else f"{path}: its path"
         raise InputError(
@@ -137,12 +140,14 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
         ) from error
 
 
-def read_flags(told: dict[str, Any]) -> dict[str, Any]:
-    """What of args.json must be equal in runs of one group, lists as tuples."""
+def read_flags(told: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
+    """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples."""
+    flags = {name: value for name, value in told.items() if name not in FREE}
+    flags |= {f"{name} of the sweep": swept[name] for name in MEASURING_FLAGS if name in swept}
     return {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in told.items()
-        if name not in FREE and not isinstance(value, dict)
+        for name, value in flags.items()
+        if not isinstance(value, dict)
     }
 
 

@@ -78,7 +78,7 @@ def mode_style(name: str) -> Style:
 
 CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
 LR_DROP = Style("learning-rate drop", "0.5", line=":")
-# Of further lines of one training mode in one figure.
+# Of further lines of one training mode in one figure; small and hollow, they are seen on others.
 MORE_MARKERS = "sDov^ph"
 
 
@@ -295,7 +295,8 @@ def mode_styles(groups: list[Group]) -> list[Style]:
     for group, differs in zip(groups, differences(flags), strict=True):
         style, number = mode_style(group.setting.mode), seen[group.setting.mode]
         if number:
-            style = style._replace(marker=MORE_MARKERS[(number - 1) % len(MORE_MARKERS)])
+            marker = MORE_MARKERS[(number - 1) % len(MORE_MARKERS)]
+            style = style._replace(marker=marker, size=2, hollow=True)
         seen[group.setting.mode] += 1
         label = ", ".join(filter(None, (style.label, in_words(differs))))
         styles.append(style._replace(label=label))

@@ -10,8 +10,8 @@ FLOORS = (
     {"vgg_imagenet", "files", "inputs"},
     {"records", "data", "networks"},
     {"steps", "run_folder", "measure"},
-    {"flags", "cuda_graphs", "groups"},
-    {"training"},
+    {"flags", "cuda_graphs"},
+    {"training", "groups"},
     {"train", "eval", "plot"},
 )
 PURE = {"attacks", "nc_metrics"}  # to be copied into other projects as they are

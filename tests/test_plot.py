@@ -154,6 +154,7 @@ class TestGroups:
             ("eval_batch_size", None, 64),
             ("resume", None, "last"),
             ("overwrite", False, True),
+            ("neural_collapse", False, True),
             ("limit_test", None, 100),
             ("git_commit", "a", "b"),
             ("git_dirty", False, True),
@@ -179,6 +180,18 @@ class TestGroups:
         paths = [make_run(1), run_with(2, lr_max=0.1), run_with(3, lr_max=0.05)]
         groups = groups_of(*paths)
         assert [[run.path for run in g.runs] for g in groups] == [paths[:2], paths[2:]]
+
+    def test_runs_that_were_swept_in_another_way_are_not_averaged(self, run_script, undrawn):
+        paths = [run_with(seed, epochs=3) for seed in (1, 2, 3)]
+        for path, steps in zip(paths, (10, 10, 20), strict=True):
+            told = {"attack_iters": steps, "limit_train": None, "seed": 9, "device": "cpu"}
+            (path / "results" / "eval_args.json").write_text(json.dumps(told))
+        groups = groups_of(*paths)
+        assert [[run.seed for run in group.runs] for group in groups] == [[1, 2], [3]]
+        output = run_script(plot, " ".join(map(str, paths)))[1]
+        line = f"st_{self.PLACE}: runs differ in --attack-iters of the sweep (10, 20): drawn apart"
+        assert line in output.splitlines()
+        assert Path(f"figures/st_{self.PLACE}_attack-iters-of-the-sweep20.png").exists()
 
     def test_one_line_says_what_differs_and_names_and_titles_do(self, run_script, undrawn):
         paths = [run_with(seed, lr_max=lr, epochs=9) for seed in (1, 2) for lr in (0.1, 0.05)]
