@@ -19,7 +19,7 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import flags
 from data import Dataset
-from files import read_json, write_json
+from files import read_json, read_rows, write_json
 from flags import Settings
 from inputs import INPUTS
 from measure import (
@@ -52,6 +52,7 @@ from records import (
     TABLES,
     AutoAttackRecord,
     CentreRecord,
+    EpochSummary,
     LayerRecord,
     Record,
     describe_record,
@@ -315,15 +316,18 @@ def main() -> None:
     files = checkpoint_files(settings, run)
     sweep = prepare(settings, run, files, ranks)
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
+        run.open()
+        log_to(run.path / "eval.log")
         if ranks.number == 0:
             open_results(sweep)
         ranks.wait()
-        run.open()
-        log_to(run.path / "eval.log")
         try:
             measure_share(sweep)
-        finally:
-            run.settle()  # on a signal too, or an error
+        except BaseException:  # a signal too; what stopped the sweep is what is told
+            with suppress(InputError):
+                run.settle()
+            raise
+        run.settle()
         ranks.wait()
         if ranks.number == 0:
             for line in summary(sweep):
@@ -366,16 +370,18 @@ def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
 def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
     """Those that --checkpoints chooses, or all that the run left."""
     epochs = epochs_of(settings, run)
-    left = run.epochs()
+    left = [epoch for epoch in run.epochs() if epoch < epochs]
     if settings.checkpoints or not left:
         return flags.select_epochs(settings.checkpoints, epochs)
     kept = flags.select_epochs(run.trained_with().get("checkpoint_epochs"), epochs)
-    gone = [epoch for epoch in kept if epoch <= left[-1] and epoch not in left]
+    history = read_rows(run.path / "history.csv", EpochSummary)
+    last = max((row.epoch for row in history), default=left[-1])
+    gone = [epoch for epoch in kept if epoch <= last and epoch not in left]
     if gone:
         names = run.checkpoint(gone[0]).name + (f" and {len(gone) - 1} more" if gone[1:] else "")
         logger.warning(f"{run.path}: not there, and left out: {names}")
-    if left[-1] + 1 < epochs:
-        logger.info(f"{run.path} has come to epoch {left[-1]} of {epochs - 1}")
+    if last + 1 < epochs:
+        logger.info(f"{run.path} has come to epoch {last} of {epochs - 1}")
     return left
 
 
@@ -392,19 +398,18 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: R
 
 
 def open_results(sweep: Sweep) -> None:
-    """Open the folder for this sweep: nothing of one with other flags stays or is mixed in."""
+    """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
     now = flags.describe_run(settings, sweep.data)
     if settings.checkpoint:
         now["checkpoint_sha256"] = [hash_of(file) for file in settings.checkpoint]
-    run.open()
     if settings.overwrite:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(rows_of(run, row_type) for row_type in TABLES):
         refuse_other_sweep(settings, run, now)
-        run.settle()  # what a killed sweep had found
+    run.settle()  # what a killed sweep had found
     write_json(run.sweep_file, now)
 
 

@@ -72,6 +72,9 @@ def write_rows(path: Path, row_type: type, rows: list) -> None:
         file.write(_to_csv(row_type, rows, header=True))
 
 
+LONGEST_LINE = 1 << 16  # bytes, of any table
+
+
 def append_rows(path: Path, row_type: type, rows: list) -> None:
     """Put rows on disk beside their table, in a time that does not grow with it.
 
@@ -83,8 +86,11 @@ def append_rows(path: Path, row_type: type, rows: list) -> None:
     """
     beside = appended_file(path)
     try:
-        with beside.open("ab") as file:
-            file.write(_to_csv(row_type, rows, header=file.tell() == 0))
+        with beside.open("a+b") as file:
+            end = file.seek(max(0, file.tell() - LONGEST_LINE))
+            end += file.read().rfind(b"\n") + 1
+            file.truncate(end)  # without a line that a kill or a full disk cut off
+            file.write(_to_csv(row_type, rows, header=end == 0))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -110,11 +116,14 @@ def appended_file(path: Path) -> Path:
 
 def read_appended(path: Path, row_type: type) -> list:
     """What `append_rows` left beside a table; a last line that a kill cut off is not counted."""
+    beside = appended_file(path)
     try:
-        whole = appended_file(path).read_bytes().rpartition(b"\n")[0]
+        whole = beside.read_bytes().rpartition(b"\n")[0].decode()
     except FileNotFoundError:
         return []
-    return _parse_rows(path, io.StringIO(whole.decode(), newline=""), row_type) if whole else []
+    except UnicodeDecodeError as error:
+        raise InputError(f"{beside}: damaged ({error}); move it away") from error
+    return _parse_rows(beside, io.StringIO(whole, newline=""), row_type) if whole else []
 
 
 def read_rows(path: Path, row_type: type) -> list:
@@ -143,8 +152,11 @@ def _parse_rows(path: Path, lines: Iterable[str], row_type: type) -> list:
         found = reader.fieldnames or []
         if not needed <= set(found) or list(found) != [name for name in kinds if name in found]:
             raise InputError(f"{path}: its columns are not those of this version; move it away")
+        rows = list(reader)
+        if any(None in row for row in rows):
+            raise ValueError("a line has too many cells")
         return [
-            row_type(**{name: _parse(row[name], kinds[name]) for name in found}) for row in reader
+            row_type(**{name: _parse(row[name], kinds[name]) for name in found}) for row in rows
         ]
     except (ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path}: damaged ({error}); move it away") from error

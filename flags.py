@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +49,9 @@ class Settings(argparse.Namespace):
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"settings are read-only: {name} cannot be changed")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"settings are read-only: {name} cannot be deleted")
+
     def replace(self, **flags: Any) -> "Settings":
         """These settings with other values of some flags."""
         return Settings(**vars(self) | flags)
@@ -61,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else list(args)
-        for word in words:
+        for word in takewhile("--".__ne__, words):
             if word.startswith("--") and word.endswith("=--"):  # which argparse takes for no value
                 self.error(f"argument {word[:-3]}: expected a value, got '--'")
         return super().parse_known_args(words, namespace)

@@ -55,7 +55,7 @@ class Run:
     path: Path
     setting: Setting
     seed: int
-    flags: dict[str, Any]  # all but FREE that args.json tells
+    flags: dict[str, Any]  # what must be equal in runs of one group
     history: list[EpochSummary]
     records: list[Record]  # of the training images; of two of one epoch and input the last counts
     layers: list[LayerRecord]
@@ -101,15 +101,23 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
     folder = RunFolder(path, standard=False)
-    if not folder.table(Record).is_file():
+    records = folder.rows(Record)
+    if not records and not folder.table(Record).is_file():
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
-    rows = [row for row in folder.rows(Record) if row.split == "train"]
+    # What train.py saw on exactly its training inputs comes before a later sweep.
+    rows = [row for row in records if row.split == "train"]
+    rows.sort(key=lambda row: row.source == "train")
+    setting, seed, flags = read_setting(path)
+    # Its perturbed images are not those of a sweep.
+    sources = {row.input: row.source for row in rows if INPUTS[row.input].perturb}
+    flags |= {f"source of {input}": source for input, source in sources.items()}
     return Run(
         path,
-        *read_setting(path),
+        setting,
+        seed,
+        flags,
         history=sorted(read_rows(path / "history.csv", EpochSummary), key=lambda row: row.epoch),
-        # What train.py saw on exactly its training inputs comes before a later sweep.
-        records=sorted(rows, key=lambda row: row.source == "train"),
+        records=rows,
         layers=folder.rows(LayerRecord),
         ncc=folder.rows(CentreRecord),
     )

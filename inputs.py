@@ -47,11 +47,11 @@ class InputKind:
     color: str
     marker: str
     size: float
+    prefix: str
     asked_by: tuple[str, ...] = ()
     targeted: bool = False
     from_clean: bool = False
     layerwise: bool = False
-    prefix: str = ""
     outcome: str | None = None
     published: dict[str, str] = field(default_factory=dict)
     stands_in_for: str | None = None
@@ -94,6 +94,7 @@ INPUTS: dict[str, InputKind] = {
     "clean": InputKind(
         None,
         *("clean", "#0072B2", "o", 5.5),
+        prefix="",
         asked_by=("neural_collapse", "neural_collapse_targeted"),
         layerwise=True,
         outcome="",

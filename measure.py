@@ -37,6 +37,7 @@ from records import (
 from utils import (
     InputError,
     logger,
+    memory_advice,
     out_of_memory,
     random_state,
     seed_everything,
@@ -390,7 +391,8 @@ def _autoattack(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
     epsilon = subject.strength.attack["epsilon"]
     norm = {"l_inf": "Linf", "l_2": "L2"}[subject.strength.attack["norm"]]
     try:
-        attacked = _standard_evaluation(subject, x, y, norm)
+        with memory_advice("--eval-batch-size can be lowered"):
+            attacked = _standard_evaluation(subject, x, y, norm)
     except IndexError as error:  # of its loss, which compares the four likeliest classes
         raise InputError("standard AutoAttack needs at least four classes") from error
     delta = (attacked - x).flatten(1)

@@ -38,7 +38,8 @@ class NeuralCollapse:
     As other papers report them, to compare with (K classes; 0 when collapsed):
     nc1_papyan: nc1 / K (Papyan et al. 2020).
     cdnv: class-distance normalised variance, the mean over pairs of classes of (Var_a + Var_b) /
-        (2 ||mu_a - mu_b||^2) (Galanti, Gyorgy & Hutter 2022); classes without samples are left out.
+        (2 ||mu_a - mu_b||^2) (Galanti, Gyorgy & Hutter 2022); classes without samples are left out,
+        and it is infinite, or NaN, where two class means coincide.
     nc2_zhu: || W W^T/||W W^T||_F - (I - 1 1^T/K)/sqrt(K-1) ||_F (Zhu et al. 2021).
     nc3_zhu: || W M/||W M||_F - (I - 1 1^T/K)/sqrt(K-1) ||_F (Zhu et al. 2021).
 
@@ -308,9 +309,8 @@ def _cdnv(features: Tensor, labels: Tensor, class_means: Tensor) -> float:
     """Class-distance normalised variance (Galanti et al. 2022, definition 1)."""
     membership = F.one_hot(labels, len(class_means)).double()  # (N, C)
     counts = membership.sum(0)
-    squares = torch.linalg.vector_norm(features, dim=1).square()
-    variances = membership.T @ squares / counts - class_means.square().sum(1)
-    variances = variances.clamp(min=0)[counts > 0]
+    squares = torch.linalg.vector_norm(features - class_means[labels], dim=1).square()
+    variances = (membership.T @ squares / counts)[counts > 0]
     means = class_means[counts > 0]
     distances = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()
     ratios = (variances.unsqueeze(0) + variances.unsqueeze(1)) / (2 * distances)

@@ -209,7 +209,7 @@ def tell_differences(groups: list[Group]) -> None:
         told = []
         for name in dict.fromkeys(name for group in alike for name in group.differs):
             values = dict.fromkeys(g.differs[name] for g in alike if name in g.differs)
-            dashes = "" if name in STATISTICS else "--"
+            dashes = "" if name in STATISTICS or name.startswith("source of") else "--"
             told.append(f"{dashes}{name} ({', '.join(values)})")
         if told:
             name = alike[0].setting.file_name()

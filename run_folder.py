@@ -80,7 +80,8 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a former run left checkpoints or records here."""
-        files = (self.resume_file, self.path / "history.csv", self.results / "metrics.csv")
+        table = self.table(Record)
+        files = (self.resume_file, self.path / "history.csv", table, appended_file(table))
         return bool(self.epochs()) or any(file.exists() for file in files)
 
     def trained_with(self) -> dict[str, Any]:
@@ -151,7 +152,8 @@ class RunFolder:
     def rows(self, row_type: type) -> list:
         """What is recorded in one of TABLES, settled or appended."""
         path = self.table(row_type)
-        return merge_rows(read_rows(path, row_type), read_appended(path, row_type))
+        appended = read_appended(path, row_type)  # first: a sweep may settle it in between
+        return merge_rows(read_rows(path, row_type), appended)
 
     def table(self, row_type: type) -> Path:
         return self.results / TABLES[row_type]

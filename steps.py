@@ -161,6 +161,7 @@ class TrainingMode:
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     short, label, color, marker, line: in the names of figures and in their legends. Greys, so that
         no mode is taken for a kind of input.
+    restarts: whether its attack takes --restarts.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
 
@@ -171,13 +172,14 @@ class TrainingMode:
     marker: str = ""
     line: str = "-"
     adversary: bool = True
+    restarts: bool = False
     trades_bn: str = "frozen"
 
 
 # Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
 MODES: dict[str, TrainingMode] = {
     "std_train": TrainingMode(standard_step, "st", "ST", adversary=False),
-    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<"),
+    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<", restarts=True),
     "pgd_train_TRADES": TrainingMode(
         partial(trades_step, frozen=True),
         *("trades", "TRADES (frozen)", "0.35", "X", "--"),

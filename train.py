@@ -23,7 +23,7 @@ from flags import Settings
 from networks import load_checkpoint
 from records import NC1_DEFINITION, EpochSummary, Record, describe_record
 from run_folder import RunFolder, save_checkpoint, to_cpu
-from steps import Learner
+from steps import MODES, Learner, mode_name
 from training import Interrupted, Training, prepare, run_epoch
 from utils import (
     SCHEDULES,
@@ -122,8 +122,9 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
     if args.lr_schedule == "multipledecay" and args.epochs < 10:
         parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
-    if args.restarts > 1 and args.train_mode != "pgd_train":
-        parser.error("--restarts is for --train-mode pgd_train: the others have no restarts")
+    mode = MODES[mode_name(args.train_mode, args.trades_bn)]
+    if args.restarts > 1 and not mode.restarts:
+        parser.error(f"--restarts: the attack of --train-mode {args.train_mode} has none")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
     return Settings(**vars(args))
@@ -281,9 +282,14 @@ def read_start(rest: dict[str, Any], path: Path) -> Start:
         raise InputError(f"{path}: holds no epoch to go on from; name one, --resume N")
     done = rest.get("unfinished")
     if done and "means" not in done:
+        epoch = rest["epoch"] + 1
+        advice = (
+            f"--resume {epoch} --overwrite goes on from model_{epoch - 1}.pth, where it was kept"
+            if epoch > 0
+            else "--overwrite starts it again"
+        )
         raise InputError(
-            f"{path}: stopped in mid-epoch by an older version, whose draws were others: "
-            f"--resume {rest['epoch'] + 1} --overwrite goes on from the checkpoint before it"
+            f"{path}: stopped in mid-epoch by an older version, whose draws were others: {advice}"
         )
     return Start(rest["epoch"] + 1, done)
 

@@ -138,7 +138,9 @@ def select_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            device = torch.device(
+                "cuda", int(os.environ["LOCAL_RANK"]) if "RANK" in os.environ else 0
+            )
         if device.type == "cuda":
             torch.cuda.set_device(device)
         torch.zeros(1, device=device).double().item()
@@ -197,7 +199,8 @@ def describe_peak(device: torch.device) -> str:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, of a GPU or for a CPU tensor, which has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 @contextmanager
@@ -278,11 +281,6 @@ def learning_rate(schedule: str, t: float, **rates: Any) -> float:
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     return SCHEDULES[schedule](t, Rates(**rates))
-
-
-# ---------------------------------------------------------------------------------------------
-# Logs, and how a script ends
-# ---------------------------------------------------------------------------------------------
 
 
 class _TqdmHandler(logging.Handler):

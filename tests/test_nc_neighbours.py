@@ -31,7 +31,7 @@ def to_simplex(matrix):
 
 
 @pytest.mark.parametrize("classes", (3, 10, 30))
-@pytest.mark.parametrize("spread", (1.0, 1e-3))
+@pytest.mark.parametrize("spread", (1.0, 1e-3, 2e-6))
 def test_they_equal_their_formulas(classes, spread):
     features, labels, weight = make_case(classes, spread=spread)
     found = measure(features, labels, weight)

@@ -181,6 +181,15 @@ class TestGroups:
         groups = groups_of(*paths)
         assert [[run.path for run in g.runs] for g in groups] == [paths[:2], paths[2:]]
 
+    def test_images_perturbed_in_training_are_not_averaged_with_those_of_a_sweep(self, here):
+        trained, swept = (
+            make_run(seed, "pgd_train", records=[record(0, "pgd", 0.5, source)])
+            for seed, source in ((1, "train"), (2, "eval"))
+        )
+        groups = groups_of(trained, swept)
+        assert [len(group.runs) for group in groups] == [1, 1]
+        assert groups[0].differs == {"source of pgd": "train"}
+
     def test_runs_that_were_swept_in_another_way_are_not_averaged(self, run_script, undrawn):
         paths = [run_with(seed, epochs=3) for seed in (1, 2, 3)]
         for path, steps in zip(paths, (10, 10, 20), strict=True):

@@ -14,6 +14,7 @@ import files
 import train
 from measure import Evaluator
 from records import Record
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 
@@ -88,6 +89,30 @@ def test_a_kill_loses_the_checkpoint_under_way_alone(sweep, run_script, monkeypa
     code, output, _ = run_script(eval_script, sweep)
     assert code == 0 and "(1 done before)" in output
     assert_as_if_never_stopped()
+
+
+def test_a_line_that_was_cut_off_spoils_no_later_one(tmp_path):
+    """As where a rank's disk is full for a moment, while another goes on."""
+    folder = make_folder(tmp_path)
+    folder.append([make_record("clean", epoch=e, start=float(e)) for e in range(3)])
+    beside = files.appended_file(folder.results / "metrics.csv")
+    beside.write_bytes(beside.read_bytes()[:-30])
+    folder.append([make_record("clean", epoch=5, start=5.0)])
+    expected = [make_record("clean", epoch=e, start=float(e)) for e in (0, 1, 5)]
+    assert repr(folder.rows(Record)) == repr(expected)
+    beside.write_bytes(b"cut off in the header")
+    folder.append([make_record("clean", epoch=7)])
+    assert [row.epoch for row in folder.rows(Record)] == [7]
+
+
+def test_rows_that_are_damaged_are_told_with_their_file(tmp_path):
+    folder = make_folder(tmp_path)
+    folder.append([make_record("clean")])
+    beside = files.appended_file(folder.results / "metrics.csv")
+    for content in (b"\xff\xfe\n", beside.read_bytes() + b"1,2,3" * 30 + b"\n"):
+        beside.write_bytes(content)
+        with pytest.raises(InputError, match=r"\.metrics\.csv\.added: damaged"):
+            folder.rows(Record)
 
 
 def test_recording_reads_and_writes_no_more_for_many_rows_than_for_few(tmp_path, monkeypatch):

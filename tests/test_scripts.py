@@ -19,8 +19,9 @@ import networks
 import train
 from data import as_float
 from flags import load_data, strength
+from inputs import INPUTS
 from measure import Evaluator
-from records import EpochSummary, Record
+from records import EpochSummary, Record, metric_series
 from run_folder import RunFolder
 from steps import MODES
 from utils import InputError
@@ -550,6 +551,11 @@ def make_folder(path, train_mode="std_train"):
     folder = RunFolder(path / train_mode, standard=train_mode == "std_train")
     folder.open()
     return folder
+
+
+def test_no_two_series_share_a_name():
+    names = [name for input in INPUTS for name in metric_series(input).values()]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("input", PUBLISHED_SERIES)

@@ -78,6 +78,27 @@ class TestWhatTheRunLeft:
         assert code == 0 and "has come to epoch 2 of 29" in output
         assert swept_epochs() == [0, 1, 2]
 
+    def test_a_finished_run_that_keeps_few_checkpoints_is_not_said_to_be_under_way(
+        self, tree, run_script
+    ):
+        assert run_script(train, f"{tree} --epochs 5 --checkpoint-epochs 0,2")[0] == 0
+        code, output, _ = run_script(eval_script, f"{tree} --neural-collapse")
+        assert code == 0 and swept_epochs() == [0, 2]
+        assert "has come to" not in output and "left out" not in output
+
+    def test_a_last_checkpoint_that_is_gone_is_missed(self, run_of_three, run_script):
+        (TREE_FOLDER / "model_2.pth").unlink()
+        output = run_script(eval_script, f"{run_of_three} --neural-collapse")[1]
+        assert "left out: model_2.pth\n" in output
+
+    def test_of_a_folder_without_args_json_so_many_epochs_as_are_given_are_swept(
+        self, run_of_three, run_script
+    ):
+        for name in ("args.json", "history.csv"):
+            (TREE_FOLDER / name).unlink()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse --epochs 2")[0] == 0
+        assert swept_epochs() == [0, 1]
+
     def test_a_checkpoint_that_is_gone_is_left_out_with_a_word(self, run_of_three, run_script):
         (TREE_FOLDER / "model_1.pth").unlink()
         code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse")

@@ -33,6 +33,7 @@ def test_initial_weights_and_epoch_0_share_no_draws():
 def test_memory_that_runs_out_ends_with_the_advice():
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate\nx"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nx"),
     ):
         expected = r"out of memory: .*; lower --batch-size$"
@@ -89,6 +90,7 @@ class FakeGpus:
 def test_a_gpu_has_a_number_and_becomes_the_current_one(name, local_rank, expected, monkeypatch):
     gpus = FakeGpus(monkeypatch, count=4)
     if local_rank:
+        monkeypatch.setenv("RANK", local_rank)
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     device = select_device(name)
     assert device == torch.device("cuda", expected) == gpus.current
