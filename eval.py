@@ -129,7 +129,9 @@ def images_of_inputs(parts: list[tuple], data: Dataset) -> int:
 
 
 def images_of_layers(parts: list[tuple], data: Dataset) -> int:
-    return sum(size_of(data, split) * (1 if name == "clean" else 2) for split, name in parts)
+    """Once through the network where they are perturbed, once where their blocks are measured."""
+    perturbed = {name for name, kind in INPUTS.items() if kind.perturb}
+    return sum(size_of(data, split) * (1 + (name in perturbed)) for split, name in parts)
 
 
 def images_of_centres(parts: list[tuple], data: Dataset) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CIFAR_STATISTICS, GOLDEN_SEED, images_and_labels
+from conftest import CIFAR_STATISTICS, GOLDEN_SEED, NC_METRICS, images_and_labels
 from test_attacks import L_2, L_INF
 from test_attacks import share_equal as share_of_equal_entries
 from torch import nn
@@ -30,15 +30,6 @@ NORMS_LEFT = {
     ("PreActResNet18", 160): 8,
     ("ResNet18", 32): 0,
 }
-METRICS = (
-    "nc1",
-    "nc2_norm_activation",
-    "nc2_norm_classifier",
-    "nc2_angle_activation",
-    "nc2_angle_classifier",
-    "nc3",
-    "nc4",
-)
 
 
 def with_statistics(model):
@@ -168,7 +159,7 @@ def test_metrics_of_the_fast_network_are_those_of_the_plain_one(name, bf16):
     found = Evaluator(FoldedNetwork(fast), batch_size=160).measure(images, labels)
     tolerance = {"rel": 0.03, "abs": 0.03} if bf16 else {"rel": 1e-3, "abs": 1e-5}
     assert found.loss == pytest.approx(expected.loss, **tolerance)
-    for metric in METRICS:
+    for metric in NC_METRICS:
         value, reference = (getattr(m.collapse, metric) for m in (found, expected))
         assert value == pytest.approx(reference, **tolerance), metric
 

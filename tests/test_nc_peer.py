@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import scipy.spatial
 import torch
+from conftest import NC_METRICS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
@@ -18,16 +19,7 @@ from nc_metrics import neural_collapse
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 DIMENSION = 120
 PER_CLASS = 3
-METRICS = (
-    "nc1",
-    "nc2_norm_activation",
-    "nc2_norm_classifier",
-    "nc2_angle_activation",
-    "nc2_angle_classifier",
-    "nc3",
-    "nc4",
-    "ncc_accuracy",
-)
+METRICS = (*NC_METRICS, "ncc_accuracy")
 
 seeds = st.integers(0, 2**32 - 1)
 class_counts = st.sampled_from((10, 100))
