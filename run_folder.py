@@ -84,6 +84,12 @@ class RunFolder:
         files = (self.resume_file, self.path / "history.csv", table, appended_file(table))
         return bool(self.epochs()) or any(file.exists() for file in files)
 
+    def cut_off_in_first_epoch(self) -> bool:
+        """Whether there is less than resume.pth, which is written last, of the first epoch alone."""
+        rows = [*self.rows(Record), *read_rows(self.path / "history.csv", EpochSummary)]
+        epochs = {*self.epochs(), *(row.epoch for row in rows)}
+        return not self.resume_file.exists() and epochs <= {0}
+
     def trained_with(self) -> dict[str, Any]:
         """What args.json tells; {} where there is none."""
         return read_json(self.args_file) or {}

@@ -254,10 +254,12 @@ def restore(training: Training) -> Start | None:
     if resume is None and settings.overwrite:
         run.delete()
     if resume is None or (resume == "last" and not run.resume_file.exists()):
-        if run.holds_run():
+        if run.holds_run() and not run.cut_off_in_first_epoch():
             raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
         run.open()
         log_to(run.path / "output.log")
+        if run.records or run.history:
+            run.forget_from(0)
         return Start(0)
     path = run.resume_file if resume == "last" else run.checkpoint(resume - 1)
     rest = load_checkpoint(path, learner.network.model)

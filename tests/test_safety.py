@@ -100,6 +100,25 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp
     print(f"{mode}: {len(hits)} kills: {[code for code, _ in hits]}")
 
 
+@pytest.mark.parametrize("killed_at", ("RunFolder.add", "save_resume"))
+def test_a_run_killed_while_its_first_epoch_is_written_begins_again(killed_at, flags, tmp_path):
+    """resume.pth comes last: without it there is a checkpoint, with rows or without."""
+    kill = f"import os, train; train.{killed_at} = lambda *a, **b: os.kill(os.getpid(), 9)"
+    assert finish(start("train", f"{flags} --models-dir whole", tmp_path))[0] == 0
+    assert finish(start("train", flags, tmp_path, kill))[0] == -signal.SIGKILL
+    folder = tmp_path / TREE_FOLDER
+    assert (folder / "model_0.pth").exists() and not (folder / "resume.pth").exists()
+    assert finish(start("train", f"{flags} --resume", tmp_path))[0] == 0
+    assert_equal_runs(folder, tmp_path / "whole" / TREE_FOLDER.relative_to("models"))
+
+
+def test_without_resume_pth_a_later_epoch_has_to_be_named(flags, run_script, tmp_path, tiny_models):
+    assert run_script(train, flags)[0] == 0
+    (tmp_path / TREE_FOLDER / "resume.pth").unlink()
+    code, _, error = run_script(train, f"{flags} --resume")
+    assert code == 1 and "resume.pth is missing: name an epoch, --resume N" in error
+
+
 @pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
 def test_a_signal_within_an_epoch_stops_after_the_step_and_loses_nothing(
     mode, flags, run_script, monkeypatch, tmp_path, tiny_models
