@@ -85,7 +85,7 @@ class RunFolder:
         return bool(self.epochs()) or any(file.exists() for file in files)
 
     def cut_off_in_first_epoch(self) -> bool:
-        """Whether there is less than resume.pth, which is written last, of the first epoch alone."""
+        """Whether all there is is of a first epoch that was killed before resume.pth was there."""
         rows = [*self.rows(Record), *read_rows(self.path / "history.csv", EpochSummary)]
         epochs = {*self.epochs(), *(row.epoch for row in rows)}
         return not self.resume_file.exists() and epochs <= {0}
