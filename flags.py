@@ -34,10 +34,15 @@ MEASURING_FLAGS = {
     "noise_level",
     "limit_train",
     "limit_test",
+    "equal_n",
     "image_size",
     "precision",
     "checkpoint",
 }
+
+
+# Norm -> epsilon and step size, in 1/255 units.
+PUBLISHED_ATTACKS = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}
 
 
 class Settings(argparse.Namespace):
@@ -316,7 +321,7 @@ def _finish_attack_flags(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"{given} needs --epsilon and --pgd-alpha, in [0, 1] units")
         if args.norm == "l_inf" and max(args.epsilon, args.pgd_alpha) > 1:
             parser.error(f"--epsilon and --pgd-alpha are in [0, 1] units for {given}")
-    epsilon, step_size = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}[args.norm]
+    epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
     args.epsilon = epsilon if args.epsilon is None else args.epsilon
     args.pgd_alpha = step_size if args.pgd_alpha is None else args.pgd_alpha
 
@@ -338,7 +343,43 @@ def strength(settings: Settings) -> Strength:
         "steps": settings.attack_iters,
         "norm": settings.norm,
     }
-    return Strength(attack, settings.restarts, settings.noise_level / 255)
+    return Strength(attack, settings.restarts, settings.noise_level / 255, settings.epsilon)
+
+
+def parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
+    """The radii of --epsilons, ascending; ends the script where it has none."""
+    unit = DATASETS[args.dataset].epsilon_range
+    highest = 1.0 if unit == 1 and args.norm == "l_inf" else math.inf
+    try:
+        radii = sorted({non_negative_float(text) for text in args.epsilons.split(",")})
+    except argparse.ArgumentTypeError:
+        radii = []
+    if not radii or radii[-1] > highest:
+        units = "[0, 1] units" if unit == 1 else "1/255 units"
+        parser.error(
+            f"argument --epsilons: expected radii in {units} like 2,4,8,16; got {args.epsilons!r}"
+        )
+    return tuple(radii)
+
+
+def strengths(settings: Settings) -> tuple[Strength, ...]:
+    """One strength for each of --epsilons."""
+    return tuple(
+        strength(settings.replace(epsilon=radius, pgd_alpha=step_size(settings, radius)))
+        for radius in settings.epsilons
+    )
+
+
+def step_size(settings: Settings, radius: float) -> float:
+    """Of a sweep's attack at that radius, in the units of --epsilon.
+
+    --pgd-alpha; where that was not given, and the radius is not the run's own, in the proportion of
+    the published step to the published radius, a quarter under l_inf.
+    """
+    if settings.alpha_given or radius == settings.epsilon:
+        return settings.pgd_alpha
+    published_radius, published_step = PUBLISHED_ATTACKS[settings.norm]
+    return radius * published_step / published_radius
 
 
 def load_data(settings: Settings) -> Dataset:

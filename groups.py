@@ -12,7 +12,7 @@ import numpy as np
 from files import read_json, read_rows
 from flags import MEASURING_FLAGS
 from inputs import INPUTS
-from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record
+from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record, radius_of
 from run_folder import RunFolder
 from steps import MODES, mode_name
 from utils import InputError
@@ -81,6 +81,8 @@ class Group:
         self.inputs = {kind: line for kind, line in self.all_inputs.items() if common(line)}
         for kind in [kind for kind in self.inputs if INPUTS[kind].stands_in_for in self.inputs]:
             del self.inputs[kind]
+        if "seen" in self.inputs:  # as the paper does
+            self.inputs.pop("pgd", None)
 
     def file_name(self, figure: str = "") -> str:
         differs = [safe(name + value) for name, value in self.differs.items()]
@@ -105,7 +107,9 @@ def read_run(path: Path) -> Run:
     if not records and not folder.table(Record).is_file():
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
     # What train.py saw on exactly its training inputs comes before a later sweep.
+    epsilon = folder.epsilon()
     rows = [row for row in records if row.split == "train"]
+    rows = [row for row in rows if not radius_of(row) or row.epsilon == epsilon]
     rows.sort(key=lambda row: row.source == "train")
     setting, seed, flags = read_setting(path)
     # Its perturbed images are not those of a sweep.

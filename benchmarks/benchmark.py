@@ -44,7 +44,7 @@ from flags import (
     positive_int,
     run_folder,
 )
-from measure import Subject, input_rows
+from measure import Subject, input_parts, input_rows
 from nc_metrics import neural_collapse
 from networks import ARCHITECTURES, build_model
 from training import Training, prepare, run_epoch
@@ -319,10 +319,11 @@ def prepare_ours(
             evaluator=evaluator,
             layers=evaluator,
             data=data,
-            strength=learner.strength,
+            strengths=(learner.strength,),
             seed=training.settings.seed,
         )
-        input_rows(subject, epoch=0, parts=[("train", name) for name in SWEPT])
+        parts = input_parts(["train"], SWEPT, [learner.strength.radius])
+        input_rows(subject, epoch=0, parts=parts)
 
     return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
 

@@ -355,10 +355,10 @@ def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
         evaluator=evaluator,
         layers=evaluator,
         data=Dataset(train=part, test=part, num_classes=10, mean=mean, std=std),
-        strength=Strength(attack=attack, restarts=1, noise=8 / 255),
+        strengths=(Strength(attack=attack, restarts=1, noise=8 / 255, radius=8.0),),
         seed=1,
     )
-    parts = [("clean",), ("pgd",)]
+    parts = [("clean", 8.0), ("pgd", 8.0)]
     found = {
         (row.means, row.input): row.ncc_accuracy
         for row in centre_rows(subject, epoch=0, parts=parts)

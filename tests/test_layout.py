@@ -9,7 +9,7 @@ FLOORS = (
     {"vgg", "preactresnet", "preactresnet_imagenet", "resnet", "attacks", "nc_metrics", "utils"},
     {"vgg_imagenet", "files", "inputs"},
     {"records", "data", "networks"},
-    {"steps", "run_folder", "measure"},
+    {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs"},
     {"training", "groups"},
     {"train", "eval", "plot"},

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import plot
 from groups import average, group_runs, read_run
+from inputs import INPUTS
 from records import CentreRecord, EpochSummary, LayerRecord, Record
 from run_folder import RunFolder
 from utils import learning_rate
@@ -33,6 +34,7 @@ def undrawn(monkeypatch):
 def record(epoch, input, value, source="eval", split="train"):
     """A row whose metrics are all the same value, with distances where eval.py has them."""
     row = {"source": source, "epoch": epoch, "split": split, "input": input}
+    row["epsilon"] = 8.0 if INPUTS[input].attacked else math.nan
     if input not in ("pgd", "targeted"):
         names = [field.name for field in fields(Record) if field.name.startswith("clean_")]
         row |= dict.fromkeys(names, math.nan)
@@ -41,7 +43,9 @@ def record(epoch, input, value, source="eval", split="train"):
 
 def filled(row_type, value, **known):
     """A row that has the value in every field that is not known."""
-    return row_type(**dict.fromkeys([field.name for field in fields(row_type)], value) | known)
+    values = {f.name: 100 if "images" in f.name else value for f in fields(row_type)}
+    none = {"epsilon": math.nan} if "epsilon" in values else {}
+    return row_type(**values | none | known)
 
 
 def make_run(
