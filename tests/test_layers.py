@@ -378,7 +378,7 @@ def test_test_images_have_series_of_their_own(image_tree, tiny_models, run_scrip
     trained = {path.name for path in results.glob("*.npy")}
     assert not any(name.startswith("test_") for name in trained)
     code, output, _ = run_script(eval_script, f"{flags} {kinds} --split both")
-    assert code == 0 and "test input epoch" in output
+    assert code == 0 and "test input epsilon" in output
     renamed = {f"test_{name.removeprefix('train_')}" for name in trained}
     assert {path.name for path in results.glob("test_*.npy")} == renamed
     records = read_rows(results / "metrics.csv", Record)

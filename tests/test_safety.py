@@ -370,7 +370,7 @@ def test_any_checkpoint_file_is_measured(
     command = f"{sweep_flags} --checkpoint theirs.pt plain.pth --out here"
     code, output, error = run_script(eval_script, command)
     assert code == 0, error
-    assert "theirs.pt clean" in output
+    assert "theirs.pt train clean" in output
     found = rows("here/metrics.csv")
     assert [row["epoch"] for row in found] == ["0", "0", "1", "1"]
     assert found[0] | {"epoch": "1"} == found[2]
@@ -430,6 +430,8 @@ BAD_TRAIN = {
 }
 BAD_EVAL = {
     "split": WORDS,
+    "epsilons": ("", "two", "8,", "-1,8", "8;16", "nan", "inf", "8:16"),
+    "equal_n": SWITCHES,
     "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,
     "layerwise": (*SWITCHES, " --compile"),
