@@ -82,6 +82,10 @@ class LayerRecord:
     ncc_agreement: float
     images: int = 0
     epsilon: float = math.nan
+    centre_accuracy: float = math.nan
+    target_centre_accuracy: float = math.nan
+    clean_distance: float = math.nan
+    clean_angle: float = math.nan
 
     @property
     def key(self) -> tuple:
@@ -112,6 +116,7 @@ class CentreRecord:
     images: int = 0
     centre_images: int = 0
     epsilon: float = math.nan
+    layer: str = "features"
 
     @property
     def key(self) -> tuple:

@@ -11,7 +11,7 @@ FLOORS = (
     {"records", "data", "networks"},
     {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs"},
-    {"training", "groups"},
+    {"training", "groups", "claims"},
     {"train", "eval", "plot"},
 )
 PURE = {"attacks", "nc_metrics"}  # to be copied into other projects as they are
