@@ -41,6 +41,7 @@ MEASURING_FLAGS = {
 }
 
 
+PRECISIONS = ("fp32", "tf32", "bf16")
 # Norm -> epsilon and step size, in 1/255 units.
 PUBLISHED_ATTACKS = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}
 
@@ -263,7 +264,7 @@ def _add_machine_group(machine: argparse._ArgumentGroup) -> None:
     )
     machine.add_argument(
         "--precision",
-        choices=("fp32", "tf32", "bf16"),
+        choices=PRECISIONS,
         default="tf32",
         help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
     )

@@ -13,6 +13,7 @@ FLOORS = (
     {"flags", "cuda_graphs"},
     {"training", "groups", "claims"},
     {"train", "eval", "plot"},
+    {"reproduce"},
 )
 PURE = {"attacks", "nc_metrics"}  # to be copied into other projects as they are
 
