@@ -24,13 +24,15 @@ TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and th
 class Learner:
     """What training changes, a network and its optimiser, and what its attacks need.
 
-    `folded` is the network for eval mode, which takes its weights over when it is refolded.
+    folded: the network for eval mode, which takes its weights over when it is refolded.
+    trades_beta: weight of the KL term of TRADES.
     """
 
     network: Network
     folded: FoldedNetwork
     optimizer: optim.Optimizer
     strength: Strength
+    trades_beta: float = TRADES_BETA
 
 
 @dataclass
@@ -90,7 +92,7 @@ def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
 
 
 def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step:
-    """TRADES: one step on CE(clean) + 6 KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
+    """TRADES: one step on CE(clean) + beta KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
 
     The attack runs in eval mode. With `frozen` batch norm the whole step does, as the published
     code does by accident, so the clean pass serves the attack as well; without, both passes of the
@@ -106,7 +108,7 @@ def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step
         clean_logits = network(x)
     logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)
-    loss = clean_loss + TRADES_BETA * divergence(clean_logits, logits)
+    loss = clean_loss + learner.trades_beta * divergence(clean_logits, logits)
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)
 
@@ -161,7 +163,7 @@ class TrainingMode:
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     short, label, color, marker, line: in the names of figures and in their legends. Greys, so that
         no mode is taken for a kind of input.
-    restarts: whether its attack takes --restarts.
+    flags: those of --restarts and the like that it reads, and most modes do not.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
 
@@ -172,25 +174,29 @@ class TrainingMode:
     marker: str = ""
     line: str = "-"
     adversary: bool = True
-    restarts: bool = False
+    flags: tuple[str, ...] = ()
     trades_bn: str = "frozen"
 
 
 # Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
 MODES: dict[str, TrainingMode] = {
     "std_train": TrainingMode(standard_step, "st", "ST", adversary=False),
-    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<", restarts=True),
+    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<", flags=("restarts",)),
     "pgd_train_TRADES": TrainingMode(
         partial(trades_step, frozen=True),
         *("trades", "TRADES (frozen)", "0.35", "X", "--"),
+        flags=("trades_beta",),
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         partial(trades_step, frozen=False),
         *("trades_batch", "TRADES (batch)", "0.6", ">", "-."),
+        flags=("trades_beta",),
         trades_bn="batch",
     ),
 }
 TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")
+# The flags that not every mode reads.
+MODE_FLAGS = {flag for mode in MODES.values() for flag in mode.flags}
 
 
 def mode_name(train_mode: str, trades_bn: str) -> str:

@@ -243,6 +243,26 @@ class TestGroups:
         [legend] = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == list(heights)
 
+    def test_the_weight_of_a_mode_s_own_objective_tells_its_runs_apart_and_no_others(self, here):
+        """A run of an older version, whose args.json does not tell beta, had 6."""
+        trades = "pgd_train_TRADES"
+        older = make_run(1, trades, value=0.1, flags={"lr_max": 0.1})
+        three, six = (run_with(2, trades, v, lr_max=0.1, trades_beta=v) for v in (3.0, 6.0))
+        robust = run_with(1, "pgd_train", 0.3, lr_max=0.1, trades_beta=6.0, restarts=1)
+        groups = groups_of(older, three, six, robust)
+        assert [[run.path for run in g.runs] for g in groups] == [[older, six], [three], [robust]]
+        assert [group.differs for group in groups] == [
+            {"trades-beta": "6"},
+            {"trades-beta": "3"},
+            {},
+        ]
+        labels = [style.label for style in plot.mode_styles(groups)]
+        assert labels == [
+            "TRADES (frozen), trades-beta 6",
+            "TRADES (frozen), trades-beta 3",
+            "AT",
+        ]
+
     def test_title_and_legend_fit_the_figure_when_much_differs(self, here):
         shared = {"batch_size": 128, "lr_schedule": "superconverge", "lr_drop_epoch": 100}
         other = {"batch_size": 256, "lr_schedule": "multipledecay", "lr_drop_epoch": 150}

@@ -425,6 +425,7 @@ BAD_TRAIN = {
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,
+    "trades_beta": (*NUMBERS, "3"),  # the last without TRADES
     "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),
     "resume": ("0", "-1", "first", "400", "1.5"),
 }

@@ -1,5 +1,6 @@
 """Training steps against the published trajectories, batch-norm modes, learning rates."""
 
+import math
 from dataclasses import replace
 
 import cases
@@ -12,7 +13,7 @@ import flags as run_flags
 from data import Dataset, Split, as_float
 from inputs import Strength
 from networks import FoldedNetwork, Network
-from steps import MODES, Learner, Step
+from steps import MODES, Learner, Step, divergence
 from train import parse_args
 from training import prepare, train_epoch
 from utils import learning_rate
@@ -35,13 +36,14 @@ TRAJECTORIES = [
 ]
 
 
-def make_learner(network, lr, restarts=1, **settings):
+def make_learner(network, lr, restarts=1, weights=None, **settings):
     attack = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf"}
     return Learner(
         network=network,
         folded=FoldedNetwork(network),
         optimizer=torch.optim.SGD(network.model.parameters(), lr=lr, **settings),
         strength=Strength(attack=attack, restarts=restarts, noise=8 / 255),
+        **weights or {},
     )
 
 
@@ -107,6 +109,24 @@ def test_frozen_trades_trains_with_untouched_running_statistics(tiny_net):
     assert not network.training
 
 
+# Probabilities of two images, clean and perturbed, that a pocket calculator can follow.
+CLEAN = ((0.5, 0.3, 0.2), (0.1, 0.1, 0.8))
+ATTACKED = ((0.2, 0.5, 0.3), (0.25, 0.25, 0.5))
+
+
+def logits_of(probabilities):
+    """Logits of these probabilities, shifted by what softmax does not see."""
+    return (torch.tensor(probabilities, dtype=torch.float64).log() + 3).requires_grad_()
+
+
+def test_the_kl_term_of_trades_by_hand():
+    first = 0.5 * math.log(0.5 / 0.2) + 0.3 * math.log(0.3 / 0.5) + 0.2 * math.log(0.2 / 0.3)
+    second = 2 * 0.1 * math.log(0.1 / 0.25) + 0.8 * math.log(0.8 / 0.5)
+    found = divergence(logits_of(CLEAN), logits_of(ATTACKED))
+    assert found.item() == pytest.approx((first + second) / 2, rel=1e-12)
+    assert torch.autograd.gradcheck(divergence, (logits_of(CLEAN), logits_of(ATTACKED)))
+
+
 @pytest.mark.parametrize("mode", ("pgd_train_TRADES", "pgd_train_TRADES_batch"))
 def test_trades_has_finite_gradients_where_a_probability_underflows(mode, tiny_net):
     with torch.no_grad():
@@ -116,10 +136,18 @@ def test_trades_has_finite_gradients_where_a_probability_underflows(mode, tiny_n
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_step_tells_the_means_of_its_batch(mode, tiny_net):
+@pytest.mark.parametrize(
+    ("mode", "weights"),
+    (
+        *((mode, {}) for mode in MODES),
+        ("pgd_train_TRADES", {"trades_beta": 2.5}),
+        ("pgd_train_TRADES_batch", {"trades_beta": 0.0}),
+    ),
+)
+def test_a_step_tells_the_means_of_its_batch(mode, weights, tiny_net):
     """Those of the weights before it, but for the running statistics that its passes move."""
-    learner = make_learner(Network(tiny_net, *CIFAR_STATISTICS).train(), lr=0.1)
+    network = Network(tiny_net, *CIFAR_STATISTICS).train()
+    learner = make_learner(network, lr=0.1, weights=weights)
     twin = Network(type(tiny_net)(), *CIFAR_STATISTICS)
     twin.load_state_dict(learner.network.state_dict())
     twin.train(mode != "pgd_train_TRADES")
@@ -138,7 +166,8 @@ def test_a_step_tells_the_means_of_its_batch(mode, tiny_net):
             objective = torch.nn.functional.cross_entropy(robust_logits, y)
         else:
             clean, attacked = logits.softmax(1), robust_logits.softmax(1)
-            objective = loss + 6 * (clean * (clean / attacked).log()).sum() / 8
+            beta = weights.get("trades_beta", 6)
+            objective = loss + beta * (clean * (clean / attacked).log()).sum() / 8
         expected["train_robust_loss"] = objective
         expected["train_robust_acc"] = (robust_logits.argmax(1) == y).sum() / 8
     objective.backward()
@@ -175,6 +204,15 @@ def make_training(monkeypatch, data, step, command):
     """A run's Training on the data, whose steps are replaced."""
     settings = parse_args(f"--dataset cifar --device cpu {command}".split())
     return replace(prepare(settings, run_flags.run_folder(settings), data), step=step)
+
+
+def test_the_weights_of_the_objectives_are_those_of_the_flags(tiny_models, monkeypatch):
+    part = Split(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), torch.arange(6) % 4)
+    data = Dataset(part, part, 4, *CIFAR_STATISTICS)
+    trades = "--train-mode pgd_train_TRADES --trades-beta 2.5"
+    for command, expected in (("", 6), (trades, 2.5), (f"{trades} --trades-bn batch", 2.5)):
+        learner = make_training(monkeypatch, data, None, command).learner
+        assert learner.trades_beta == expected
 
 
 def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_models, monkeypatch):
