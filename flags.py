@@ -164,7 +164,7 @@ def _add_run_group(run: argparse._ArgumentGroup) -> None:
         "--train-mode",
         choices=TRAIN_MODES,
         default="std_train",
-        help="standard, PGD-adversarial or TRADES training (default: %(default)s)",
+        help="standard, PGD-adversarial, TRADES or MART training (default: %(default)s)",
     )
     run.add_argument(
         "--trades-bn",

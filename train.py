@@ -1,4 +1,4 @@
-"""Train one network with a checkpoint per epoch: standard (ST), PGD-adversarial (AT) or TRADES.
+"""Train one network with a checkpoint per epoch: standard (ST), adversarial (AT), TRADES or MART.
 
     python train.py                                                   # ST, CIFAR-10, VGG11
     python train.py --train-mode pgd_train --neural-collapse          # AT, with neural collapse
@@ -23,7 +23,7 @@ from flags import Settings
 from networks import load_checkpoint
 from records import NC1_DEFINITION, EpochSummary, Record, describe_record
 from run_folder import RunFolder, save_checkpoint, to_cpu
-from steps import MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
+from steps import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
 from training import Interrupted, Training, prepare, run_epoch
 from utils import (
     SCHEDULES,
@@ -85,10 +85,16 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         help="weight of the KL term of TRADES (default: %(default)g)",
     )
     training.add_argument(
+        "--mart-lambda",
+        type=flags.non_negative_float,
+        default=MART_LAMBDA,
+        help="weight of the KL term of MART (default: %(default)g)",
+    )
+    training.add_argument(
         "--neural-collapse",
         action="store_true",
-        help="per epoch, NC of the training images; under AT and TRADES also of the perturbed "
-        "images that the epoch trained on",
+        help="per epoch, NC of the training images; under AT, TRADES and MART also of the "
+        "perturbed images that the epoch trained on",
     )
     training.add_argument(
         "--neural-collapse-gaussian",

@@ -55,7 +55,12 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
         run,
         data,
         Learner(
-            network, folded, optimizer, flags.strength(settings), trades_beta=settings.trades_beta
+            network,
+            folded,
+            optimizer,
+            flags.strength(settings),
+            trades_beta=settings.trades_beta,
+            mart_lambda=settings.mart_lambda,
         ),
         ReplayedStep(mode.step) if settings.cuda_graph else mode.step,
         Evaluator(folded, flags.eval_batch_size(settings)),

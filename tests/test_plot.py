@@ -284,11 +284,11 @@ class TestGroups:
 class TestFigures:
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script):
         runs = [make_run(seed, inputs=(*NOISY, "targeted")) for seed in (1, 2)]
-        modes = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch")
+        modes = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch", "pgd_train_MART")
         runs += [make_run(mode=mode) for mode in modes]
         code, output, error = run_script(plot, " ".join(map(str, runs)) + " --out drawn")
         place = "cifar_vgg11bn_l_inf_eps8.0"
-        names = ("st", "st_targeted", "at", "trades", "trades_batch", "distance")
+        names = ("st", "st_targeted", "at", "trades", "trades_batch", "mart", "distance")
         expected = {f"{name}_{place}.{kind}" for name in names for kind in ("png", "pdf")}
         assert (code, error) == (0, "")
         assert {path.name for path in Path("drawn").iterdir()} == expected
@@ -320,12 +320,13 @@ class TestFigures:
         assert run.setting.file_name() == "trades_batch_mnist_PreActResNet18_l_2_eps2.0"
         assert run.seed == 3
 
-    def test_distance_figure_holds_at_and_trades_but_not_st(self, here):
-        modes = ("std_train", "pgd_train", "pgd_train_TRADES")
+    def test_distance_figure_holds_every_mode_with_an_adversary_and_not_st(self, here):
+        modes = ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_MART")
         groups = groups_of(*(make_run(mode=mode) for mode in modes))
         [figure] = plot.distance_plots(groups)
         for _, lines in figure.panels:
-            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)"]
+            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)", "MART"]
+            assert len({(style.color, style.marker) for style, _, _ in lines}) == 3
 
     def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
         path = make_run(inputs=(*NOISY, "targeted"))
