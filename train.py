@@ -65,7 +65,14 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         help="on a GPU, capture the training step as a CUDA graph and replay it without Python",
     )
     training.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    training.add_argument("--lr-schedule", choices=SCHEDULES, default="piecewise")
+    training.add_argument(
+        "--lr-schedule",
+        choices=SCHEDULES,
+        default="piecewise",
+        help="piecewise divides --lr-max by 10 after a quarter of the epochs and by 100 after "
+        "37.5 %% of them, in a short run as well; the others are in docs/flags.md (default: "
+        "%(default)s)",
+    )
     training.add_argument(
         "--lr-drop-epoch",
         type=flags.positive_int,
