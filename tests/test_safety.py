@@ -84,7 +84,7 @@ def kill_until_done(flags, mode, folder, kills, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ("std_train", "pgd_train", "pgd_train_TRADES"))
+@pytest.mark.parametrize("mode", ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_MART"))
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp_path):
     """KILLS and KILL_SEED in the environment make it more kills, and others."""
     flags = flags.replace("--epochs 3", "--epochs 12 --checkpoint-epochs ::3")
@@ -119,7 +119,7 @@ def test_without_resume_pth_a_later_epoch_has_to_be_named(flags, run_script, tmp
     assert code == 1 and "resume.pth is missing: name an epoch, --resume N" in error
 
 
-@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
+@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES", "pgd_train_MART"))
 def test_a_signal_within_an_epoch_stops_after_the_step_and_loses_nothing(
     mode, flags, run_script, monkeypatch, tmp_path, tiny_models
 ):
@@ -425,6 +425,8 @@ BAD_TRAIN = {
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,
+    "trades_beta": (*NUMBERS, "3"),  # the last without TRADES
+    "mart_lambda": (*NUMBERS, "3"),  # likewise
     "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),
     "resume": ("0", "-1", "first", "400", "1.5"),
 }
