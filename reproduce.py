@@ -52,14 +52,13 @@ CODE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Experiment:
-    """A network, the way it is trained, and the seeds. `claims` are those that it is evidence for.
+    """A network, the way it is trained, and how many seeds.
 
     deep: whether blocks, nearest centres and other radii are measured after the last epoch.
     dataset: another one than the scale's.
     """
 
     mode: str
-    claims: tuple[int, ...]
     model: str = "vgg11bn"
     norm: str = "l_inf"
     seeds: int = 1
@@ -67,24 +66,25 @@ class Experiment:
     dataset: str | None = None
 
 
-ST_CLAIMS, ALL = (1, 2, 3, 6, 7), tuple(CLAIMS)
+# The claims that a way to train is evidence for.
+CLAIMS_OF = {ST: (1, 2, 3, 6, 7), AT: (4, 5, 6, 7), FROZEN: (5,), BATCH: (5,), MART: (5,)}
 SMALL = (
-    Experiment(ST, ST_CLAIMS, seeds=3),
-    Experiment(AT, (4, 5, 6, 7), seeds=2),
-    Experiment(FROZEN, (5,), seeds=2),
-    Experiment(BATCH, (5,), seeds=2),
-    Experiment(MART, (5,)),
-    Experiment(ST, ST_CLAIMS, model="PreActResNet18"),
-    Experiment(AT, (4, 5, 6, 7), model="PreActResNet18"),
-    Experiment(ST, ST_CLAIMS, norm="l_2"),
-    Experiment(AT, (4, 5, 6, 7), norm="l_2"),
-    Experiment(ST, (1, 2, 3), deep=False, dataset="mnist"),
+    Experiment(ST, seeds=3),
+    Experiment(AT, seeds=2),
+    Experiment(FROZEN, seeds=2),
+    Experiment(BATCH, seeds=2),
+    Experiment(MART),
+    Experiment(ST, model="PreActResNet18"),
+    Experiment(AT, model="PreActResNet18"),
+    Experiment(ST, norm="l_2"),
+    Experiment(AT, norm="l_2"),
+    Experiment(ST, deep=False, dataset="mnist"),
 )
 FULL = tuple(
-    Experiment(mode, ST_CLAIMS if mode == ST else ALL[3:], model=model, norm=norm, seeds=3)
+    Experiment(mode, model=model, norm=norm, seeds=3)
     for model in ("vgg11bn", "PreActResNet18")
     for norm in PUBLISHED_ATTACKS
-    for mode in (ST, AT, FROZEN, BATCH, MART)
+    for mode in CLAIMS_OF
 )
 
 # How small runs train, long enough to fit 2,000 images; digits need fewer epochs of ST.
@@ -226,7 +226,7 @@ def words(flags_by_name: dict[str, Any]) -> list[str]:
 def plan(args: argparse.Namespace) -> list[Planned]:
     """Every run that the flags ask for; first seeds first, since they answer most."""
     experiments = SMALL if args.scale == "small" else FULL
-    chosen = [e for e in experiments if not args.only or set(args.only) & set(e.claims)]
+    chosen = [e for e in experiments if not args.only or set(args.only) & set(CLAIMS_OF[e.mode])]
     planned = []
     for place, seed in enumerate(args.seeds):
         planned += [plan_run(args, e, seed) for e in chosen if place < e.seeds]
