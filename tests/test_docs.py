@@ -11,6 +11,7 @@ from test_safety import flags_of
 
 import eval as eval_script
 import plot
+import reproduce
 import train
 from records import series_names
 
@@ -126,7 +127,7 @@ def test_the_slurm_script_exits_as_the_run_did_and_requeues_what_was_stopped(
         assert (tmp_path / "requeued.txt").read_text() == "requeue 77\n"
 
 
-@pytest.mark.parametrize("script", (train, eval_script, plot))
+@pytest.mark.parametrize("script", (train, eval_script, plot, reproduce))
 def test_every_flag_is_documented(script, monkeypatch):
     text = (DOCS / "flags.md").read_text()
     for action in flags_of(script, monkeypatch).values():
