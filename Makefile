@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # The built-in digits need a larger epsilon than photographs.
 DIGITS := --dataset digits --epochs 10 --lr-max 0.05 --epsilon 20 --pgd-alpha 5
 
-.PHONY: demo test test-slow benchmark lint
+.PHONY: demo test test-slow benchmark reproduce lint
 
 demo: $(INSTALLED)
 	$(BIN)/python train.py $(DIGITS) --lr-schedule cosine --overwrite
@@ -23,6 +23,10 @@ test-slow: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/benchmark.py
+
+# The paper's claims on 2,000 images of a folder (DATA="--data-dir DIR"), or on the built-in digits.
+reproduce: $(INSTALLED)
+	$(BIN)/python reproduce.py --scale small $(DATA)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

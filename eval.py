@@ -320,7 +320,10 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     args = parser.parse_args(argv)
     args.alpha_given = args.pgd_alpha is not None
     flags.finish_run_flags(parser, args)
-    args.epsilons = flags.parse_radii(parser, args) if args.epsilons else (args.epsilon,)
+    if args.epsilons is None:
+        args.epsilons = (args.epsilon,)
+    else:
+        args.epsilons = flags.parse_radii(parser, args)
     if not (inputs_of(args) or args.layerwise or args.ncc or args.ncc_layers or args.autoattack):
         parser.error(
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
@@ -411,6 +414,11 @@ def main() -> None:
     ranks = join_ranks()
     set_precision(settings.precision)
     run = results_folder(settings)
+    if settings.epsilon not in settings.epsilons and not settings.checkpoint:
+        radii = ", ".join(f"{radius:g}" for radius in settings.epsilons)
+        logger.info(
+            f"{run.path}, trained with epsilon {settings.epsilon:g}, is attacked at {radii}"
+        )
     if not settings.checkpoint:
         settings = as_trained(settings, run)
     files = checkpoint_files(settings, run)

@@ -23,7 +23,7 @@ from data import DATASETS, DOWNLOADED, Dataset, Selection, load_dataset
 from inputs import Strength
 from networks import ARCHITECTURES, FoldedNetwork, Network
 from run_folder import RunFolder
-from steps import MODES, TRAIN_MODES, mode_name
+from steps import MODES, TRADES_BETA, TRAIN_MODES, mode_name
 from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
 
 # Flags that change what a sweep measures: records made with other values are never mixed in.
@@ -39,8 +39,11 @@ MEASURING_FLAGS = {
     "precision",
     "checkpoint",
 }
+# What older versions trained with, whose args.json does not tell it: it was no flag then.
+CONSTANTS = {"trades_beta": TRADES_BETA}
 
 
+PRECISIONS = ("fp32", "tf32", "bf16")
 # Norm -> epsilon and step size, in 1/255 units.
 PUBLISHED_ATTACKS = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}
 
@@ -167,7 +170,7 @@ def _add_run_group(run: argparse._ArgumentGroup) -> None:
         "--train-mode",
         choices=TRAIN_MODES,
         default="std_train",
-        help="standard, PGD-adversarial or TRADES training (default: %(default)s)",
+        help="standard, PGD-adversarial, TRADES or MART training (default: %(default)s)",
     )
     run.add_argument(
         "--trades-bn",
@@ -263,7 +266,7 @@ def _add_machine_group(machine: argparse._ArgumentGroup) -> None:
     )
     machine.add_argument(
         "--precision",
-        choices=("fp32", "tf32", "bf16"),
+        choices=PRECISIONS,
         default="tf32",
         help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
     )
@@ -438,6 +441,11 @@ def describe_run(settings: Settings, data: Dataset) -> dict[str, Any]:
         "torch": torch.__version__,
         "ran_on": torch.cuda.get_device_name(settings.device) if gpu else "CPU",
     }
+
+
+def with_constants(told: dict[str, Any]) -> dict[str, Any]:
+    """What an args.json tells, and what one of an older version leaves unsaid; {} stays {}."""
+    return CONSTANTS | told if told else {}
 
 
 def _git(*command: str) -> str | None:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from files import read_json, read_rows
-from flags import MEASURING_FLAGS
+from flags import MEASURING_FLAGS, with_constants
 from inputs import INPUTS
 from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record, radius_of
 from run_folder import RunFolder
-from steps import MODES, mode_name
+from steps import MODE_FLAGS, MODES, mode_name
 from utils import InputError
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -144,7 +144,9 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
         dataset, model, norm, epsilon = place
         setting = Setting(mode, dataset, model, norm, float(epsilon))
         swept = read_json(path / "results" / "eval_args.json") or {}
-        return setting, int(seed), read_flags(told or {}, swept)
+        unread = MODE_FLAGS - set(MODES[mode].flags)
+        flags = read_flags(with_constants(told or {}), swept)
+        return setting, int(seed), {k: v for k, v in flags.items() if k not in unread}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         source = path / "args.json" if told is not None else f"{path}: its path"
         raise InputError(

@@ -242,8 +242,10 @@ HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_
 
 
 def metric_series(input: str) -> dict[str, str]:
-    """Field of Record -> published name of its series, for one kind of input."""
+    """Field of Record -> published name of its series, for a kind of input that has its own."""
     kind = INPUTS[input]
+    if kind.published_as:
+        return {}
     stems = {f.name: f.metadata["series"] for f in fields(Record) if "series" in f.metadata}
     return {name: kind.prefix + stem for name, stem in stems.items()} | kind.published
 
@@ -259,7 +261,7 @@ def outcome_series(input: str, split: str) -> dict[str, str]:
 def series_names() -> set[str]:
     """Every name that a series can have."""
     names = set(HISTORY_SERIES)
-    for input in [name for name, kind in INPUTS.items() if not kind.published_as]:
+    for input in INPUTS:
         names |= {prefix + n for n in metric_series(input).values() for prefix in ("", "test_")}
         names |= {n for split in SPLITS for n in outcome_series(input, split).values()}
     return names
@@ -279,9 +281,7 @@ def published_series(
         records: of one epsilon, the run's.
     """
     series: dict[str, np.ndarray] = {}
-    for input, kind in INPUTS.items():
-        if kind.published_as:
-            continue
+    for input in INPUTS:
         names_of = {input, *(name for name, k in INPUTS.items() if k.published_as == input)}
         rows = [r for r in records if r.input in names_of and r.split == "train"]
         swept = [r for r in rows if r.source == "eval"]

@@ -54,7 +54,14 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
         mode,
         run,
         data,
-        Learner(network, folded, optimizer, flags.strength(settings)),
+        Learner(
+            network,
+            folded,
+            optimizer,
+            flags.strength(settings),
+            trades_beta=settings.trades_beta,
+            mart_lambda=settings.mart_lambda,
+        ),
         ReplayedStep(mode.step) if settings.cuda_graph else mode.step,
         Evaluator(folded, flags.eval_batch_size(settings)),
     )

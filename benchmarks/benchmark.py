@@ -47,6 +47,7 @@ from flags import (
 from measure import Subject, input_parts, input_rows
 from nc_metrics import neural_collapse
 from networks import ARCHITECTURES, build_model
+from steps import MART_LAMBDA, TRADES_BETA
 from training import Training, prepare, run_epoch
 from utils import keep_freed_memory, set_precision
 
@@ -59,6 +60,8 @@ TRAINING = {
     "lr_schedule": "piecewise",
     "lr_drop_epoch": 100,
     "lr_one_drop": 0.01,
+    "trades_beta": TRADES_BETA,
+    "mart_lambda": MART_LAMBDA,
     "neural_collapse": False,
     "neural_collapse_gaussian": False,
 }

@@ -88,7 +88,8 @@ BLOCKS = {
 
 @pytest.fixture(autouse=True)
 def short_attacks(monkeypatch):
-    """Attacks on the margin of few steps; tests/test_centres.py is on their strength."""
+    """A single attack on the margin, of few steps; tests/test_centres.py is on its strength."""
+    monkeypatch.setattr(layers, "MARGIN_ATTACKS", 1)
     monkeypatch.setattr(layers, "MARGIN_STEPS", 3)
 
 
@@ -249,7 +250,7 @@ def test_layers_and_centres_of_a_sweep(trained, run_script):
     assert "features" in output and "by class mean" in output
 
 
-@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 9)))
+@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 5)))
 def test_each_alone_goes_on_where_it_stopped(what, calls_for_one, trained, run_script, monkeypatch):
     path = LAYERS if what == "--layerwise" else CENTRES
     measured = []
@@ -387,7 +388,7 @@ def test_test_images_have_series_of_their_own(image_tree, tiny_models, run_scrip
     trained = {path.name for path in results.glob("*.npy")}
     assert not any(name.startswith("test_") for name in trained)
     code, output, _ = run_script(eval_script, f"{flags} {kinds} --split both")
-    assert code == 0 and "test input epoch" in output
+    assert code == 0 and "test input epsilon" in output
     renamed = {f"test_{name.removeprefix('train_')}" for name in trained}
     assert {path.name for path in results.glob("test_*.npy")} == renamed
     records = read_rows(results / "metrics.csv", Record)

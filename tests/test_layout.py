@@ -11,8 +11,9 @@ FLOORS = (
     {"records", "data", "networks"},
     {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs", "layers"},
-    {"training", "groups"},
+    {"training", "groups", "claims"},
     {"train", "eval", "plot"},
+    {"reproduce"},
 )
 PURE = {"attacks", "nc_metrics"}  # to be copied into other projects as they are
 

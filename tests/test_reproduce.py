@@ -1,0 +1,328 @@
+"""reproduce.py and the claims: the commands it runs, the report it writes, verdicts by hand."""
+
+import json
+import math
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from test_plot import filled
+from test_scripts import rows
+
+import claims
+import eval as eval_script
+import plot
+import reproduce
+import train
+from claims import AT, BATCH, CRITERIA, FROZEN, MART, ST, judge, read_runs
+from records import CentreRecord, LayerRecord, Record
+from run_folder import RunFolder
+from steps import MODES
+
+SCRIPTS = {"train.py": train, "eval.py": eval_script, "plot.py": plot}
+
+
+def make_run(mode, seed=1, epochs=(0, 9), **metrics):
+    """A finished run of ten epochs; `metrics` hold (input, metric, split) -> values by epoch."""
+    train_mode = mode.removesuffix("_batch")
+    path = Path("models/cifar/vgg11bn/l_inf/eps8.0") / mode / f"seed{seed}"
+    run = RunFolder(path, standard=mode == ST)
+    run.open()
+    told = {"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf", "epsilon": 8.0}
+    told |= {"train_mode": train_mode, "seed": seed, "epochs": 10, "precision": "fp32"}
+    told |= {"trades_bn": "batch" if mode != train_mode else "frozen", "data_dir": "/private"}
+    run.args_file.write_text(json.dumps(told))
+    kinds = ["clean", "pgd", "gaussian", "sign", "targeted", "seen"]
+    records = []
+    for place, epoch in enumerate(epochs):
+        for name in kinds:
+            for split in ("train", "test"):
+                given = {
+                    k.split("__")[1]: v for k, v in metrics.items() if k.startswith(name + "_")
+                }
+                values = {k: v[place] for k, v in given.items()}
+                epsilon = 8.0 if name in ("pgd", "targeted", "seen") else math.nan
+                source = "train" if name == "seen" else "eval"
+                key = {"source": source, "epoch": epoch, "split": split, "input": name}
+                records.append(filled(Record, 0.5, **key, epsilon=epsilon, **values))
+    run.add(records)
+    return path
+
+
+def findings(*paths, claim=None):
+    found = judge(read_runs(paths), [claim] if claim else claims.CLAIMS)
+    return {finding.criterion.text: finding for finding in found}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_claim_has_criteria_and_every_bound_can_be_read():
+    assert {criterion.claim for criterion in CRITERIA} == set(claims.CLAIMS) == set(range(1, 8))
+    assert len({criterion.text for criterion in CRITERIA}) == len(CRITERIA)
+    for criterion in CRITERIA:
+        bound = float(criterion.bound.split()[1])
+        step = 1e-9 if criterion.bound.startswith(">=") else -1e-9
+        assert criterion.holds(bound) and criterion.holds(bound + step)
+        assert not criterion.holds(bound - 2 * step - (step if bound == 0 else 0))
+
+
+def test_a_fall_is_first_over_last_and_holds_only_if_every_seed_does(here):
+    fallen = make_run(ST, 1, clean__nc1=(80.0, 2.0), clean__accuracy=(0.3, 1.0))
+    not_fallen = make_run(ST, 2, clean__nc1=(80.0, 20.0), clean__accuracy=(0.3, 1.0))
+    one = findings(fallen, claim=1)["ST: NC1, first epoch over last"]
+    assert (one.values, one.verdict) == ({1: 40.0}, "holds")
+    assert math.isnan(one.std)
+    both = findings(fallen, not_fallen, claim=1)
+    fall = both["ST: NC1, first epoch over last"]
+    assert (fall.values, fall.mean) == ({1: 40.0, 2: 4.0}, 22.0)
+    assert fall.std == pytest.approx(36 / math.sqrt(2))
+    assert fall.verdict == "does not hold (1 of 2 seeds)"
+    assert both["ST: training accuracy"].verdict == "holds"
+    assert both["ST: NC4"].verdict == "does not hold"  # 0.5 of both
+
+
+def test_what_is_missing_is_not_measured(here):
+    found = findings(make_run(ST))
+    assert found["AT: accuracy on the images seen"].verdict == "not measured"
+    assert found["ST: nearest-centre test accuracy under the attack on it"].values == {}
+    unfinished = findings(make_run(ST, 3, epochs=(0, 4)))
+    assert unfinished["ST: training accuracy"].verdict == "not measured"  # of the last epoch
+
+
+def test_noise_and_attack_are_compared_with_clean(here):
+    found = findings(
+        make_run(
+            ST,
+            clean__nc1=(80.0, 2.0),
+            pgd__nc1=(80.0, 150.0),
+            pgd__accuracy=(0.0, 0.03),
+            pgd__clean_angle=(0.4, 1.2),
+            gaussian__nc1=(80.0, 2.2),
+            sign__nc1=(80.0, 3.2),
+            targeted__nc1=(9.0, 10.0),
+        )
+    )
+    values = {text: finding.values.get(1) for text, finding in found.items()}
+    assert values["ST: NC1 under PGD over clean NC1"] == 75
+    assert values["ST: NC1 under Gaussian noise over clean NC1"] == pytest.approx(1.1)
+    assert found["ST: NC1 under sign noise over clean NC1"].verdict == "does not hold"
+    assert values["ST: NC1 under PGD over that of the targeted attack (target labels)"] == 15
+    assert values["ST: angle between clean class means and those under PGD"] == 1.2
+
+
+def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
+    at = make_run(
+        AT,
+        epochs=(0, 4, 9),
+        clean__nc1=(100.0, 8.0, 2.0),
+        clean__accuracy=(0.2, 0.8, 1.0),
+        seen__nc1=(100.0, 20.0, 4.0),
+        pgd__nc1=(100.0, 30.0, 5.0),
+    )
+    trades = make_run(
+        FROZEN,
+        clean__nc1=(100.0, 16.0),
+        clean__accuracy=(0.2, 0.81),
+        seen__nc1=(100.0, 40.0),
+        pgd__nc1=(100.0, 10.0),
+    )
+    found = findings(at, trades, claim=5)
+    values = {text: finding.values.get(1) for text, finding in found.items()}
+    name = "TRADES (frozen)"
+    assert values[f"{name}: NC1 of clean training images, last epoch, over AT's"] == 8
+    assert values[f"{name}: the same against AT's epoch of equal training accuracy"] == 2
+    assert values[f"{name}: NC1 of the images seen in training, last epoch, over AT's"] == 10
+    assert values[f"{name}: NC1 under PGD on the checkpoint, last epoch, over AT's"] == 2
+    assert found[f"{name}: NC1 of clean training images fell less than tenfold"].verdict == "holds"
+    assert found["MART: PGD accuracy on test images, less AT's"].verdict == "not measured"
+    # No epoch of AT within 0.02 of the accuracy.
+    other = make_run(FROZEN, 1, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.85))
+    far = findings(at, other, claim=5)
+    assert not far[f"{name}: the same against AT's epoch of equal training accuracy"].values
+
+
+def test_layers_and_centres(here):
+    for mode, accuracies, angles, robust in (
+        (ST, (0.4, 0.3, 0.2, 0.05), (0.2, 0.3, 0.6, 1.0), 0.01),
+        (AT, (0.2, 0.2, 0.2, 0.8), (0.1, 0.1, 0.1, 0.2), 0.4),
+    ):
+        run = RunFolder(make_run(mode), standard=False)
+        layers = [
+            filled(
+                LayerRecord,
+                0.5,
+                epoch=9,
+                split=split,
+                input="pgd",
+                layer=f"b{index}",
+                index=index,
+                features=8,
+                epsilon=8.0,
+                centre_accuracy=accuracies[index] / (1 if split == "train" else 2),
+                clean_angle=angles[index],
+            )
+            for split in ("train", "test")
+            for index in range(4)
+        ]
+        centres = [
+            filled(
+                CentreRecord,
+                0.5,
+                epoch=9,
+                split="test",
+                means="clean",
+                input="adaptive",
+                layer="features",
+                epsilon=8.0,
+                ncc_accuracy=robust,
+            )
+        ]
+        run.append(layers)
+        run.append(centres)
+        run.settle()
+    found = findings(*Path("models").glob("*/*/*/*/*/*"))
+    assert {
+        text: round(finding.values[1], 6)
+        for text, finding in found.items()
+        if finding.criterion.claim in (6, 7)
+    } == {
+        "ST, PGD, training images: centre accuracy of the first half of the blocks, less the last "
+        "one's": 0.3,
+        "ST, PGD, test images: the same": 0.15,
+        "ST, PGD: angle to the clean class means in the last block, less that of the first "
+        "half": 0.75,
+        "AT, PGD: the same angle in the last block": 0.2,
+        "ST: nearest-centre test accuracy under the attack on it": 0.01,
+        "AT: the same, less ST's": 0.39,
+        "AT: the same, less the network's test accuracy under PGD": -0.1,
+    }
+
+
+def listed(capsys, flags):
+    reproduce_args = reproduce.parse_args(flags.split())
+    return [one.commands for one in reproduce.plan(reproduce_args)]
+
+
+@pytest.mark.parametrize("flags", ("--scale small", "--scale full", "--scale small --epochs 3"))
+def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypatch, tmp_path):
+    code, output, _ = run_script(reproduce, f"{flags} --list")
+    assert code == 0
+    lines = output.splitlines()
+    assert len(lines) == {"full": 60}.get(flags.split()[1], 15)
+    folders = set()
+    for line in lines:
+        commands = [command.split() for command in line.split(" && ")]
+        assert [command[:2] for command in commands[:2]] == [
+            ["python", "train.py"],
+            ["python", "eval.py"],
+        ]
+        for _, script, *words in commands:
+            SCRIPTS[script].parse_args(words)
+        settings = train.parse_args(commands[0][2:])
+        folders.add(reproduce.flags.run_folder(settings).path)
+    assert len(folders) == len(lines)  # no two runs share one
+    planned = reproduce.plan(reproduce.parse_args(flags.split()))
+    assert {one.folder for one in planned} == folders
+
+
+def test_only_takes_the_runs_of_a_claim():
+    for claim, modes in ((1, {ST}), (4, {AT}), (5, {AT, FROZEN, BATCH, MART}), (7, {ST, AT})):
+        args = reproduce.parse_args(f"--scale full --only {claim}".split())
+        assert {one.experiment.mode for one in reproduce.plan(args)} == modes
+    assert {e.mode for e in reproduce.FULL} == set(MODES)
+
+
+def test_first_seeds_come_first_and_given_seeds_take_their_place():
+    planned = reproduce.plan(reproduce.parse_args(["--scale", "small", "--seeds", "7", "8"]))
+    seeds = [one.seed for one in planned]
+    assert seeds == sorted(seeds) and set(seeds) == {7, 8}
+    assert sum(one.experiment.mode == ST for one in planned if one.seed == 8) == 1
+
+
+@pytest.fixture
+def in_process(run_script, monkeypatch, tiny_models):
+    """The scripts in this process, on models that take no time; what they were called with."""
+    called = []
+
+    def run(child, command):
+        called.append(shlex.join(command))
+        return run_script(SCRIPTS[command[0]], " ".join(command[1:]))[0]
+
+    monkeypatch.setattr(reproduce.Child, "run", run)
+    monkeypatch.setattr(reproduce, "seconds_of_a_pass", lambda planned: 0.001)
+    monkeypatch.setattr(plot, "draw", lambda _: Figure(figsize=(1, 1)))
+    few = tuple(
+        e for e in reproduce.SMALL if (e.model, e.norm, e.dataset) == ("vgg11bn", "l_inf", None)
+    )
+    monkeypatch.setattr(reproduce, "SMALL", few)
+    return called
+
+
+SHORT = "--scale small --epochs 2 --limit-train 20 --limit-test 10 --only 1 4"
+
+
+def test_the_report_is_made_of_the_runs_and_can_be_made_again(in_process, run_script, tmp_path):
+    assert run_script(reproduce, f"{SHORT} --seeds 4 5")[0] == 0
+    assert sum("train.py" in call for call in in_process) == 4
+    out = tmp_path / "reproduction/small"
+    made = rows(out / "claims.csv")
+    assert {row["claim"] for row in made} == {"1", "4"}
+    assert all(row["seeds"] == "4 5" for row in made if row["verdict"] != "not measured")
+    assert {row["epochs"] for row in rows(out / "runs.csv")} == {"2 of 2"}
+    assert {row["train_images"] for row in rows(out / "runs.csv")} == {"20"}
+    assert list((out / "figures").glob("st_*.png")) and (out / "figures/table.csv").exists()
+    # A value of claims.csv by hand from the tables beside it.
+    [metrics] = (out / "runs").glob("digits/*/*/*/std_train/seed4/results/metrics.csv")
+    swept = [row for row in rows(metrics) if (row["source"], row["split"]) == ("eval", "train")]
+    nc1 = {int(row["epoch"]): float(row["nc1"]) for row in swept if row["input"] == "clean"}
+    row = next(row for row in made if row["criterion"] == "ST: NC1, first epoch over last")
+    assert float(row["values"].split()[0]) == nc1[0] / nc1[1]
+    told = (out / "runs").rglob("args.json")
+    assert all(str(tmp_path) not in path.read_text() for path in told)
+    # The copies are run folders too.
+    before = (out / "claims.csv").read_bytes()
+    in_process.clear()
+    assert run_script(reproduce, f"{SHORT} --seeds 4 5 --report --models-dir {out}/runs")[0] == 0
+    assert [call.split()[0] for call in in_process] == ["plot.py"]
+    assert (out / "claims.csv").read_bytes() == before
+
+
+def test_a_run_that_fails_is_left_out_and_told(in_process, run_script, monkeypatch, tmp_path):
+    whole = reproduce.Child.run
+
+    def run(child, command):
+        return 1 if "pgd_train" in command else whole(child, command)
+
+    monkeypatch.setattr(reproduce.Child, "run", run)
+    code, _, error = run_script(reproduce, f"{SHORT} --seeds 4")
+    assert code == 1 and "1 of 2 runs failed: AT, vgg11bn, l_inf, digits, seed 4" in error
+    assert {
+        row["verdict"] for row in rows("reproduction/small/claims.csv") if row["claim"] == "4"
+    } == {"not measured"}
+
+
+def test_bad_input_is_told_in_one_line(run_script):
+    for flags, said in (
+        ("--scale tiny", "--scale"),
+        ("--scale small --only 8", "--only"),
+        ("--scale small --list --report", "--list"),
+        ("--scale small --data-dir nowhere", "--data-dir"),
+        ("--scale small --seeds -1", "--seeds"),
+        ("--scale small --epochs 0", "--epochs"),
+    ):
+        code, _, error = run_script(reproduce, flags)
+        assert code == 2 and said in error and error.count("\n") == 1, flags
+    code, _, error = run_script(reproduce, "--scale small --report")
+    assert code == 1 and "holds none of the runs" in error
+
+
+def test_a_row_of_claims_csv_has_what_names_it():
+    names = [field.name for field in fields(claims.Setting)]
+    finding = claims.Finding(CRITERIA[0], claims.Setting("cifar", "m", "l_2", 128.0), {1: 0.5})
+    row = claims.finding_row(finding)
+    assert [row[name] for name in names] == ["cifar", "m", "l_2", 128.0]
