@@ -36,10 +36,10 @@ from files import read_json, read_rows, write_json
 from flags import Settings
 from inputs import INPUTS
 from layers import (
-    ATTEMPTS,
     CLEAN_TRAINING,
     LAYER_INPUTS,
     MEANS_INPUTS,
+    attempts,
     centre_inputs,
     centre_rows,
     layer_rows,
@@ -165,7 +165,7 @@ def images_of_centres(parts: list[tuple], data: Dataset, kept: set[InputPart]) -
     """Training images for the means, test images as they are classified, all attacks on these."""
     radii = {radius for _, _, radius in parts}
     trained = [split for split, _, _ in centre_inputs(parts) if split == "train"]
-    tested = 2 * len(radii) + ATTEMPTS * len(parts)
+    tested = 2 * len(radii) + attempts(data.num_classes) * len(parts)
     return len(trained) * len(data.train) + tested * len(data.test)
 
 
@@ -215,7 +215,7 @@ PARTS = (
         centre_inputs,
         images_of_centres,
         lambda network: len(CENTRE_INPUTS),
-        lambda row: row.input != ADAPTIVE or row.attempts >= ATTEMPTS,
+        lambda row: row.input != ADAPTIVE or row.attempts > 0,
     ),
     Part(
         "AutoAttack",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks import CHUNK
 from data import Dataset, Split, as_float, balanced_subset, batches
@@ -331,9 +331,9 @@ class Subject:
         """That of an attack's radius; for inputs that are not attacked any will do."""
         return next((s for s in self.strengths if s.radius == radius), self.strengths[0])
 
-    def perturbation(self, name: str, radius: float, model: nn.Module | None = None) -> Perturb:
-        """What one kind of input adds to images, against a model or the network itself."""
-        return INPUTS[name].bound(model or self.evaluator.network, self.strength(radius))
+    def perturbation(self, name: str, radius: float) -> Perturb:
+        """What one kind of input adds to images."""
+        return INPUTS[name].bound(self.evaluator.network, self.strength(radius))
 
     def labels(self, split: str, name: str) -> Tensor:
         """What one kind of input is measured with."""

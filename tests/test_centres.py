@@ -158,7 +158,7 @@ def test_the_classifiers_of_layers_on_clean_and_pgd_images(flags, image_tree, ru
             accuracies[name] = right.mean()
         row = found[layer, means, "adaptive"]
         assert float(row["ncc_accuracy"]) <= min(accuracies.values())
-        assert row["attempts"] == str(1 + layers.MARGIN_ATTACKS)
+        assert row["attempts"] == "5"  # PGD, two on the margin, one towards each other class
     assert len(found) == len(rows(CENTRES)) == 12
     assert "stem      clean" in output
 
@@ -419,6 +419,7 @@ def test_a_classifier_that_hides_its_gradient_does_not_pass_for_robust(layer, mo
     with torch.no_grad():
         assert (classifier(images).argmax(1) == labels).nonzero().flatten().tolist() == right
     monkeypatch.setattr(layers, "MARGIN_ATTACKS", 0)  # PGD on the cross-entropy alone
+    monkeypatch.setattr(layers, "RIVALS", 0)
     assert accuracies() == {"clean": 0.5, "pgd": 0.5, "adaptive": 0.5}
     monkeypatch.undo()
     assert accuracies() == {"clean": 0.5, "pgd": 0.5, "adaptive": 0.0}
@@ -431,10 +432,11 @@ def test_the_worst_of_all_attempts_counts(monkeypatch):
     images = brightness.view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 0])  # the last one is wrong as it is
     subject = subject_of(network, images, labels, classes=2)
-    to_fool = iter([[0], [1], [2, 0], [], [4], [], []])  # the network's PGD first
-    asked = []
+    to_fool = iter([[0], [1], [2, 0], [], [4]])  # the network's PGD first
+    asked, aims = [], []
 
     def stand_in(model, x, y, **how):
+        aims.append((how.get("targeted", False), y.tolist()))
         victims = next(to_fool)
         of = [int((images[:, 0, 0, 0] - b[0, 0, 0]).abs().argmin()) for b in x]
         asked.append(of)
@@ -454,9 +456,10 @@ def test_the_worst_of_all_attempts_counts(monkeypatch):
         [2, 3, 4, 5, 6],
         [3, 4, 5, 6],
         [3, 4, 5, 6],
-        [3, 5, 6],
-        [3, 5, 6],
     ]
+    # The last one is towards the other class mean.
+    assert aims[-1] == (True, [1, 0, 0, 0])
+    assert aims[-2] == (False, [0, 1, 1, 1])
 
 
 def test_images_of_the_attempts_stay_in_the_ball(monkeypatch):

@@ -88,8 +88,9 @@ BLOCKS = {
 
 @pytest.fixture(autouse=True)
 def short_attacks(monkeypatch):
-    """A single attack on the margin, of few steps; tests/test_centres.py is on its strength."""
+    """Few attacks on a classifier, of few steps; tests/test_centres.py is on their strength."""
     monkeypatch.setattr(layers, "MARGIN_ATTACKS", 1)
+    monkeypatch.setattr(layers, "RIVALS", 1)
     monkeypatch.setattr(layers, "MARGIN_STEPS", 3)
 
 
@@ -250,7 +251,7 @@ def test_layers_and_centres_of_a_sweep(trained, run_script):
     assert "features" in output and "by class mean" in output
 
 
-@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 5)))
+@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 6)))
 def test_each_alone_goes_on_where_it_stopped(what, calls_for_one, trained, run_script, monkeypatch):
     path = LAYERS if what == "--layerwise" else CENTRES
     measured = []
