@@ -159,7 +159,7 @@ PARTS = (
         lambda row: (row.split, row.input),
         layer_rows,
         images_of_layers,
-        lambda network: len(network.model.blocks()),
+        lambda network: len(network.blocks()),
     ),
     Part(
         "nearest centres",

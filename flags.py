@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
+import any_network
 import networks
 from attacks import CHUNK, NORMS
 from data import DATASETS, DOWNLOADED, Dataset, Selection, load_dataset
@@ -137,8 +138,19 @@ def parse_epochs(parser: Parser, flag: str, text: str | None, epochs: int) -> li
 
 
 def _model_name(text: str) -> str:
-    """Model names in any case, as ARCHITECTURES spells them."""
-    return next((name for name in ARCHITECTURES if name.lower() == text.lower()), text)
+    """Model names in any case, as ARCHITECTURES spells them; factories as they are."""
+    if any_network.is_factory(text):
+        try:
+            any_network.find_factory(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+    for name in ARCHITECTURES:
+        if name.lower() == text.lower():
+            return name
+    raise argparse.ArgumentTypeError(
+        f"expected {', '.join(ARCHITECTURES)} or PACKAGE.MODULE:FACTORY, got {text!r}"
+    )
 
 
 def _device(text: str) -> torch.device:
@@ -157,7 +169,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_group(run: argparse._ArgumentGroup) -> None:
-    run.add_argument("--model", type=_model_name, choices=ARCHITECTURES, default="vgg11bn")
+    run.add_argument(
+        "--model",
+        type=_model_name,
+        metavar="NAME",
+        default="vgg11bn",
+        help=f"{', '.join(ARCHITECTURES)}, or PACKAGE.MODULE:FACTORY for any nn.Module that "
+        "factory(num_classes=...) makes, like torchvision.models:resnet18 (default: %(default)s)",
+    )
     run.add_argument(
         "--train-mode",
         choices=TRAIN_MODES,
@@ -296,9 +315,10 @@ def finish_run_flags(parser: Parser, args: argparse.Namespace) -> None:
     if args.image_size and len(source.image_sizes) == 1:
         parser.error("--image-size is for --dataset folder; other data sets have their own size")
     args.image_size = args.image_size or source.image_sizes[0]
-    if args.image_size not in ARCHITECTURES[args.model]:
-        sizes = " or ".join(map(str, ARCHITECTURES[args.model]))
-        parser.error(f"--model {args.model} is for images of {sizes} pixels, not {args.image_size}")
+    sizes = ARCHITECTURES.get(args.model)  # None of a factory, whose model will tell
+    if sizes and args.image_size not in sizes:
+        told = " or ".join(map(str, sizes))
+        parser.error(f"--model {args.model} is for images of {told} pixels, not {args.image_size}")
     try:
         mode_name(args.train_mode, args.trades_bn)
     except ValueError:
@@ -324,7 +344,8 @@ def _finish_attack_flags(parser: Parser, args: argparse.Namespace) -> None:
 def run_folder(settings: Settings) -> RunFolder:
     """The folder that the flags name, not opened yet."""
     mode = mode_name(settings.train_mode, settings.trades_bn)
-    path = settings.models_dir / (settings.data_name or settings.dataset) / settings.model
+    model = any_network.folder_name(settings.model)
+    path = settings.models_dir / (settings.data_name or settings.dataset) / model
     path = path / settings.norm / f"eps{settings.epsilon}" / mode / f"seed{settings.seed}"
     return RunFolder(path, standard=not MODES[mode].adversary)
 
@@ -353,12 +374,20 @@ def build_networks(settings: Settings, data: Dataset) -> tuple[Network, FoldedNe
     """The network that the flags name, with fresh weights, and the one for eval mode.
 
     The second takes over the first one's weights by `refold`.
+
+    Raises:
+        InputError: a factory's model that cannot be used.
     """
     seed_everything(settings.seed)
-    channels = data.train.images.shape[1]
-    model = networks.build_model(settings.model, settings.image_size, channels, data.num_classes)
-    network = Network(model, data.mean, data.std, bf16=settings.precision == "bf16")
-    network.to(settings.device).to(memory_format=torch.channels_last)
+    shape, classes = tuple(data.train.images.shape[1:]), data.num_classes
+    model = networks.build_model(settings.model, settings.image_size, shape[0], classes)
+    anatomy = None
+    if any_network.is_factory(settings.model):
+        anatomy = any_network.examine(settings.model, model, shape, classes)
+    bf16 = settings.precision == "bf16"
+    network = Network(model, data.mean, data.std, bf16, anatomy).to(settings.device)
+    if anatomy is None or anatomy.channels_last:
+        network.to(memory_format=torch.channels_last)
     folded = FoldedNetwork(network)
     if settings.compile and can_compile(settings.device):
         network.compile(dynamic=False)
