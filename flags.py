@@ -22,7 +22,7 @@ import networks
 from attacks import CHUNK, NORMS
 from data import DATASETS, DOWNLOADED, Dataset, Selection, load_dataset
 from inputs import Strength
-from networks import ARCHITECTURES, FoldedNetwork, Network
+from networks import ARCHITECTURES, FoldedNetwork, Network, Statistics
 from run_folder import RunFolder
 from steps import MODES, TRAIN_MODES, mode_name
 from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
@@ -39,6 +39,9 @@ MEASURING_FLAGS = {
     "precision",
     "checkpoint",
 }
+
+# Compared as they are in use, whether given as flags or not.
+STATISTICS = ("mean", "std")
 
 
 class Settings(argparse.Namespace):
@@ -101,6 +104,16 @@ seed_number = _number(
 
 
 non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
+
+
+channel_mean = _number(
+    float, lambda value: 0 <= value <= 1, "a number from 0 to 1 (black to white) per channel"
+)
+
+
+channel_std = _number(
+    float, lambda value: 0 < value <= 1, "a number above 0, up to 1 (black to white), per channel"
+)
 
 
 def select_epochs(text: str | None, epochs: int) -> list[int]:
@@ -228,6 +241,22 @@ def _add_data_group(data: argparse._ArgumentGroup) -> None:
         "--data-url", help=f"mirror to download from, for {', '.join(DOWNLOADED)}; checksums hold"
     )
     data.add_argument(
+        "--mean",
+        type=channel_mean,
+        nargs="+",
+        metavar="M",
+        help="what is subtracted from images in [0, 1], a number per channel; with --std (default: "
+        "the data's; eval.py: as the run was trained, or as a checkpoint file brings it along)",
+    )
+    data.add_argument(
+        "--std", type=channel_std, nargs="+", metavar="S", help="by what they are divided then"
+    )
+    data.add_argument(
+        "--no-normalisation",
+        action="store_true",
+        help="the network takes images in [0, 1] as they are",
+    )
+    data.add_argument(
         "--image-size",
         type=int,
         choices=sorted({size for source in DATASETS.values() for size in source.image_sizes}),
@@ -312,6 +341,12 @@ def finish_run_flags(parser: Parser, args: argparse.Namespace) -> None:
                 "argument --data-name: expected letters, digits, '.', '_' and '-', and no name of "
                 f"another data set; got {args.data_name!r}"
             )
+    if (args.mean is None) != (args.std is None):
+        parser.error("--mean and --std go together, a number for each channel")
+    if args.mean and len(args.mean) != len(args.std):
+        parser.error(f"--mean has {len(args.mean)} numbers, --std {len(args.std)}")
+    if args.no_normalisation and args.mean:
+        parser.error("--no-normalisation leaves out what --mean and --std ask for: drop one")
     if args.image_size and len(source.image_sizes) == 1:
         parser.error("--image-size is for --dataset folder; other data sets have their own size")
     args.image_size = args.image_size or source.image_sizes[0]
@@ -370,10 +405,50 @@ def load_data(settings: Settings) -> Dataset:
     return load_dataset(settings.dataset, chosen).to(settings.device)
 
 
-def build_networks(settings: Settings, data: Dataset) -> tuple[Network, FoldedNetwork]:
+def statistics_given(settings: Settings) -> bool:
+    """Whether the flags say what images are normalised with."""
+    return settings.mean is not None or settings.no_normalisation
+
+
+def normalisation(
+    settings: Settings, data: Dataset, trained: dict[str, Any] | None = None
+) -> Statistics:
+    """What images are normalised with: the flags' mean and std, those of a run, or the data's own.
+
+    Args:
+        trained: what the args.json of the run tells.
+
+    Raises:
+        InputError: not a number for each channel.
+    """
+    channels, trained = data.train.images.shape[1], trained or {}
+    if settings.no_normalisation:
+        return (0.0,) * channels, (1.0,) * channels
+    if settings.mean is None:
+        return tuple(trained.get("mean", data.mean)), tuple(trained.get("std", data.std))
+    if len(settings.mean) != channels:
+        raise InputError(
+            f"--mean and --std take a number for each of {channels} channels, got "
+            f"{len(settings.mean)}"
+        )
+    return tuple(settings.mean), tuple(settings.std)
+
+
+def in_words(statistics: Statistics) -> str:
+    """Statistics as the flags that ask for them."""
+    mean, std = (" ".join(f"{value:.6g}" for value in values) for values in statistics)
+    return f"--mean {mean} --std {std}"
+
+
+def build_networks(
+    settings: Settings, data: Dataset, statistics: Statistics | None = None
+) -> tuple[Network, FoldedNetwork]:
     """The network that the flags name, with fresh weights, and the one for eval mode.
 
     The second takes over the first one's weights by `refold`.
+
+    Args:
+        statistics: what images are normalised with, if not as the flags say.
 
     Raises:
         InputError: a factory's model that cannot be used.
@@ -385,7 +460,8 @@ def build_networks(settings: Settings, data: Dataset) -> tuple[Network, FoldedNe
     if any_network.is_factory(settings.model):
         anatomy = any_network.examine(settings.model, model, shape, classes)
     bf16 = settings.precision == "bf16"
-    network = Network(model, data.mean, data.std, bf16, anatomy).to(settings.device)
+    mean, std = statistics or normalisation(settings, data)
+    network = Network(model, mean, std, bf16, anatomy).to(settings.device)
     if anatomy is None or anatomy.channels_last:
         network.to(memory_format=torch.channels_last)
     folded = FoldedNetwork(network)
@@ -408,19 +484,38 @@ def eval_batch_size(settings: Settings) -> int:
     return max(1, CHUNK // size_factor)
 
 
-def refuse_other_data(run: RunFolder, data: Dataset) -> None:
-    """Stop if the run in the folder was trained on other images, by their statistics."""
-    if run.trained_with().get("mean", list(data.mean)) != list(data.mean):
+def refuse_other_data(run: RunFolder, data: Dataset, statistics: Statistics) -> None:
+    """Stop if the run in the folder was trained on other images, or if these were normalised else.
+
+    Other images are known by their mean.
+    """
+    trained = run.trained_with()
+    if mean_of_images(trained) not in (None, list(data.mean)):
         raise InputError(f"{run.path} was trained on other images: check --data-dir")
+    differing = difference(dict(zip(STATISTICS, statistics, strict=True)), trained, STATISTICS)
+    if differing:
+        raise InputError(f"{run.path} was trained with other flags: {differing}")
 
 
-def describe_run(settings: Settings, data: Dataset) -> dict[str, Any]:
-    """What args.json records: every flag as resolved, and what the run was made with."""
+def mean_of_images(told: dict[str, Any]) -> list[float] | None:
+    """The mean of the images themselves that a run's or sweep's arguments tell.
+
+    Older ones tell only what images were normalised with, which was the same then.
+    """
+    return told.get("data_mean", told.get("mean"))
+
+
+def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> dict[str, Any]:
+    """What args.json records: every flag as resolved, and what the run was made with.
+
+    `mean` and `std` are what images are normalised with, `data_mean` is the mean of the images.
+    """
     gpu = settings.device.type == "cuda"
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return vars(settings) | {
-        "mean": data.mean,
-        "std": data.std,
+        "mean": statistics[0],
+        "std": statistics[1],
+        "data_mean": data.mean,
         "git_commit": _git("rev-parse", "HEAD") or None,
         "git_dirty": None if changes is None else bool(changes),
         "torch": torch.__version__,

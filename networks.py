@@ -31,6 +31,9 @@ import vgg_imagenet
 from any_network import Anatomy
 from utils import InputError, logger
 
+# Mean and standard deviation per channel, in [0, 1] units, that normalise images.
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
 # Name -> image size -> factory (num_classes, in_channels) of a model with fresh weights.
 ARCHITECTURES: dict[str, dict[int, Callable[..., nn.Module]]] = {
     "vgg11bn": {32: vgg.vgg11_bn, 160: vgg_imagenet.vgg11_bn_pool},
@@ -96,6 +99,13 @@ class Network(nn.Module):
         """Take other statistics per channel; a folded network follows when it is refolded."""
         for buffer, values in ((self.mean, mean), (self.std, std)):
             buffer.copy_(torch.tensor(tuple(values)).view(1, -1, 1, 1))
+
+    def normalises_by(self, statistics: Statistics) -> bool:
+        """Whether its statistics are these, in float32."""
+        mean, std = map(torch.tensor, statistics)
+        return torch.equal(mean, self.mean.cpu().flatten()) and torch.equal(
+            std, self.std.cpu().flatten()
+        )
 
     @property
     def classifier(self) -> nn.Linear:
@@ -285,14 +295,16 @@ def block_outputs(network: Network) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def load_checkpoint(path: Path, model: nn.Module) -> dict:
-    """Load the weights of a checkpoint, ours, a published or another one, into a bare model.
+def load_checkpoint(path: Path, network: Network) -> tuple[dict, Statistics | None]:
+    """Load the weights of a checkpoint, ours, a published or another one, into a network's model.
 
     The weights may lie under `state_dict`, `model` or `net` or be the file's whole content, and
-    their names may begin with `module.`, as nn.DataParallel saves them.
+    their names may begin with `module.`, as nn.DataParallel saves them. They may stand in a wrapper
+    that normalises (WRAPPERS), whose statistics are told, not yet taken over.
 
     Returns:
-        The checkpoint's other entries: `epoch`, `seed`, perhaps `optimizer`.
+        The checkpoint's other entries (`epoch`, `seed`, perhaps `optimizer`), and the statistics of
+        its wrapper, None where it has none.
 
     Raises:
         InputError: the file is missing, damaged, not a checkpoint, of another network, or holds
@@ -310,17 +322,52 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict:
             f"{', '.join(map(repr, WEIGHT_KEYS))}"
         )
     weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
-    _check_fit(path, weights, model)
+    weights, statistics = _unwrapped(path, weights, network)
+    _check_fit(path, weights, network.model)
     infinite = next(
         (n for n, v in weights.items() if v.is_floating_point() and not v.isfinite().all()), None
     )
     if infinite:
         raise InputError(f"{path}: {infinite} is not finite: the training had diverged")
-    model.load_state_dict(weights)
-    return rest
+    network.model.load_state_dict(weights)
+    return rest, statistics
 
 
 WEIGHT_KEYS = ("state_dict", "model", "net")
+# Where wrappers keep mean and std, and what the names of the weights beside them begin with.
+WRAPPERS = (
+    ("normalize.mean", "normalize.std", "model."),
+    ("normalize.mean", "normalize.std", ""),
+    ("mean", "std", "model."),
+    ("0.mean", "0.std", "1."),  # nn.Sequential(Normalize, model)
+)
+
+
+def _unwrapped(path: Path, weights: dict, network: Network) -> tuple[dict, Statistics | None]:
+    """The bare model's weights, and the statistics of the wrapper that they stood in, if any."""
+    if weights.keys() == network.model.state_dict().keys():
+        return weights, None
+    for mean, std, prefix in WRAPPERS:
+        inner = {name: value for name, value in weights.items() if name not in (mean, std)}
+        if len(inner) == len(weights) - 2 and all(name.startswith(prefix) for name in inner):
+            found = tuple(_statistic(path, name, weights[name], network) for name in (mean, std))
+            if min(found[1]) <= 0:
+                raise InputError(f"{path}: {std} must be above 0, it holds {list(found[1])}")
+            bare = {n.removeprefix(prefix).removeprefix("module."): v for n, v in inner.items()}
+            return bare, (found[0], found[1])
+    return weights, None
+
+
+def _statistic(path: Path, name: str, value: Any, network: Network) -> tuple[float, ...]:
+    """A wrapper's mean or std, a number per channel."""
+    channels = network.mean.numel()
+    if not isinstance(value, Tensor) or value.numel() != channels or not value.isfinite().all():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"{path}: {name} must hold a finite number for each of {channels} channels; it is "
+            f"{shape}"
+        )
+    return tuple(value.flatten().tolist())
 
 
 def _read_tensors(path: Path) -> Any:
