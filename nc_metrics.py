@@ -77,7 +77,8 @@ class NeuralCollapse:
         classes, dimension = self.class_means.shape
         return (
             f"neural collapse of {classes} classes in {dimension} dimensions\n"
-            f"NC1 {self.nc1:.4g} (over classes {self.nc1_papyan:.4g}), CDNV {self.cdnv:.4g}\n"
+            f"NC1 {self.nc1:.4g} ({self.nc1_papyan:.4g} divided by the number of classes), CDNV "
+            f"{self.cdnv:.4g}\n"
             f"NC2 of the class means: norms {self.nc2_norm_activation:.4g}, angles "
             f"{self.nc2_angle_activation:.4g}; of the classifier: norms "
             f"{self.nc2_norm_classifier:.4g}, angles {self.nc2_angle_classifier:.4g}, Zhu et al. "
