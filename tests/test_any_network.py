@@ -81,6 +81,12 @@ class LikeTimm(nn.Module):
         return self.classifier(self.features(x))
 
 
+class Reusing(Net):
+    def forward(self, x):
+        x = self.body(self.relu(self.bn(self.conv(x))))
+        return self.head(self.pool(self.relu(x - 0.1)))
+
+
 class Pair(Net):
     def forward(self, x):
         return super().forward(x), x
@@ -322,7 +328,9 @@ def test_blocks_are_the_children_in_forward_order(name):
     with torch.no_grad():
         expected = by_hand(name, network.model, normalised(network, x))
         assert list(expected) == BLOCKS[name]
-        for seen in (network, FoldedNetwork(network)):
+        # Contiguous, a block's output is a view that an operation in place would change.
+        contiguous = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        for seen in (network, FoldedNetwork(network), contiguous):
             with block_outputs(seen) as found:
                 logits = seen(x)
             assert list(dict(seen.blocks())) == list(expected)
@@ -336,6 +344,15 @@ def test_blocks_are_the_children_in_forward_order(name):
                 whole = neural_collapse(values, labels, logits, weight)
                 assert collapse.nc1 == pytest.approx(whole.nc1, rel=2e-3), block
                 assert collapse.ncc_accuracy == whole.ncc_accuracy
+
+
+def test_a_child_used_twice_counts_where_it_was_last():
+    network = make("Reusing")
+    assert list(dict(network.blocks())) == ["conv", "bn", "body", "relu", "pool", "features"]
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad(), block_outputs(network) as found:
+        network(x)
+    torch.testing.assert_close(found["relu"], (found["body"] - 0.1).relu())
 
 
 # ---------------------------------------------------------------------------------------------
