@@ -25,8 +25,9 @@ FREE = {
     *("device", "compile", "cuda_graph", "eval_batch_size", "resume", "overwrite"),
     *("neural_collapse", "neural_collapse_gaussian"),
     *("git_commit", "git_dirty", "torch", "ran_on"),
+    *("data_mean", "no_normalisation"),  # mean and std tell it
 }
-STATISTICS = ("mean", "std")  # of the images; the others that args.json tells are flags
+STATISTICS = ("mean", "std")  # that images are normalised with; the others are flags
 
 
 class Setting(NamedTuple):

@@ -135,7 +135,7 @@ class Evaluator:
     def _blocks(self, images: Tensor, labels: Tensor) -> dict[str, tuple[int, LayerCollapse]]:
         network = self.network.eval()
         classes = len(network.classifier_weight)
-        collapses = {name: StreamingCollapse(classes) for name, _ in network.model.blocks()}
+        collapses = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
         with block_outputs(network) as found:
             for x, y in batches(images, labels, self.batch_size):
                 network(x)

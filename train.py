@@ -166,15 +166,16 @@ def main() -> None:
     refuse_other_run(settings, run)
 
     training = prepare(settings, run, flags.load_data(settings))
+    statistics = flags.normalisation(settings, training.data)
     if settings.resume:
-        flags.refuse_other_data(run, training.data)
+        flags.refuse_other_data(run, training.data, statistics)
     check_disk(training)
     with run.lock("train.py"):
         refuse_other_run(settings, run)  # again: the images may have taken a while
         start = restore(training)
         if start is None:
             return
-        write_json(run.args_file, flags.describe_run(settings, training.data))
+        write_json(run.args_file, flags.describe_run(settings, training.data, statistics))
         data = training.data
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
@@ -231,7 +232,8 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
         )
     if resume:
         now, earlier = vars(settings), flags.with_constants(run.trained_with())
-        differing = flags.difference(now, earlier, now.keys() - FREE_FLAGS)
+        compared = now.keys() - FREE_FLAGS - {*flags.STATISTICS}  # these once there are images
+        differing = flags.difference(now, earlier, compared)
         if differing:
             raise InputError(f"{run.path} was made with other flags: {differing}")
 
@@ -283,7 +285,9 @@ def restore(training: Training) -> Start | None:
             run.forget_from(0)
         return Start(0)
     path = run.resume_file if resume == "last" else run.checkpoint(resume - 1)
-    rest = load_checkpoint(path, learner.network.model)
+    rest, found = load_checkpoint(path, learner.network)
+    if found and not learner.network.normalises_by(found):
+        raise InputError(f"{path}: was trained with {flags.in_words(found)}; give the same")
     load_optimizer(learner.optimizer, rest.get("optimizer"), path)
     start = Start(resume) if resume != "last" else read_start(rest, path)
     if start.epoch >= settings.epochs:

@@ -174,3 +174,53 @@ def test_noise_has_its_size_and_stays_in_the_box():
 def test_an_unknown_norm_is_named(tiny_net):
     with pytest.raises(ValueError, match="l_3"):
         pgd(tiny_net, torch.rand(2, 3, 8, 8), torch.arange(2), **L_INF | {"norm": "l_3"})
+
+
+ATTACKS = {
+    "pgd": lambda model, x, y: pgd(model, x, y, **L_INF),
+    "trades": lambda model, x, y: trades(model, x, **L_INF),
+}
+NOISES = {
+    "gaussian": lambda model, x, y: gaussian_noise(x, 0.1),
+    "sign": lambda model, x, y: sign_noise(x, 0.1),
+    "l2": lambda model, x, y: l2_noise(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", (*ATTACKS, *NOISES))
+def test_images_outside_the_box_are_refused(name, tiny_net):
+    perturb = (ATTACKS | NOISES)[name]
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    for bad, told in (
+        (2 * x, r"in \[0, 1\], got values from"),
+        (x - 0.5, r"in \[0, 1\], got values from"),
+        (x / 0, "got values from"),
+        ((255 * x).to(torch.uint8), r"floats in \[0, 1\], got torch.uint8"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            perturb(tiny_net, bad, y)
+    perturb(tiny_net, x + 1e-6, y)  # a hair outside, from rounding
+
+
+def test_values_are_not_looked_at_where_that_waits_for_a_device():
+    """On the device `meta`, which has none to look at."""
+    x = torch.empty(4, 3, 8, 8, device="meta")
+    for noise in NOISES.values():
+        assert noise(None, x, None).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_was_made_under_inference_mode_is_refused(name, tiny_net):
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    with torch.inference_mode():
+        made, labels, logits = x + 0, y + 0, tiny_net(x)
+        with pytest.raises(ValueError, match="inference_mode"):
+            ATTACKS[name](tiny_net, x, y)
+    with pytest.raises(ValueError, match="inference_mode"):
+        ATTACKS[name](tiny_net, made, y)
+    if name == "pgd":
+        with pytest.raises(ValueError, match="inference_mode"):
+            pgd(tiny_net, x, labels, **L_INF)
+    else:  # these it only reads
+        trades(tiny_net, x, clean_logits=logits, **L_INF)
+    ATTACKS[name](tiny_net, made.clone(), labels.clone())

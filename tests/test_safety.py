@@ -390,7 +390,7 @@ COUNTS = ("0", "-1", "1.5", "two", "1e3", "1000001", "nan", "")
 NUMBERS = ("-1", "nan", "inf", "-inf", "1e999", "much", "")
 SWITCHES = ("=1",)  # a switch takes no value
 BAD = {
-    "model": WORDS,
+    "model": (*WORDS, "torchvision.models:", ":resnet18", "json:no_such", "no_such_module:make"),
     "train_mode": WORDS,
     "trades_bn": WORDS,
     "seed": ("-1", "0.5", "one", "4294967296", "nan", ""),
@@ -401,6 +401,9 @@ BAD = {
     "data_dir": ("/dev/null",),
     "data_name": ("cifar", "a/b", "..", "", "cats"),  # the last without --dataset folder
     "data_url": ("file:///etc/passwd", "x", "ftp://x"),
+    "mean": ("-0.1", "1.5", "nan", "white", "", "0.5"),  # the last without --std
+    "std": ("0", "-1", "inf", "nan", "255", "", "0.5"),  # the last without --mean
+    "no_normalisation": SWITCHES,
     "image_size": ("31", "0", "big", "160"),
     "limit_train": COUNTS,
     "limit_test": COUNTS,
