@@ -14,7 +14,6 @@ from torch import nn
 
 import train
 from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
-from cuda_graphs import ReplayedStep
 from inputs import Strength
 from measure import Evaluator
 from networks import ARCHITECTURES, FoldedNetwork, Network, build_model, conv_norm_pairs
@@ -368,70 +367,3 @@ def test_a_cuda_graph_without_a_gpu_is_refused_in_one_line(run_script):
     assert code == 2 and out == ""
     assert err.startswith("train.py: error: --cuda-graph needs a GPU; the device is cpu")
     assert err.count("\n") == 1
-
-
-class FakeCuda:
-    """Stands in for torch.cuda's graphs: replays by calling the step again."""
-
-    def __init__(self, monkeypatch, fails=False):
-        self.fails, self.replays, self.captures = fails, 0, 0
-        fake = self
-
-        class Nothing:
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                return False
-
-            def wait_stream(self, _):
-                pass
-
-        class Graph(Nothing):
-            def replay(self):
-                fake.replays += 1
-
-        def capture(graph):
-            fake.captures += 1
-            if fake.fails:
-                raise RuntimeError("operation not permitted\nwhile capturing")
-            return graph
-
-        for name, value in {
-            "Stream": Nothing,
-            "current_stream": Nothing,
-            "stream": lambda stream: stream,
-            "CUDAGraph": Graph,
-            "graph": capture,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-
-
-@pytest.mark.parametrize("fails", (False, True))
-def test_a_step_is_captured_once_per_batch_size_after_its_warm_up(
-    fails, tiny_net, monkeypatch, caplog
-):
-    cuda = FakeCuda(monkeypatch, fails)
-    caplog.set_level("WARNING", logger="robust_nc")
-    learner = make_learner(Network(tiny_net, *CIFAR_STATISTICS).train(), lr=0.1)
-    calls = []
-
-    def step(learner, x, y):
-        calls.append((x, y))
-        return standard_step(learner, x, y)
-
-    replayed = ReplayedStep(step)
-    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
-    for i in range(6):
-        replayed(learner, x + i, y)
-        replayed(learner, x[:4], y[:4])
-    if fails:
-        assert cuda.captures == 1 and cuda.replays == 0 and len(calls) == 12
-        assert warnings_of(caplog) == [
-            "--cuda-graph: no CUDA graph of the training step: operation not permitted"
-        ]
-        return
-    assert cuda.captures == 2 and cuda.replays == 2 * 3
-    assert len(calls) == 2 * (ReplayedStep.WARM_UP + 1)
-    captured = next(x for x, _ in calls[2 * ReplayedStep.WARM_UP :] if len(x) == 8)
-    assert torch.equal(captured, x + 5)  # what is replayed reads the present batch
