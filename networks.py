@@ -210,7 +210,11 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict:
         InputError: the file is missing, damaged, not a checkpoint, of another network, or holds
             numbers that are not finite.
     """
-    checkpoint = _read_tensors(path)
+    return load_weights(path, read_tensors(path), model)
+
+
+def load_weights(path: Path, checkpoint: Any, model: nn.Module) -> dict:
+    """load_checkpoint for a file whose content has been read."""
     rest = {}
     if isinstance(checkpoint, dict):
         key = next((k for k in WEIGHT_KEYS if isinstance(checkpoint.get(k), dict)), None)
@@ -235,8 +239,12 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict:
 WEIGHT_KEYS = ("state_dict", "model", "net")
 
 
-def _read_tensors(path: Path) -> Any:
-    """The content of a file of torch.save, as long as it is data and not code."""
+def read_tensors(path: Path) -> Any:
+    """The content of a file of torch.save, as long as it is data and not code.
+
+    Raises:
+        InputError: the file is missing, damaged or code.
+    """
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: is empty")
