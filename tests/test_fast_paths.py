@@ -12,6 +12,8 @@ from test_attacks import L_2, L_INF
 from test_attacks import share_equal as share_of_equal_entries
 from torch import nn
 
+import eval as sweep
+import flags as run_flags
 import train
 from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
 from inputs import Strength
@@ -360,6 +362,48 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
     assert out.count("--compile") == 1
     assert "--compile cannot work here and is left out: no C++ compiler\n" in out
     assert "finished; peak memory" in out
+
+
+@pytest.mark.parametrize(
+    ("mode", "in_training"),
+    (
+        # Of two batch sizes each pass that differs in mode, momentum or what it differentiates, and
+        # the eval-mode passes of the test and the training images.
+        ("std_train", 1 * 2 + 2),
+        ("pgd_train", 3 * 2 + 2),
+        ("pgd_train_TRADES", 2 * 2 + 2),
+        ("pgd_train_TRADES --trades-bn batch", 3 * 2 + 2),
+    ),
+)
+def test_a_compiled_run_compiles_in_its_first_epoch_alone(
+    mode, in_training, run_script, tiny_models, monkeypatch
+):
+    """Traced as for a compiler, but run as it is: what is counted does not depend on that."""
+    compile_module, found = nn.Module.compile, []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile_module(self, backend="eager", **how)
+    )
+    monkeypatch.setattr(run_flags, "can_compile", lambda device: True)
+    run_epoch, stats = train.run_epoch, torch._dynamo.utils.counters["stats"]
+
+    def counted(*args):
+        before = stats["unique_graphs"]
+        result = run_epoch(*args)
+        found.append(stats["unique_graphs"] - before)
+        return result
+
+    monkeypatch.setattr(train, "run_epoch", counted)
+    flags = "--dataset digits --limit-train 40 --lr-max 0.01 --attack-iters 2 --compile --epochs 3"
+    flags += f" --neural-collapse --train-mode {mode}"
+    torch.compiler.reset()
+    code, _, error = run_script(train, f"{flags} --limit-test 20 --batch-size 16")
+    assert code == 0, error
+    assert found == [in_training, 0, 0]
+    torch.compiler.reset()
+    before = stats["unique_graphs"]
+    code, _, error = run_script(sweep, f"{flags} --neural-collapse-targeted")
+    assert code == 0, error
+    assert stats["unique_graphs"] - before == 2  # with the input's gradient and without
 
 
 def test_a_cuda_graph_without_a_gpu_is_refused_in_one_line(run_script):
