@@ -144,6 +144,18 @@ def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     return torch.from_numpy(np.sort(permutation[order[:size]]))
 
 
+def equal_splits(data: Dataset, seed: int) -> Dataset:
+    """Both splits with as many images of every class as the smallest class of either has."""
+    splits = (data.train, data.test)
+    counts = [torch.bincount(part.labels, minlength=data.num_classes).min() for part in splits]
+    size = int(min(counts)) * data.num_classes
+    train, test = (
+        part.select(balanced_subset(part.labels.cpu(), size, seed).to(part.labels.device))
+        for part in splits
+    )
+    return replace(data, train=train, test=test)
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in [0, 1] units, of uint8 images (N, C, H, W)."""
     levels = torch.arange(256, dtype=torch.float64) / 255

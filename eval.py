@@ -18,7 +18,7 @@ once; the same command, started again, goes on after the last one.
 import argparse
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import product
@@ -28,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 import flags
-from data import Dataset
+from data import Dataset, equal_splits
 from files import read_json, read_rows, write_json
 from flags import Settings
 from inputs import INPUTS
@@ -40,6 +40,7 @@ from measure import (
     autoattack_rows,
     centre_rows,
     find_autoattack,
+    input_parts,
     input_rows,
     layer_rows,
     passes,
@@ -47,7 +48,6 @@ from measure import (
 from networks import FoldedNetwork, Network, load_checkpoint
 from records import (
     CENTRE_INPUTS,
-    NC1_DEFINITION,
     SPLITS,
     TABLES,
     AutoAttackRecord,
@@ -56,9 +56,11 @@ from records import (
     LayerRecord,
     Record,
     describe_record,
+    radius_of,
     swept_by_eval,
 )
 from run_folder import RunFolder
+from tables import table_lines
 from utils import (
     InputError,
     Ranks,
@@ -123,7 +125,7 @@ def size_of(data: Dataset, split: str) -> int:
 
 def images_of_inputs(parts: list[tuple], data: Dataset) -> int:
     return sum(
-        size_of(data, split) * len(passes([name for part, name in parts if part == split]))
+        size_of(data, split) * len(passes([part for part in parts if part[0] == split]))
         for split in SPLITS
     )
 
@@ -131,32 +133,38 @@ def images_of_inputs(parts: list[tuple], data: Dataset) -> int:
 def images_of_layers(parts: list[tuple], data: Dataset) -> int:
     """Once through the network where they are perturbed, once where their blocks are measured."""
     perturbed = {name for name, kind in INPUTS.items() if kind.perturb}
-    return sum(size_of(data, split) * (1 + (name in perturbed)) for split, name in parts)
+    return sum(size_of(data, split) * (1 + (name in perturbed)) for split, name, _ in parts)
 
 
 def images_of_centres(parts: list[tuple], data: Dataset) -> int:
-    return len(parts) * (len(data.train) + len(data.test)) + 2 * len(data.test)
+    radii = {radius for _, radius in parts}
+    return len(parts) * (len(data.train) + len(data.test)) + 2 * len(radii) * len(data.test)
 
 
 def autoattack_parts(settings: Settings, data: Dataset) -> list[tuple]:
     """So many images as are asked for, or as there are."""
-    return [(min(settings.autoattack, len(data.test)),)] if settings.autoattack else []
+    count = min(settings.autoattack or 0, len(data.test))
+    return [(count, radius) for radius in settings.epsilons] if count else []
 
 
 PARTS = (
     Part(
         "inputs",
         Record,
-        lambda settings, data: list(product(splits_of(settings), inputs_of(settings))),
-        lambda row: (row.split, row.input),
+        lambda settings, data: input_parts(
+            splits_of(settings), inputs_of(settings), settings.epsilons
+        ),
+        lambda row: (row.split, row.input, radius_of(row)),
         input_rows,
         images_of_inputs,
     ),
     Part(
         "layers",
         LayerRecord,
-        lambda settings, data: list(product(SPLITS, LAYER_INPUTS)) if settings.layerwise else [],
-        lambda row: (row.split, row.input),
+        lambda settings, data: (
+            input_parts(SPLITS, LAYER_INPUTS, settings.epsilons) if settings.layerwise else []
+        ),
+        lambda row: (row.split, row.input, radius_of(row)),
         layer_rows,
         images_of_layers,
         lambda network: len(network.model.blocks()),
@@ -164,8 +172,10 @@ PARTS = (
     Part(
         "nearest centres",
         CentreRecord,
-        lambda settings, data: [(means,) for means in MEANS_INPUTS] if settings.ncc else [],
-        lambda row: (row.means,),
+        lambda settings, data: (
+            list(product(MEANS_INPUTS, settings.epsilons)) if settings.ncc else []
+        ),
+        lambda row: (row.means, row.epsilon),
         centre_rows,
         images_of_centres,
         lambda network: len(CENTRE_INPUTS),
@@ -174,9 +184,9 @@ PARTS = (
         "AutoAttack",
         AutoAttackRecord,
         autoattack_parts,
-        lambda row: (row.images,),
+        lambda row: (row.images, row.epsilon),
         autoattack_rows,
-        lambda parts, data: sum(2 * count for (count,) in parts),
+        lambda parts, data: sum(2 * count for count, _ in parts),
     ),
 )
 
@@ -203,6 +213,17 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         default="train",
         help="images of the three flags above; series of the test images are named test_* "
         "(default: %(default)s)",
+    )
+    sweep.add_argument(
+        "--epsilons",
+        metavar="RADII",
+        help="attack at these radii, like 2,4,8,16, instead of the run's own; the step is then a "
+        "quarter of each (l_2: 15/128) unless --pgd-alpha is given",
+    )
+    sweep.add_argument(
+        "--equal-n",
+        action="store_true",
+        help="measure both splits on the same number of images per class, those of the smaller",
     )
     sweep.add_argument(
         "--autoattack",
@@ -253,7 +274,12 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     # The run may tell what it was trained with; a value given here must agree with it.
     parser.set_defaults(lr_max=None, epochs=None)
     args = parser.parse_args(argv)
+    args.alpha_given = args.pgd_alpha is not None
     flags.finish_run_flags(parser, args)
+    if args.epsilons is None:
+        args.epsilons = (args.epsilon,)
+    else:
+        args.epsilons = flags.parse_radii(parser, args)
     if not (inputs_of(args) or args.layerwise or args.ncc or args.autoattack):
         parser.error(
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
@@ -269,10 +295,25 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
     if args.checkpoint and args.checkpoints:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
-    settings = Settings(**vars(args))
+    settings = at_other_radius(Settings(**vars(args)))
     epochs = epochs_of(settings, results_folder(settings))
     flags.parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
     return settings
+
+
+def at_other_radius(settings: Settings) -> Settings:
+    """Where the run was trained with another epsilon than the one given, the run's own.
+
+    The one given is then the radius to attack it at.
+    """
+    path = flags.run_folder(settings).path
+    if settings.out or path.exists():
+        return settings
+    place = Path(*path.parts[-2:])
+    others = [folder for folder in path.parents[2].glob("eps*") if (folder / place).is_dir()]
+    if len(others) != 1:
+        return settings
+    return settings.replace(epsilon=float(others[0].name.removeprefix("eps")))
 
 
 def results_folder(settings: Settings) -> RunFolder:
@@ -313,6 +354,11 @@ def main() -> None:
     ranks = join_ranks()
     set_precision(settings.precision)
     run = results_folder(settings)
+    if settings.epsilon not in settings.epsilons and not settings.checkpoint:
+        radii = ", ".join(f"{radius:g}" for radius in settings.epsilons)
+        logger.info(
+            f"{run.path}, trained with epsilon {settings.epsilon:g}, is attacked at {radii}"
+        )
     if not settings.checkpoint:
         settings = as_trained(settings, run)
     files = checkpoint_files(settings, run)
@@ -392,10 +438,12 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: R
     data = flags.load_data(settings)
     if not settings.checkpoint:
         flags.refuse_other_data(run, data)
+    if settings.equal_n:
+        data = equal_splits(data, settings.seed)
     network, folded = flags.build_networks(settings, data)
     evaluator = Evaluator(folded, flags.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
-    subject = Subject(evaluator, layers, data, flags.strength(settings), settings.seed)
+    subject = Subject(evaluator, layers, data, flags.strengths(settings), settings.seed)
     return Sweep(settings, run, files, data, network, folded, subject, ranks)
 
 
@@ -403,6 +451,7 @@ def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
     now = flags.describe_run(settings, sweep.data)
+    now["step_sizes"] = {f"{r:g}": flags.step_size(settings, r) for r in settings.epsilons}
     if settings.checkpoint:
         now["checkpoint_sha256"] = [hash_of(file) for file in settings.checkpoint]
     if settings.overwrite:
@@ -411,6 +460,7 @@ def open_results(sweep: Sweep) -> None:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(rows_of(run, row_type) for row_type in TABLES):
         refuse_other_sweep(settings, run, now)
+        now["step_sizes"] = step_sizes(read_json(run.sweep_file) or {}) | now["step_sizes"]
     run.settle()  # what a killed sweep had found
     write_json(run.sweep_file, now)
 
@@ -419,11 +469,24 @@ def hash_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def step_sizes(told: dict[str, Any]) -> dict[str, float]:
+    """Radius -> step size, of eval_args.json; older ones tell one of each."""
+    if "step_sizes" in told or "pgd_alpha" not in told:
+        return told.get("step_sizes", {})
+    return {f"{told['epsilon']:g}": told["pgd_alpha"]}
+
+
 def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) -> None:
     """Stop where the records were made with other flags, images or files."""
     earlier = read_json(run.sweep_file) or {}
-    named = NAMING_FLAGS if settings.checkpoint else set()
-    differing = flags.difference(now, earlier, flags.MEASURING_FLAGS | named)
+    naming = NAMING_FLAGS if settings.checkpoint else set()
+    # The step size is one of each radius: those of other radii stay beside it.
+    compared = flags.MEASURING_FLAGS - {"pgd_alpha"} | naming
+    differing = flags.difference(now, earlier, compared)
+    former = step_sizes(earlier)
+    for radius, size in now["step_sizes"].items():
+        if not differing and former.get(radius, size) != size:
+            differing = f"--pgd-alpha was {former[radius]} at epsilon {radius}, is {size} now"
     if not differing and earlier.get("mean", list(now["mean"])) != list(now["mean"]):
         differing = "its images were others: check --data-dir"
     if not differing and settings.checkpoint:
@@ -503,73 +566,13 @@ def rows_of(run: RunFolder, row_type: type) -> list:
     return [row for row in run.rows(row_type) if swept_by_eval(row)]
 
 
-# ---------------------------------------------------------------------------------------------
-# What is printed at the end
-# ---------------------------------------------------------------------------------------------
-
-
 def summary(sweep: Sweep) -> list[str]:
     """The first and the last checkpoint of the sweep, in tables of what was asked for."""
-    settings, run = sweep.settings, sweep.run
-    lines = []
-    for split in splits_of(settings) if inputs_of(settings) else ():
-        lines += summary_table(sweep, split)
-    if settings.layerwise:
-        lines += layer_table(run.rows(LayerRecord), max(sweep.files))
-    if settings.ncc:
-        lines += centre_table(run.rows(CentreRecord), sweep.ends)
-    if settings.autoattack:
-        lines.append("AutoAttack epoch  images  clean accuracy  robust accuracy")
-        for row in run.rows(AutoAttackRecord):
-            if row.epoch in sweep.ends:
-                lines.append(
-                    f"{row.split:<10} {row.epoch:>5}  {row.images:>6}  "
-                    f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}"
-                )
-    return lines
-
-
-def summary_table(sweep: Sweep, split: str) -> list[str]:
-    """The first and the last checkpoint of the sweep, a line per input kind and checkpoint."""
-    head = "input" if split == "train" else "test input"
-    lines = [f"{head:<10} epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3     NC4"]
-    found = {(r.input, r.epoch): r for r in rows_of(sweep.run, Record) if r.split == split}
-    for name, epoch in product(inputs_of(sweep.settings), sweep.ends):
-        r = found[name, epoch]
-        lines.append(
-            f"{name:<10} {epoch:>5}  {r.accuracy:>8.4f}  {r.nc1:>8.2e}  "
-            f"{r.nc2_norm_activation:>8.4f}  {r.nc2_angle_activation:>9.4f}  {r.nc3:>6.3f}  "
-            f"{r.nc4:>6.4f}"
-        )
-    return [*lines, NC1_DEFINITION]
-
-
-def layer_table(rows: list[LayerRecord], epoch: int) -> list[str]:
-    """A line per block of one checkpoint: NC1 and NCC accuracy per input."""
-    lines = []
-    for split in SPLITS:
-        found = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
-        head = "".join(f"{name:>10}: NC1   NCC" for name in LAYER_INPUTS)
-        lines.append(f"{split:<5} {epoch:>3} layer   {head}")
-        by_layer = {(row.layer, row.input): row for row in found}
-        for layer in dict.fromkeys(row.layer for row in found):
-            line = f"          {layer:<8}"
-            for name in LAYER_INPUTS:
-                row = by_layer[layer, name]
-                line += f"{row.nc1:>15.2e} {row.ncc_accuracy:>5.3f}"
-            lines.append(line)
-    return lines
-
-
-def centre_table(rows: list[CentreRecord], epochs: Iterable[int]) -> list[str]:
-    """Accuracy by nearest class mean beside the network's."""
-    lines = ["means      epoch  test images   by class mean  by network"]
-    for row in rows:
-        if row.epoch in epochs:
-            lines.append(
-                f"{row.means:<10} {row.epoch:>5}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
-                f"{row.network_accuracy:>10.4f}"
-            )
+    settings, run, lines = sweep.settings, sweep.run, []
+    for part in PARTS:
+        asked = part.asked_for(settings, sweep.data)
+        rows = [row for row in rows_of(run, part.row_type) if part.part_of(row) in asked]
+        lines += table_lines([row for row in rows if row.epoch in sweep.ends]) if rows else []
     return lines
 
 

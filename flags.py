@@ -23,7 +23,7 @@ from data import DATASETS, DOWNLOADED, Dataset, Selection, load_dataset
 from inputs import Strength
 from networks import ARCHITECTURES, FoldedNetwork, Network
 from run_folder import RunFolder
-from steps import MODES, TRAIN_MODES, mode_name
+from steps import MODES, TRADES_BETA, TRAIN_MODES, mode_name
 from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
 
 # Flags that change what a sweep measures: records made with other values are never mixed in.
@@ -34,10 +34,18 @@ MEASURING_FLAGS = {
     "noise_level",
     "limit_train",
     "limit_test",
+    "equal_n",
     "image_size",
     "precision",
     "checkpoint",
 }
+# What older versions trained with, whose args.json does not tell it: it was no flag then.
+CONSTANTS = {"trades_beta": TRADES_BETA}
+
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+# Norm -> epsilon and step size, in 1/255 units.
+PUBLISHED_ATTACKS = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}
 
 
 class Settings(argparse.Namespace):
@@ -162,7 +170,7 @@ def _add_run_group(run: argparse._ArgumentGroup) -> None:
         "--train-mode",
         choices=TRAIN_MODES,
         default="std_train",
-        help="standard, PGD-adversarial or TRADES training (default: %(default)s)",
+        help="standard, PGD-adversarial, TRADES or MART training (default: %(default)s)",
     )
     run.add_argument(
         "--trades-bn",
@@ -258,7 +266,7 @@ def _add_machine_group(machine: argparse._ArgumentGroup) -> None:
     )
     machine.add_argument(
         "--precision",
-        choices=("fp32", "tf32", "bf16"),
+        choices=PRECISIONS,
         default="tf32",
         help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
     )
@@ -316,7 +324,7 @@ def _finish_attack_flags(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"{given} needs --epsilon and --pgd-alpha, in [0, 1] units")
         if args.norm == "l_inf" and max(args.epsilon, args.pgd_alpha) > 1:
             parser.error(f"--epsilon and --pgd-alpha are in [0, 1] units for {given}")
-    epsilon, step_size = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}[args.norm]
+    epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
     args.epsilon = epsilon if args.epsilon is None else args.epsilon
     args.pgd_alpha = step_size if args.pgd_alpha is None else args.pgd_alpha
 
@@ -338,7 +346,43 @@ def strength(settings: Settings) -> Strength:
         "steps": settings.attack_iters,
         "norm": settings.norm,
     }
-    return Strength(attack, settings.restarts, settings.noise_level / 255)
+    return Strength(attack, settings.restarts, settings.noise_level / 255, settings.epsilon)
+
+
+def parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
+    """The radii of --epsilons, ascending; ends the script where it has none."""
+    unit = DATASETS[args.dataset].epsilon_range
+    highest = 1.0 if unit == 1 and args.norm == "l_inf" else math.inf
+    try:
+        radii = sorted({non_negative_float(text) for text in args.epsilons.split(",")})
+    except argparse.ArgumentTypeError:
+        radii = []
+    if not radii or radii[-1] > highest:
+        units = "[0, 1] units" if unit == 1 else "1/255 units"
+        parser.error(
+            f"argument --epsilons: expected radii in {units} like 2,4,8,16; got {args.epsilons!r}"
+        )
+    return tuple(radii)
+
+
+def strengths(settings: Settings) -> tuple[Strength, ...]:
+    """One strength for each of --epsilons."""
+    return tuple(
+        strength(settings.replace(epsilon=radius, pgd_alpha=step_size(settings, radius)))
+        for radius in settings.epsilons
+    )
+
+
+def step_size(settings: Settings, radius: float) -> float:
+    """Of a sweep's attack at that radius, in the units of --epsilon.
+
+    --pgd-alpha; where that was not given, and the radius is not the run's own, in the proportion of
+    the published step to the published radius, a quarter under l_inf.
+    """
+    if settings.alpha_given or radius == settings.epsilon:
+        return settings.pgd_alpha
+    published_radius, published_step = PUBLISHED_ATTACKS[settings.norm]
+    return radius * published_step / published_radius
 
 
 def load_data(settings: Settings) -> Dataset:
@@ -397,6 +441,11 @@ def describe_run(settings: Settings, data: Dataset) -> dict[str, Any]:
         "torch": torch.__version__,
         "ran_on": torch.cuda.get_device_name(settings.device) if gpu else "CPU",
     }
+
+
+def with_constants(told: dict[str, Any]) -> dict[str, Any]:
+    """What an args.json tells, and what one of an older version leaves unsaid; {} stays {}."""
+    return CONSTANTS | told if told else {}
 
 
 def _git(*command: str) -> str | None:

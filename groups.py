@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from files import read_json, read_rows
-from flags import MEASURING_FLAGS
+from flags import MEASURING_FLAGS, with_constants
 from inputs import INPUTS
-from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record
+from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record, radius_of
 from run_folder import RunFolder
-from steps import MODES, mode_name
+from steps import MODE_FLAGS, MODES, mode_name
 from utils import InputError
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -81,6 +81,8 @@ class Group:
         self.inputs = {kind: line for kind, line in self.all_inputs.items() if common(line)}
         for kind in [kind for kind in self.inputs if INPUTS[kind].stands_in_for in self.inputs]:
             del self.inputs[kind]
+        if "seen" in self.inputs:  # as the paper does
+            self.inputs.pop("pgd", None)
 
     def file_name(self, figure: str = "") -> str:
         differs = [safe(name + value) for name, value in self.differs.items()]
@@ -105,7 +107,9 @@ def read_run(path: Path) -> Run:
     if not records and not folder.table(Record).is_file():
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
     # What train.py saw on exactly its training inputs comes before a later sweep.
+    epsilon = folder.epsilon()
     rows = [row for row in records if row.split == "train"]
+    rows = [row for row in rows if not radius_of(row) or row.epsilon == epsilon]
     rows.sort(key=lambda row: row.source == "train")
     setting, seed, flags = read_setting(path)
     # Its perturbed images are not those of a sweep.
@@ -140,7 +144,9 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
         dataset, model, norm, epsilon = place
         setting = Setting(mode, dataset, model, norm, float(epsilon))
         swept = read_json(path / "results" / "eval_args.json") or {}
-        return setting, int(seed), read_flags(told or {}, swept)
+        unread = MODE_FLAGS - set(MODES[mode].flags)
+        flags = read_flags(with_constants(told or {}), swept)
+        return setting, int(seed), {k: v for k, v in flags.items() if k not in unread}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         source = path / "args.json" if told is not None else f"{path}: its path"
         raise InputError(

@@ -4,6 +4,7 @@ A row says how the images are perturbed, which labels they are measured with, un
 names their series are kept, and how they look in figures.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +20,13 @@ class Strength:
 
     attack: the keywords `epsilon`, `step_size`, `steps` and `norm` of `pgd` and `trades`.
     noise: standard deviation of the noise, per pixel.
+    radius: the attack's epsilon in the units of --epsilon, as tables tell it.
     """
 
     attack: dict[str, Any]
     restarts: int
     noise: float
+    radius: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class InputKind:
     """One kind of input.
 
     perturb: from a model, images, labels and the strength to what is added; None for clean images.
+    attacked: whether it is perturbed by an attack, whose epsilon tables tell.
     targeted: measured with the next class, (y + 1) mod C, towards which it is perturbed.
     asked_by: the flags of eval.py that ask for it.
     from_clean: whether its class means are compared with those of the clean images.
     layerwise: whether --layerwise measures it.
     prefix: of its .npy series; `published` holds the names that do not follow it.
     outcome: series of accuracy and loss are SPLIT_{outcome}acc and ..._loss; None: there are none.
+    published_as: the kind whose .npy series hold it too, before those of a sweep.
     stands_in_for: the kind that figures show in its place where both were measured.
     label, color, marker, size: in figures. The colours are Okabe and Ito's, which the colour-blind
         can tell apart; markers that are drawn later are smaller, so that all are seen.
@@ -49,11 +54,13 @@ class InputKind:
     size: float
     prefix: str
     asked_by: tuple[str, ...] = ()
+    attacked: bool = False
     targeted: bool = False
     from_clean: bool = False
     layerwise: bool = False
     outcome: str | None = None
     published: dict[str, str] = field(default_factory=dict)
+    published_as: str | None = None
     stands_in_for: str | None = None
 
     def bound(
@@ -103,6 +110,7 @@ INPUTS: dict[str, InputKind] = {
         _attacked,
         *("PGD", "#D55E00", "s", 4.5),
         asked_by=("neural_collapse",),
+        attacked=True,
         from_clean=True,
         layerwise=True,
         prefix="robust_",
@@ -137,6 +145,7 @@ INPUTS: dict[str, InputKind] = {
         _towards,
         *("targeted", "#E69F00", "v", 4.5),
         asked_by=("neural_collapse_targeted",),
+        attacked=True,
         targeted=True,
         from_clean=True,
         layerwise=True,
@@ -160,6 +169,16 @@ INPUTS: dict[str, InputKind] = {
         *("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
         prefix="gaussian_label_",
         stands_in_for="gaussian",
+    ),
+    # What train.py measures under AT, TRADES and MART: the images that the epoch stepped on, which
+    # were perturbed against earlier weights (under TRADES by its own attack).
+    "seen": InputKind(
+        None,
+        *("perturbed, as seen in training", "#D55E00", "s", 4.5),
+        attacked=True,
+        from_clean=True,
+        prefix="robust_",
+        published_as="pgd",
     ),
 }
 

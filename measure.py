@@ -4,9 +4,11 @@ Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoin
 for, and their numbers do not depend on which others are: each has a random stream of its own.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +60,7 @@ MEANS_INPUTS = ("clean", "pgd")
 class Measurement:
     """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input."""
 
+    images: int
     loss: float
     accuracy: float
     collapse: NeuralCollapse
@@ -103,6 +106,7 @@ class Evaluator:
         """Loss, accuracy and neural collapse; arguments and errors as in `outputs`."""
         logits, features = self.outputs(images, labels, perturb)
         return Measurement(
+            images=len(labels),
             loss=F.cross_entropy(logits.double(), labels).item(),
             accuracy=accuracy(logits, labels),
             collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
@@ -208,7 +212,7 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
 
     Args:
         clean_means: class means (C, D) of the clean images, to compare those measured with.
-        key: its `source`, `epoch`, `split` and `input`.
+        key: its `source`, `epoch`, `split` and `input`, and `epsilon` where it was attacked.
     """
     collapse = measured.collapse
     names = {field.name for field in fields(Record)} & {field.name for field in fields(collapse)}
@@ -223,7 +227,8 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
             "clean_mean_distance": apart.mean_distance,
             "clean_mean_angle": apart.mean_angle,
         }
-    return Record(**key, loss=measured.loss, accuracy=measured.accuracy, **metrics)
+    told = {name: getattr(measured, name) for name in ("images", "loss", "accuracy")}
+    return Record(**key, **told, **metrics)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -235,21 +240,26 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
 class Subject:
     """A network with the data that it is measured on, and how its inputs are perturbed.
 
-    `layers` is the evaluator for block outputs, whose batches may have to be smaller.
+    `layers` is the evaluator for block outputs, whose batches may have to be smaller. `strengths`
+    differ in the radius and step size of their attacks alone.
     """
 
     evaluator: Evaluator
     layers: Evaluator
     data: Dataset
-    strength: Strength
+    strengths: tuple[Strength, ...]
     seed: int
 
     def split(self, name: str) -> Split:
         return getattr(self.data, name)
 
-    def perturbation(self, name: str, model: nn.Module | None = None) -> Perturb:
+    def strength(self, radius: float) -> Strength:
+        """That of an attack's radius; for inputs that are not attacked any will do."""
+        return next((s for s in self.strengths if s.radius == radius), self.strengths[0])
+
+    def perturbation(self, name: str, radius: float, model: nn.Module | None = None) -> Perturb:
         """What one kind of input adds to images, against a model or the network itself."""
-        return INPUTS[name].bound(model or self.evaluator.network, self.strength)
+        return INPUTS[name].bound(model or self.evaluator.network, self.strength(radius))
 
     def labels(self, split: str, name: str) -> Tensor:
         """What one kind of input is measured with."""
@@ -261,39 +271,61 @@ class Subject:
         seed_everything(self.seed, epoch, place_of(name), *of_test)
 
 
-def input_rows(subject: Subject, epoch: int, parts: list[tuple[str, str]]) -> list[Record]:
-    """Of each (split, kind of input) the accuracy, loss and neural collapse of the network.
+# A split, a kind of input, and the radius of its attack: 0 where it has none.
+InputPart = tuple[str, str, float]
+
+
+def input_parts(
+    splits: Iterable[str], names: Iterable[str], radii: Iterable[float]
+) -> list[InputPart]:
+    """A part for each split and kind of input, at every radius where it is attacked."""
+    return [
+        (split, name, radius)
+        for split, name in product(splits, names)
+        for radius in (radii if INPUTS[name].attacked else (0.0,))
+    ]
+
+
+def input_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> list[Record]:
+    """Of each part the accuracy, loss and neural collapse of the network.
 
     The clean images of a split are measured too where others are compared with their class means.
     """
     records = []
     for split in SPLITS:
-        wanted = [name for part, name in parts if part == split]
         clean_means = None
-        for name in passes(wanted):
+        for part in passes([part for part in parts if part[0] == split]):
+            _, name, radius = part
             subject.start_stream(epoch, split, name)
             measured = subject.evaluator.measure(
                 subject.split(split).images,
                 subject.labels(split, name),
-                subject.perturbation(name),
+                subject.perturbation(name, radius),
             )
             if name == "clean":
                 clean_means = measured.collapse.class_means
-            if name in wanted:
-                key = {"source": "eval", "epoch": epoch, "split": split, "input": name}
+            if part in parts:
+                key = key_of(epoch, part) | {"source": "eval"}
                 compared = clean_means if INPUTS[name].from_clean else None
                 records.append(make_record(measured, compared, **key))
     return records
 
 
-def passes(wanted: list[str]) -> list[str]:
-    """The kinds of input to pass through the network for the wanted ones, clean first."""
-    needed = {"clean"} if any(INPUTS[name].from_clean for name in wanted) else set()
-    return [name for name in INPUTS if name in {*wanted, *needed}]
+def passes(wanted: list[InputPart]) -> list[InputPart]:
+    """The parts of one split to pass through the network for the wanted ones, clean first."""
+    needed = {(split, "clean", 0.0) for split, name, _ in wanted if INPUTS[name].from_clean}
+    return sorted({*wanted, *needed}, key=lambda part: (place_of(part[1]), part[2]))
 
 
-def layer_rows(subject: Subject, epoch: int, parts: list[tuple[str, str]]) -> list[LayerRecord]:
-    """Of each (split, kind of input) the collapse after every block, a row per block.
+def key_of(epoch: int, part: InputPart) -> dict[str, Any]:
+    """The fields of Record and LayerRecord that name one part of an epoch."""
+    split, name, radius = part
+    epsilon = radius if INPUTS[name].attacked else math.nan
+    return {"epoch": epoch, "split": split, "input": name, "epsilon": epsilon}
+
+
+def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> list[LayerRecord]:
+    """Of each part the collapse after every block, a row per block.
 
     Test images are measured against the class means of the test images themselves: it is their
     own collapse. Targeted inputs are measured with the target labels. The perturbed images of one
@@ -302,26 +334,29 @@ def layer_rows(subject: Subject, epoch: int, parts: list[tuple[str, str]]) -> li
     Source: Su et al. 2024, layer-wise collapse.
     """
     records = []
-    for split, name in parts:
+    for part in parts:
+        split, name, radius = part
         labels = subject.labels(split, name)
         subject.start_stream(epoch, split, name)
         images = subject.evaluator.perturbed(
-            subject.split(split).images, labels, subject.perturbation(name)
+            subject.split(split).images, labels, subject.perturbation(name, radius)
         )
         found = subject.layers.blocks(images, labels)
+        key = key_of(epoch, part) | {"images": len(labels)}
         records += [
-            LayerRecord(epoch, split, name, layer, index, width, **vars(collapse))
+            LayerRecord(layer=layer, index=index, features=width, **key, **vars(collapse))
             for index, (layer, (width, collapse)) in enumerate(found.items())
         ]
     return records
 
 
-def centre_rows(subject: Subject, epoch: int, parts: list[tuple[str]]) -> list[CentreRecord]:
+def centre_rows(subject: Subject, epoch: int, parts: list[tuple[str, float]]) -> list[CentreRecord]:
     """Test images by the nearest class mean of the training features, beside the network itself.
 
-    The class means are of clean and of PGD-perturbed training images (the parts); the test images
-    are clean, perturbed by PGD against the network, and, for each of the two, by PGD against the
-    classifier by nearest means ("adaptive"). Both attacks start from the same draws.
+    The class means are of clean or of PGD-perturbed training images, and all attacks have one
+    radius: these two are a part. The test images are clean, perturbed by PGD against the network,
+    and by PGD against the classifier by nearest means ("adaptive"). Both attacks start from the
+    same draws.
 
     Source: Su et al. 2024, the robustness of the nearest-centre classifier.
     """
@@ -332,14 +367,20 @@ def centre_rows(subject: Subject, epoch: int, parts: list[tuple[str]]) -> list[C
         return subject.evaluator.outputs(part.images, part.labels, perturb)
 
     records, data = [], subject.data
-    seen = {name: outputs("test", name, subject.perturbation(name)) for name in ("clean", "pgd")}
-    for (means,) in parts:
-        _, features = outputs("train", means, subject.perturbation(means))
+    seen: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
+    for means, radius in parts:
+        for name in ("clean", "pgd"):
+            if (name, radius) not in seen:
+                perturb = subject.perturbation(name, radius)
+                seen[name, radius] = outputs("test", name, perturb)
+        _, features = outputs("train", means, subject.perturbation(means, radius))
         class_means = compute_class_means(features.double(), data.train.labels, data.num_classes)
         centres = NearestCentre(subject.evaluator.network, class_means).eval()
-        seen[ADAPTIVE] = outputs("test", "pgd", subject.perturbation("pgd", centres))
+        seen[ADAPTIVE, radius] = outputs(
+            "test", "pgd", subject.perturbation("pgd", radius, centres)
+        )
         for name in CENTRE_INPUTS:
-            logits, features = seen[name]
+            logits, features = seen[name, radius]
             records.append(
                 CentreRecord(
                     epoch,
@@ -348,31 +389,36 @@ def centre_rows(subject: Subject, epoch: int, parts: list[tuple[str]]) -> list[C
                     input=name,
                     ncc_accuracy=accuracy(centres.classify(features), data.test.labels),
                     network_accuracy=accuracy(logits, data.test.labels),
+                    images=len(data.test),
+                    centre_images=len(data.train),
+                    epsilon=radius,
                 )
             )
     return records
 
 
 def autoattack_rows(
-    subject: Subject, epoch: int, parts: list[tuple[int]]
+    subject: Subject, epoch: int, parts: list[tuple[int, float]]
 ) -> list[AutoAttackRecord]:
-    """Accuracy of so many class-balanced test images (a part) under standard AutoAttack.
+    """Accuracy of so many class-balanced test images under standard AutoAttack.
+
+    How many, and the radius of the attack, are a part.
 
     Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
     Parameter-free Attacks" (ICML 2020).
     """
     records = []
-    for (count,) in parts:
+    for count, radius in parts:
         labels = subject.data.test.labels
         chosen = balanced_subset(labels.cpu(), count, subject.seed)
         part = subject.data.test.select(chosen.to(labels.device))
         x, y = as_float(part.images), part.labels
         subject.start_stream(epoch, "test", "pgd")
-        attacked = _autoattack(subject, x, y)
+        attacked = _autoattack(subject, x, y, subject.strength(radius))
         clean, _ = subject.evaluator.outputs(x, y)
         robust, _ = subject.evaluator.outputs(attacked, y)
         records.append(
-            AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), accuracy(robust, y))
+            AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), accuracy(robust, y), radius)
         )
     return records
 
@@ -382,17 +428,17 @@ def find_autoattack() -> str | None:
     return next((name for name in ("autoattack", "torchattacks") if find_spec(name)), None)
 
 
-def _autoattack(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
+def _autoattack(subject: Subject, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
     """Images (N, C, H, W) under standard AutoAttack.
 
     Raises:
         InputError: the package left the epsilon-ball or the image box.
     """
-    epsilon = subject.strength.attack["epsilon"]
-    norm = {"l_inf": "Linf", "l_2": "L2"}[subject.strength.attack["norm"]]
+    epsilon = strength.attack["epsilon"]
+    norm = {"l_inf": "Linf", "l_2": "L2"}[strength.attack["norm"]]
     try:
         with memory_advice("--eval-batch-size can be lowered"):
-            attacked = _standard_evaluation(subject, x, y, norm)
+            attacked = _standard_evaluation(subject, x, y, {"norm": norm, "eps": epsilon})
     except IndexError as error:  # of its loss, which compares the four likeliest classes
         raise InputError("standard AutoAttack needs at least four classes") from error
     delta = (attacked - x).flatten(1)
@@ -403,9 +449,9 @@ def _autoattack(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
     return attacked
 
 
-def _standard_evaluation(subject: Subject, x: Tensor, y: Tensor, norm: str) -> Tensor:
+def _standard_evaluation(subject: Subject, x: Tensor, y: Tensor, ball: dict[str, Any]) -> Tensor:
     network, classes = subject.evaluator.network, subject.data.num_classes
-    options = {"norm": norm, "eps": subject.strength.attack["epsilon"], "seed": subject.seed}
+    options = ball | {"seed": subject.seed}
     if find_autoattack() == "autoattack":
         from autoattack import AutoAttack
 

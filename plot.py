@@ -271,7 +271,7 @@ def distance_plots(groups: list[Group]) -> list[Plot]:
     """Clean against perturbed class means of AT and TRADES, together where the place is one."""
     shared = defaultdict(list)
     for group in groups:
-        line = group.inputs.get("pgd", [{}])
+        line = perturbed_line(group)
         adversary = MODES[group.setting.mode].adversary
         if adversary and np.isfinite(average(line, "clean_angle")[1]).any():
             shared[group.setting.place].append(group)
@@ -279,11 +279,16 @@ def distance_plots(groups: list[Group]) -> list[Plot]:
             logger.info(f"{group.file_name()}: left out, not measured: distance to clean")
     plots = []
     for place, together in shared.items():
-        lines = list(zip(mode_styles(together), (g.inputs["pgd"] for g in together), strict=True))
+        lines = list(zip(mode_styles(together), map(perturbed_line, together), strict=True))
         panels = [(p, [(*line, p.field) for line in lines]) for p in DISTANCE_PANELS]
         title = f"clean to perturbed class means, {together[0].setting.description}"
         plots.append(Plot(f"distance_{place}", title, together, panels))
     return plots
+
+
+def perturbed_line(group: Group) -> Line:
+    """The perturbed images of AT and TRADES that the group's figures show."""
+    return group.inputs.get("seen") or group.inputs.get("pgd", [{}])
 
 
 def mode_styles(groups: list[Group]) -> list[Style]:

@@ -3,10 +3,13 @@
 Each is a dataclass with a column per field; `key` is what no two rows of a table share. Accuracies
 and shares are in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a
 default, so that tables of older versions stay readable.
+
+`images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is the
+radius of their attack in the units of --epsilon, NaN where there was none.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -49,11 +52,13 @@ class Record:
     cdnv: float = math.nan
     nc2_zhu: float = math.nan
     nc3_zhu: float = math.nan
+    images: int = 0
+    epsilon: float = math.nan
 
     @property
     def key(self) -> tuple:
         """What no two rows share, and the order of the rows."""
-        return self.epoch, self.source, self.split, place_of(self.input)
+        return self.epoch, self.source, self.split, place_of(self.input), radius_of(self)
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,18 @@ class LayerRecord:
     nc2_angle: float
     ncc_accuracy: float
     ncc_agreement: float
+    images: int = 0
+    epsilon: float = math.nan
+    centre_accuracy: float = math.nan
+    target_centre_accuracy: float = math.nan
+    clean_distance: float = math.nan
+    clean_angle: float = math.nan
 
     @property
     def key(self) -> tuple:
         """What no two rows share, and the order of the rows."""
-        return self.epoch, SPLITS.index(self.split), place_of(self.input), self.index
+        split, input = SPLITS.index(self.split), place_of(self.input)
+        return self.epoch, split, input, radius_of(self), self.index
 
 
 ADAPTIVE = "adaptive"  # PGD against the nearest-centre classifier itself
@@ -90,7 +102,9 @@ CENTRE_INPUTS = ("clean", "pgd", ADAPTIVE)  # what it is tested on
 class CentreRecord:
     """A row of ncc.csv: one epoch's nearest-centre classifier, and the network, on one input.
 
-    `means` names the training images that the class means are of: clean, or perturbed by PGD.
+    `means` names the training images that the class means are of: clean, or perturbed by PGD;
+    `centre_images` is how many these are. `images` counts the test images, and `epsilon` holds for
+    both, also where the test images are clean.
     """
 
     epoch: int
@@ -99,12 +113,16 @@ class CentreRecord:
     input: str
     ncc_accuracy: float
     network_accuracy: float
+    images: int = 0
+    centre_images: int = 0
+    epsilon: float = math.nan
+    layer: str = "features"
 
     @property
     def key(self) -> tuple:
         """What no two rows share, and the order of the rows."""
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
-        return self.epoch, SPLITS.index(self.split), means, input
+        return self.epoch, SPLITS.index(self.split), means, radius_of(self), input
 
 
 @dataclass(frozen=True)
@@ -116,11 +134,17 @@ class AutoAttackRecord:
     images: int
     clean_accuracy: float
     robust_accuracy: float
+    epsilon: float = math.nan
 
     @property
     def key(self) -> tuple:
         """What no two rows share, and the order of the rows."""
-        return self.epoch, self.images
+        return self.epoch, self.images, radius_of(self)
+
+
+def radius_of(row: Any) -> float:
+    """The epsilon of a row, 0 where nothing was attacked: unlike NaN it can be compared."""
+    return 0.0 if math.isnan(row.epsilon) else row.epsilon
 
 
 # The tables in results/. train.py adds to the first alone.
@@ -160,6 +184,20 @@ class EpochSummary:
         return (self.epoch,)
 
 
+def as_now(row: Any, epsilon: float) -> Any:
+    """A row of TABLES as this version writes it, of a run with that epsilon.
+
+    Earlier ones did not tell the epsilon, which was the run's, and called "pgd" what train.py had
+    seen in training.
+    """
+    if isinstance(row, Record) and (row.source, row.input) == ("train", "pgd"):
+        row = replace(row, input="seen")
+    attacked = not isinstance(row, Record | LayerRecord) or INPUTS[row.input].attacked
+    if attacked and math.isnan(row.epsilon):
+        row = replace(row, epsilon=epsilon)
+    return row
+
+
 def swept_by_eval(row: Any) -> bool:
     """Whether eval.py recorded a row of one of TABLES."""
     return not isinstance(row, Record) or row.source == "eval"
@@ -170,10 +208,15 @@ STEP_MEANS = {f.name: f.metadata["over"] for f in fields(EpochSummary) if "over"
 NC1_DEFINITION = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"
 
 
+def named(row: Any) -> str:
+    """The kind of input of a row, and at which epsilon where it was attacked."""
+    return row.input if math.isnan(row.epsilon) else f"{row.input} {row.epsilon:g}"
+
+
 def describe_record(record: Record) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
     line = (
-        f"{record.input:<11} acc {record.accuracy:.4f} loss {record.loss:.4f} "
+        f"{record.split:<5} {named(record):<11} acc {record.accuracy:.4f} loss {record.loss:.4f} "
         f"nc1 {record.nc1:.3e} nc2 norm {record.nc2_norm_activation:.3f} "
         f"angle {record.nc2_angle_activation:.3f} nc3 {record.nc3:.3f} nc4 {record.nc4:.4f}"
     )
@@ -191,8 +234,10 @@ HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_
 
 
 def metric_series(input: str) -> dict[str, str]:
-    """Field of Record -> published name of its series, for one kind of input."""
+    """Field of Record -> published name of its series, for a kind of input that has its own."""
     kind = INPUTS[input]
+    if kind.published_as:
+        return {}
     stems = {f.name: f.metadata["series"] for f in fields(Record) if "series" in f.metadata}
     return {name: kind.prefix + stem for name, stem in stems.items()} | kind.published
 
@@ -220,14 +265,18 @@ def published_series(
     """Published name -> values by epoch, of every series that there are rows for.
 
     As published, accuracies and losses of the training images are those of the saved checkpoints
-    where the run is `standard` (ST), otherwise those seen in training. Test images, which were not
-    published, have test_ in front.
+    where the run is `standard` (ST), otherwise those seen in training, and so is the collapse of
+    the images that AT and TRADES trained on ("seen"), which comes before that of a later sweep's
+    PGD. Test images, which were not published, have test_ in front.
+
+    Args:
+        records: of one epsilon, the run's.
     """
     series: dict[str, np.ndarray] = {}
     for input in INPUTS:
-        rows = [r for r in records if r.input == input and r.split == "train"]
+        names_of = {input, *(name for name, k in INPUTS.items() if k.published_as == input)}
+        rows = [r for r in records if r.input in names_of and r.split == "train"]
         swept = [r for r in rows if r.source == "eval"]
-        # What train.py saw on exactly its training inputs comes before a later sweep.
         trained = [r for r in rows if r.source == "train"]
         series |= _by_epoch(swept + trained, metric_series(input))
         if standard:

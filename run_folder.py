@@ -10,7 +10,9 @@ results/            metrics.csv (Record), the published .npy series made from it
 output.log, eval.log
 """
 
+import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ from records import (
     TABLES,
     EpochSummary,
     Record,
+    as_now,
     published_series,
     series_names,
     swept_by_eval,
@@ -94,6 +97,12 @@ class RunFolder:
     def trained_with(self) -> dict[str, Any]:
         """What args.json tells; {} where there is none."""
         return read_json(self.args_file) or {}
+
+    def epsilon(self) -> float:
+        """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
+        told = read_json(self.args_file) or read_json(self.sweep_file) or {}
+        of_path = re.search(r"/eps([\d.]+)/[^/]+/[^/]+$", str(self.path.absolute()))
+        return float(told["epsilon"] if "epsilon" in told else of_path[1] if of_path else math.nan)
 
     def open(self) -> None:
         """Make the folder and read the records that are in it already."""
@@ -158,9 +167,11 @@ class RunFolder:
 
     def rows(self, row_type: type) -> list:
         """What is recorded in one of TABLES, settled or appended."""
-        path = self.table(row_type)
+        path, epsilon = self.table(row_type), self.epsilon()
         appended = read_appended(path, row_type)  # first: a sweep may settle it in between
-        return merge_rows(read_rows(path, row_type), appended)
+        settled = read_rows(path, row_type)
+        now = [[as_now(row, epsilon) for row in rows] for rows in (settled, appended)]
+        return merge_rows(*now)
 
     def table(self, row_type: type) -> Path:
         return self.results / TABLES[row_type]
@@ -183,7 +194,10 @@ class RunFolder:
                 np.save(file, values)
 
     def _series(self) -> dict[str, np.ndarray]:
-        return published_series(self.records, self.history, self.standard)
+        """Of the run's own epsilon alone."""
+        epsilon = self.epsilon()
+        records = [row for row in self.records if math.isnan(row.epsilon) or row.epsilon == epsilon]
+        return published_series(records, self.history, self.standard)
 
     # Deleting
 

@@ -4,6 +4,7 @@ A step is `step(learner, x, y) -> Step`: images (N, C, H, W) in [0, 1] and label
 It waits for nothing on the device, so that it can be captured as a CUDA graph.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +19,23 @@ from inputs import Strength
 from networks import FoldedNetwork, Network
 
 TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
+MART_LAMBDA = 5.0  # weight of the KL term: Wang et al. 2020
 
 
 @dataclass
 class Learner:
     """What training changes, a network and its optimiser, and what its attacks need.
 
-    `folded` is the network for eval mode, which takes its weights over when it is refolded.
+    folded: the network for eval mode, which takes its weights over when it is refolded.
+    trades_beta, mart_lambda: weight of the KL term of TRADES and of MART.
     """
 
     network: Network
     folded: FoldedNetwork
     optimizer: optim.Optimizer
     strength: Strength
+    trades_beta: float = TRADES_BETA
+    mart_lambda: float = MART_LAMBDA
 
 
 @dataclass
@@ -90,7 +95,7 @@ def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
 
 
 def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step:
-    """TRADES: one step on CE(clean) + 6 KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
+    """TRADES: one step on CE(clean) + beta KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
 
     The attack runs in eval mode. With `frozen` batch norm the whole step does, as the published
     code does by accident, so the clean pass serves the attack as well; without, both passes of the
@@ -106,7 +111,7 @@ def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step
         clean_logits = network(x)
     logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)
-    loss = clean_loss + TRADES_BETA * divergence(clean_logits, logits)
+    loss = clean_loss + learner.trades_beta * divergence(clean_logits, logits)
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)
 
@@ -123,6 +128,47 @@ def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
         reduction="batchmean",
         log_target=True,
     )
+
+
+def mart_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+    """MART: one step on `mart_objective` (Wang et al. 2020).
+
+    The attack is PGD on the cross-entropy in eval mode; then a clean and a perturbed pass in train
+    mode, through both of which the gradient flows.
+    """
+    network, strength = learner.network, learner.strength
+    folded = learner.folded.refold()
+    perturbed = x + pgd(folded, x, y, restarts=strength.restarts, **strength.attack)
+    clean_logits = network(x)
+    logits = network(perturbed)
+    loss = mart_objective(clean_logits, logits, y, learner.mart_lambda)
+    clean_loss = F.cross_entropy(clean_logits.detach(), y)
+    means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
+    return Step(means | update(learner.optimizer, loss), perturbed)
+
+
+def mart_objective(clean_logits: Tensor, logits: Tensor, y: Tensor, weight: float) -> Tensor:
+    """What MART minimises: boosted cross-entropy, and KL weighted by how wrong the clean image is.
+
+    With p = softmax of the clean logits (N, C), p' of the perturbed ones, labels y (N,), and
+    lambda the `weight`, the mean over the batch of
+
+        -log p'_y - log(1 - max_{k != y} p'_k) + lambda (1 - p_y) KL(p || p')
+
+    1 - p'_k is the sum of all other probabilities, and its logarithm one of a sum of exponentials:
+    nothing is lost where a probability rounds to 0 or 1, so nothing is clamped.
+
+    Source: Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified
+    Examples" (ICLR 2020), the objective of MART.
+    """
+    clean_logs, logs = F.log_softmax(clean_logits, 1), F.log_softmax(logits, 1)
+    label = y.unsqueeze(1)
+    rival = logs.scatter(1, label, -math.inf).argmax(1, keepdim=True)
+    not_rival = logs.scatter(1, rival, -math.inf).logsumexp(1)  # log(1 - p'_rival)
+    boosted = -logs.gather(1, label).squeeze(1) - not_rival
+    wrong = -torch.expm1(clean_logs.gather(1, label).squeeze(1))  # 1 - p_y
+    divergences = F.kl_div(logs, clean_logs, reduction="none", log_target=True).sum(1)
+    return (boosted + weight * wrong * divergences).mean()
 
 
 def update(optimizer: optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
@@ -161,7 +207,7 @@ class TrainingMode:
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     short, label, color, marker, line: in the names of figures and in their legends. Greys, so that
         no mode is taken for a kind of input.
-    restarts: whether its attack takes --restarts.
+    flags: those of --restarts and the like that it reads, and most modes do not.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
 
@@ -172,25 +218,34 @@ class TrainingMode:
     marker: str = ""
     line: str = "-"
     adversary: bool = True
-    restarts: bool = False
+    flags: tuple[str, ...] = ()
     trades_bn: str = "frozen"
 
 
 # Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
 MODES: dict[str, TrainingMode] = {
     "std_train": TrainingMode(standard_step, "st", "ST", adversary=False),
-    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<", restarts=True),
+    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<", flags=("restarts",)),
     "pgd_train_TRADES": TrainingMode(
         partial(trades_step, frozen=True),
         *("trades", "TRADES (frozen)", "0.35", "X", "--"),
+        flags=("trades_beta",),
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         partial(trades_step, frozen=False),
         *("trades_batch", "TRADES (batch)", "0.6", ">", "-."),
+        flags=("trades_beta",),
         trades_bn="batch",
+    ),
+    "pgd_train_MART": TrainingMode(
+        mart_step,
+        *("mart", "MART", "0.5", "*"),
+        flags=("restarts", "mart_lambda"),
     ),
 }
 TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")
+# The flags that not every mode reads.
+MODE_FLAGS = {flag for mode in MODES.values() for flag in mode.flags}
 
 
 def mode_name(train_mode: str, trades_bn: str) -> str:

@@ -1,4 +1,4 @@
-"""Train one network with a checkpoint per epoch: standard (ST), PGD-adversarial (AT) or TRADES.
+"""Train one network with a checkpoint per epoch: standard (ST), adversarial (AT), TRADES or MART.
 
     python train.py                                                   # ST, CIFAR-10, VGG11
     python train.py --train-mode pgd_train --neural-collapse          # AT, with neural collapse
@@ -23,7 +23,7 @@ from flags import Settings
 from networks import load_checkpoint, load_weights, read_tensors
 from records import NC1_DEFINITION, EpochSummary, Record, describe_record
 from run_folder import RunFolder, Snapshots, save_checkpoint, to_cpu
-from steps import MODES, Learner, mode_name
+from steps import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
 from training import Interrupted, Training, prepare, run_epoch
 from utils import (
     SCHEDULES,
@@ -68,7 +68,14 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         help="on a GPU, capture the training step as a CUDA graph and replay it without Python",
     )
     training.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    training.add_argument("--lr-schedule", choices=SCHEDULES, default="piecewise")
+    training.add_argument(
+        "--lr-schedule",
+        choices=SCHEDULES,
+        default="piecewise",
+        help="piecewise divides --lr-max by 10 after a quarter of the epochs and by 100 after "
+        "37.5 %% of them, in a short run as well; the others are in docs/flags.md (default: "
+        "%(default)s)",
+    )
     training.add_argument(
         "--lr-drop-epoch",
         type=flags.positive_int,
@@ -82,10 +89,22 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         help="what it drops to (default: %(default)s)",
     )
     training.add_argument(
+        "--trades-beta",
+        type=flags.non_negative_float,
+        default=TRADES_BETA,
+        help="weight of the KL term of TRADES (default: %(default)g)",
+    )
+    training.add_argument(
+        "--mart-lambda",
+        type=flags.non_negative_float,
+        default=MART_LAMBDA,
+        help="weight of the KL term of MART (default: %(default)g)",
+    )
+    training.add_argument(
         "--neural-collapse",
         action="store_true",
-        help="per epoch, NC of the training images; under AT and TRADES also of the perturbed "
-        "images that the epoch trained on",
+        help="per epoch, NC of the training images; under AT, TRADES and MART also of the "
+        "perturbed images that the epoch trained on",
     )
     training.add_argument(
         "--neural-collapse-gaussian",
@@ -126,8 +145,10 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     if args.lr_schedule == "multipledecay" and args.epochs < 10:
         parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
     mode = MODES[mode_name(args.train_mode, args.trades_bn)]
-    if args.restarts > 1 and not mode.restarts:
-        parser.error(f"--restarts: the attack of --train-mode {args.train_mode} has none")
+    for name in sorted(MODE_FLAGS - set(mode.flags)):
+        if getattr(args, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag}: --train-mode {args.train_mode} makes no use of it")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
     return Settings(**vars(args))
@@ -214,8 +235,8 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
             "--overwrite deletes it and those after it first"
         )
     if resume:
-        now = vars(settings)
-        differing = flags.difference(now, run.trained_with(), now.keys() - FREE_FLAGS)
+        now, earlier = vars(settings), flags.with_constants(run.trained_with())
+        differing = flags.difference(now, earlier, now.keys() - FREE_FLAGS)
         if differing:
             raise InputError(f"{run.path} was made with other flags: {differing}")
 

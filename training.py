@@ -54,7 +54,14 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
         mode,
         run,
         data,
-        Learner(network, folded, optimizer, flags.strength(settings)),
+        Learner(
+            network,
+            folded,
+            optimizer,
+            flags.strength(settings),
+            trades_beta=settings.trades_beta,
+            mart_lambda=settings.mart_lambda,
+        ),
         ReplayedStep(mode.step) if settings.cuda_graph else mode.step,
         Evaluator(folded, flags.eval_batch_size(settings)),
     )
@@ -215,7 +222,8 @@ def measure_collapse(training: Training, epoch: int, perturbed: Tensor | None) -
         records.append(make_record(clean, **key, input="clean"))
         if perturbed is not None:
             robust = evaluator.measure(perturbed, data.labels)
-            records.append(make_record(robust, clean.collapse.class_means, **key, input="pgd"))
+            key_of_seen = key | {"input": "seen", "epsilon": training.learner.strength.radius}
+            records.append(make_record(robust, clean.collapse.class_means, **key_of_seen))
     if settings.neural_collapse_gaussian:
         perturb = INPUTS["gaussian_l2"].bound(evaluator.network, training.learner.strength)
         noisy = evaluator.measure(data.images, data.labels, perturb)

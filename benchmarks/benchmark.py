@@ -44,9 +44,10 @@ from flags import (
     positive_int,
     run_folder,
 )
-from measure import Subject, input_rows
+from measure import Subject, input_parts, input_rows
 from nc_metrics import neural_collapse
 from networks import ARCHITECTURES, build_model
+from steps import MART_LAMBDA, TRADES_BETA
 from training import Training, prepare, run_epoch
 from utils import keep_freed_memory, set_precision
 
@@ -59,6 +60,8 @@ TRAINING = {
     "lr_schedule": "piecewise",
     "lr_drop_epoch": 100,
     "lr_one_drop": 0.01,
+    "trades_beta": TRADES_BETA,
+    "mart_lambda": MART_LAMBDA,
     "neural_collapse": False,
     "neural_collapse_gaussian": False,
 }
@@ -332,10 +335,10 @@ def sweep_checkpoint(training: Training, kinds: tuple[str, ...]) -> None:
         evaluator=evaluator,
         layers=evaluator,
         data=training.data,
-        strength=learner.strength,
+        strengths=(learner.strength,),
         seed=training.settings.seed,
     )
-    input_rows(subject, epoch=0, parts=[("train", name) for name in kinds])
+    input_rows(subject, epoch=0, parts=input_parts(["train"], kinds, [learner.strength.radius]))
 
 
 def matrix_rate(precision: str, device: torch.device) -> float:

@@ -77,6 +77,7 @@ def test_a_compiled_network_has_the_same_outputs_and_gradients(name, training):
         ("PreActResNet18", "pgd_train"),
         ("vgg11bn", "pgd_train_TRADES"),
         ("vgg11bn", "pgd_train_TRADES --trades-bn batch"),
+        ("vgg11bn", "pgd_train_MART"),
     ),
 )
 def test_a_compiled_run_is_the_plain_one(model, mode, run_script, tmp_path):

@@ -41,6 +41,64 @@ def test_the_snippet_measures_collapse_of_a_network_of_one_s_own(tmp_path):
     assert 0.1 < angle < 3.15
 
 
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    """The lines of grid.txt and sweeps.txt, made as docs/clusters.md does."""
+    monkeypatch.chdir(tmp_path)
+    code = code_after(DOCS / "clusters.md", "## The paper's grid")
+    for _ in range(2):  # made again, they are the same
+        subprocess.run(["bash", "-ec", code], check=True)
+    return [Path(name).read_text().splitlines() for name in ("grid.txt", "sweeps.txt")]
+
+
+def test_every_line_of_the_grid_is_a_run_and_its_sweep(grid):
+    runs, sweeps = grid
+    assert len(set(runs)) == len(runs) == len(sweeps) == 36
+    for run, sweep in zip(runs, sweeps, strict=True):
+        trained = train.parse_args(run.split())
+        swept = eval_script.parse_args(sweep.split())
+        assert train.flags.run_folder(trained).path == train.flags.run_folder(swept).path
+        standard = trained.train_mode == "std_train"
+        assert trained.neural_collapse and swept.neural_collapse_gaussian
+        assert swept.neural_collapse == swept.neural_collapse_targeted == standard
+
+
+@pytest.mark.parametrize(
+    ("script", "lead", "lines"),
+    (("train.py", "Eight runs at a time", 0), ("eval.py", "Sweeps likewise", 1)),
+)
+def test_xargs_starts_every_line_on_a_gpu_of_its_own(script, lead, lines, grid, monkeypatch):
+    Path("python").write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES $@" >> asked.txt\n')
+    Path("python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
+    subprocess.run(["sh", "-ec", code_after(DOCS / "clusters.md", lead)], check=True)
+    asked = [line.split(" ", 1) for line in Path("asked.txt").read_text().splitlines()]
+    assert {gpu for gpu, _ in asked} <= set("01234567")
+    end = " --resume" if script == "train.py" else ""
+    assert sorted(words for _, words in asked) == sorted(
+        f"{script} {line}{end}" for line in grid[lines]
+    )
+
+
+@pytest.mark.parametrize("script", ("train", "sweep"))
+def test_one_slurm_script_makes_the_other(script, grid, monkeypatch):
+    Path("train.sh").write_text(code_after(DOCS / "clusters.md", "## SLURM"))
+    Path("sbatch").write_text('#!/bin/bash\necho "$@" >> submitted.txt; echo 41\n')
+    Path("srun").write_text('#!/bin/bash\necho "$@" > asked.txt\n')
+    for name in ("sbatch", "srun"):
+        Path(name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "36")
+    subprocess.run(
+        ["bash", "-ec", code_after(DOCS / "clusters.md", "a sweep can wait")], check=True
+    )
+    submitted = Path("submitted.txt").read_text().splitlines()
+    assert submitted == ["--parsable train.sh", "--dependency=aftercorr:41 sweep.sh"]
+    assert subprocess.run(["bash", f"{script}.sh"]).returncode == 0
+    expected = {"train": f"train.py {grid[0][-1]} --resume", "sweep": f"eval.py {grid[1][-1]}"}
+    assert Path("asked.txt").read_text() == f"python {expected[script]}\n"
+
+
 @pytest.mark.parametrize(("code", "requeued"), ((0, False), (1, False), (143, True)))
 def test_the_slurm_script_exits_as_the_run_did_and_requeues_what_was_stopped(
     code, requeued, tmp_path

@@ -355,10 +355,10 @@ def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
         evaluator=evaluator,
         layers=evaluator,
         data=Dataset(train=part, test=part, num_classes=10, mean=mean, std=std),
-        strength=Strength(attack=attack, restarts=1, noise=8 / 255),
+        strengths=(Strength(attack=attack, restarts=1, noise=8 / 255, radius=8.0),),
         seed=1,
     )
-    parts = [("clean",), ("pgd",)]
+    parts = [("clean", 8.0), ("pgd", 8.0)]
     found = {
         (row.means, row.input): row.ncc_accuracy
         for row in centre_rows(subject, epoch=0, parts=parts)
@@ -378,7 +378,7 @@ def test_test_images_have_series_of_their_own(image_tree, tiny_models, run_scrip
     trained = {path.name for path in results.glob("*.npy")}
     assert not any(name.startswith("test_") for name in trained)
     code, output, _ = run_script(eval_script, f"{flags} {kinds} --split both")
-    assert code == 0 and "test input epoch" in output
+    assert code == 0 and "test input epsilon" in output
     renamed = {f"test_{name.removeprefix('train_')}" for name in trained}
     assert {path.name for path in results.glob("test_*.npy")} == renamed
     records = read_rows(results / "metrics.csv", Record)

@@ -9,10 +9,11 @@ FLOORS = (
     {"vgg", "preactresnet", "preactresnet_imagenet", "resnet", "attacks", "nc_metrics", "utils"},
     {"vgg_imagenet", "files", "inputs"},
     {"records", "data", "networks"},
-    {"steps", "run_folder", "measure"},
+    {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs"},
-    {"training", "groups"},
+    {"training", "groups", "claims"},
     {"train", "eval", "plot"},
+    {"reproduce"},
 )
 PURE = {"attacks", "nc_metrics"}  # to be copied into other projects as they are
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import plot
 from groups import average, group_runs, read_run
+from inputs import INPUTS
 from records import CentreRecord, EpochSummary, LayerRecord, Record
 from run_folder import RunFolder
 from utils import learning_rate
@@ -33,6 +34,7 @@ def undrawn(monkeypatch):
 def record(epoch, input, value, source="eval", split="train"):
     """A row whose metrics are all the same value, with distances where eval.py has them."""
     row = {"source": source, "epoch": epoch, "split": split, "input": input}
+    row["epsilon"] = 8.0 if INPUTS[input].attacked else math.nan
     if input not in ("pgd", "targeted"):
         names = [field.name for field in fields(Record) if field.name.startswith("clean_")]
         row |= dict.fromkeys(names, math.nan)
@@ -41,7 +43,9 @@ def record(epoch, input, value, source="eval", split="train"):
 
 def filled(row_type, value, **known):
     """A row that has the value in every field that is not known."""
-    return row_type(**dict.fromkeys([field.name for field in fields(row_type)], value) | known)
+    values = {f.name: 100 if "images" in f.name else value for f in fields(row_type)}
+    none = {"epsilon": math.nan} if "epsilon" in values else {}
+    return row_type(**values | none | known)
 
 
 def make_run(
@@ -243,6 +247,26 @@ class TestGroups:
         [legend] = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == list(heights)
 
+    def test_the_weight_of_a_mode_s_own_objective_tells_its_runs_apart_and_no_others(self, here):
+        """A run of an older version, whose args.json does not tell beta, had 6."""
+        trades = "pgd_train_TRADES"
+        older = make_run(1, trades, value=0.1, flags={"lr_max": 0.1})
+        three, six = (run_with(2, trades, v, lr_max=0.1, trades_beta=v) for v in (3.0, 6.0))
+        robust = run_with(1, "pgd_train", 0.3, lr_max=0.1, trades_beta=6.0, restarts=1)
+        groups = groups_of(older, three, six, robust)
+        assert [[run.path for run in g.runs] for g in groups] == [[older, six], [three], [robust]]
+        assert [group.differs for group in groups] == [
+            {"trades-beta": "6"},
+            {"trades-beta": "3"},
+            {},
+        ]
+        labels = [style.label for style in plot.mode_styles(groups)]
+        assert labels == [
+            "TRADES (frozen), trades-beta 6",
+            "TRADES (frozen), trades-beta 3",
+            "AT",
+        ]
+
     def test_title_and_legend_fit_the_figure_when_much_differs(self, here):
         shared = {"batch_size": 128, "lr_schedule": "superconverge", "lr_drop_epoch": 100}
         other = {"batch_size": 256, "lr_schedule": "multipledecay", "lr_drop_epoch": 150}
@@ -264,11 +288,11 @@ class TestGroups:
 class TestFigures:
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script):
         runs = [make_run(seed, inputs=(*NOISY, "targeted")) for seed in (1, 2)]
-        modes = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch")
+        modes = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch", "pgd_train_MART")
         runs += [make_run(mode=mode) for mode in modes]
         code, output, error = run_script(plot, " ".join(map(str, runs)) + " --out drawn")
         place = "cifar_vgg11bn_l_inf_eps8.0"
-        names = ("st", "st_targeted", "at", "trades", "trades_batch", "distance")
+        names = ("st", "st_targeted", "at", "trades", "trades_batch", "mart", "distance")
         expected = {f"{name}_{place}.{kind}" for name in names for kind in ("png", "pdf")}
         assert (code, error) == (0, "")
         assert {path.name for path in Path("drawn").iterdir()} == expected
@@ -300,12 +324,13 @@ class TestFigures:
         assert run.setting.file_name() == "trades_batch_mnist_PreActResNet18_l_2_eps2.0"
         assert run.seed == 3
 
-    def test_distance_figure_holds_at_and_trades_but_not_st(self, here):
-        modes = ("std_train", "pgd_train", "pgd_train_TRADES")
+    def test_distance_figure_holds_every_mode_with_an_adversary_and_not_st(self, here):
+        modes = ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_MART")
         groups = groups_of(*(make_run(mode=mode) for mode in modes))
         [figure] = plot.distance_plots(groups)
         for _, lines in figure.panels:
-            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)"]
+            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)", "MART"]
+            assert len({(style.color, style.marker) for style, _, _ in lines}) == 3
 
     def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
         path = make_run(inputs=(*NOISY, "targeted"))

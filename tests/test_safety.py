@@ -88,7 +88,7 @@ def kill_until_done(flags, mode, folder, kills, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ("std_train", "pgd_train", "pgd_train_TRADES"))
+@pytest.mark.parametrize("mode", ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_MART"))
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp_path):
     """KILLS and KILL_SEED in the environment make it more kills, and others."""
     flags = flags.replace("--epochs 3", "--epochs 12 --checkpoint-epochs ::3")
@@ -123,7 +123,7 @@ def test_without_resume_pth_a_later_epoch_has_to_be_named(flags, run_script, tmp
     assert code == 1 and "resume.pth is missing: name an epoch, --resume N" in error
 
 
-@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
+@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES", "pgd_train_MART"))
 def test_a_signal_within_an_epoch_stops_after_the_step_and_loses_nothing(
     mode, flags, run_script, monkeypatch, tmp_path, tiny_models
 ):
@@ -525,7 +525,7 @@ def test_any_checkpoint_file_is_measured(
     command = f"{sweep_flags} --checkpoint theirs.pt plain.pth --out here"
     code, output, error = run_script(eval_script, command)
     assert code == 0, error
-    assert "theirs.pt clean" in output
+    assert "theirs.pt train clean" in output
     found = rows("here/metrics.csv")
     assert [row["epoch"] for row in found] == ["0", "0", "1", "1"]
     assert found[0] | {"epoch": "1"} == found[2]
@@ -580,11 +580,15 @@ BAD_TRAIN = {
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,
+    "trades_beta": (*NUMBERS, "3"),  # the last without TRADES
+    "mart_lambda": (*NUMBERS, "3"),  # likewise
     "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),
     "resume": ("0", "-1", "first", "400", "1.5"),
 }
 BAD_EVAL = {
     "split": WORDS,
+    "epsilons": ("", "two", "8,", "-1,8", "8;16", "nan", "inf", "8:16"),
+    "equal_n": SWITCHES,
     "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,
     "layerwise": (*SWITCHES, " --compile"),

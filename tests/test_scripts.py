@@ -133,7 +133,7 @@ def test_the_published_st_commands_leave_the_published_files(cifar_dir, run_scri
     assert json.loads((folder / "args.json").read_text())["lr_max"] == 0.1
 
 
-@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES"))
+@pytest.mark.parametrize("mode", ("pgd_train", "pgd_train_TRADES", "pgd_train_MART"))
 def test_the_published_robust_commands_leave_the_published_files(mode, cifar_dir, run_script):
     flags = f"{CIFAR_RUN} --train-mode {mode}"
     folder = Path(RUN_FOLDER.format(mode))
@@ -252,6 +252,24 @@ def test_training_anew_from_an_epoch_drops_what_a_sweep_recorded_of_later_ones(
     assert {row["epoch"] for row in recorded if row["source"] == "eval"} == {"0"}
 
 
+def test_a_run_of_a_version_without_a_flag_resumes_with_the_constant_of_then(
+    tree_flags, run_script
+):
+    flags = f"{tree_flags} --train-mode pgd_train_TRADES --neural-collapse"
+    folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train_TRADES"))
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    assert run_script(train, flags)[0] == 0
+    told = json.loads((folder / "args.json").read_text())
+    assert told.pop("trades_beta") == 6
+    (folder / "args.json").write_text(json.dumps(told))
+    code, _, error = run_script(train, f"{flags} --trades-beta 3 --resume 1 --overwrite")
+    assert code == 1 and "--trades-beta was 6.0, is 3.0 now" in error
+    assert run_script(train, f"{flags} --resume 1 --overwrite")[0] == 0
+    assert json.loads((folder / "args.json").read_text())["trades_beta"] == 6
+    code, _, error = run_script(train, f"{flags} --trades-beta 3 --resume")
+    assert code == 1 and "--trades-beta was 6.0, is 3.0 now" in error
+
+
 def test_resuming_an_empty_folder_starts_afresh(tree_flags, run_script):
     assert run_script(train, f"{tree_flags} --resume")[0] == 0
     assert (TREE_FOLDER / "model_2.pth").exists()
@@ -327,7 +345,9 @@ def test_eval_uses_the_training_images_of_the_run(tree_flags, run_script):
     (
         "--dataset folder --norm l_2 --optimizer adam --lr-schedule cosine --lr-max 0.001",
         "--dataset folder --train-mode pgd_train --norm l_2 --restarts 2 --precision bf16",
-        "--dataset folder --train-mode pgd_train_TRADES --trades-bn batch --norm l_2",
+        "--dataset folder --train-mode pgd_train_TRADES --trades-bn batch --norm l_2 "
+        "--trades-beta 2",
+        "--dataset folder --train-mode pgd_train_MART --mart-lambda 2 --restarts 2",
         "--dataset folder --train-mode pgd_train_TRADES --lr-schedule superconverge --lr-max 0.01",
         "--dataset folder --model preactresnet18 --lr-schedule linear --precision fp32",
         "--dataset folder --lr-schedule onedrop --lr-drop-epoch 1 --lr-one-drop 0.001",
@@ -345,7 +365,7 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
     assert code == 0, error
     folder = next(tmp_path.glob("models/*/*/*/*/*/seed1"))
     assert folder.parent.name.endswith("_batch") == ("--trades-bn batch" in flags)
-    only_train = ("lr-", "optimizer", "limit-test")
+    only_train = ("lr-", "optimizer", "limit-test", "trades-beta", "mart-lambda")
     shared = "".join(
         f"--{flag}" for flag in flags.split("--")[1:] if not flag.startswith(only_train)
     )
@@ -394,6 +414,11 @@ def test_every_mode_model_norm_and_data_set_trains_and_is_swept(
         (train, "--image-size 160", "--image-size"),
         (train, "--trades-bn batch", "--trades-bn"),
         (train, "--restarts 2", "--restarts"),
+        (train, "--train-mode pgd_train_TRADES --restarts 2", "--restarts"),
+        (train, "--train-mode pgd_train --trades-beta 5", "--trades-beta"),
+        (train, "--train-mode pgd_train_MART --trades-beta 5", "--trades-beta"),
+        (train, "--train-mode pgd_train_TRADES --mart-lambda 6", "--mart-lambda"),
+        (train, "--train-mode pgd_train_MART --trades-bn batch", "--trades-bn"),
         (train, "--lr-schedule multipledecay --epochs 5", "--lr-schedule"),
         (train, "--cuda-graph --device cpu", "--cuda-graph"),
         (train, "--no-such-flag", "--no-such-flag"),
@@ -642,7 +667,7 @@ def test_both_scripts_may_write_records_of_one_run(tmp_path):
     other.add([make_record("sign", "eval")])
     assert [record.input for record in make_folder(tmp_path, "pgd_train").records] == [
         "sign",
-        "pgd",
+        "seen",  # what train.py saw, whatever older versions call it
     ]
     assert len(rows(one.path / "history.csv")) == 1
 

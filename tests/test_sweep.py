@@ -1,7 +1,9 @@
 """What a sweep takes from the run's folder, measures, keeps apart, and says of it."""
 
+import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,13 @@ import torch
 from test_scripts import TREE_FOLDER, rows, series
 
 import eval as eval_script
+import inputs
 import networks
 import train
+from files import read_rows
 from measure import Evaluator
+from records import CentreRecord, LayerRecord, Record
+from run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 ALL_INPUTS = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
@@ -252,3 +258,120 @@ class TestNamedFolders:
             assert run_script(eval_script, sweep)[0] == 0
             assert (folder / "results" / "robust_nc1.npy").exists()
         assert not TREE_FOLDER.exists()
+
+
+def table(row_type, name):
+    return read_rows(TREE_FOLDER / "results" / name, row_type)
+
+
+class TestEpsilons:
+    """Attacks at several radii: clean and noise once, the published series of the run's own."""
+
+    def test_each_radius_has_its_rows_and_the_rest_is_measured_once(
+        self, run_of_three, run_script, measured
+    ):
+        flags = f"{run_of_three} {ALL_INPUTS} --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        alone = {
+            (r.input, r.epsilon): r for r in table(Record, "metrics.csv") if r.source == "eval"
+        }
+        series_of_8 = np.load(TREE_FOLDER / "results/robust_nc1.npy")
+        measured.clear()
+        code, output, _ = run_script(eval_script, f"{flags} --epsilons 2,8,80")
+        assert code == 0 and "pgd 80" in output
+        # Clean again for its class means, and PGD and the targeted attack at two more radii.
+        assert measured == [(18, False)] + [(18, True)] * 4
+        found = {
+            (r.input, r.epsilon): r for r in table(Record, "metrics.csv") if r.source == "eval"
+        }
+        assert found.keys() - alone.keys() == {
+            (name, radius) for name in ("pgd", "targeted") for radius in (2.0, 80.0)
+        }
+        assert all(repr(found[key]) == repr(row) for key, row in alone.items() if key in found)
+        assert found["pgd", 80.0].loss > found["pgd", 8.0].loss > found["pgd", 2.0].loss
+        now = np.load(TREE_FOLDER / "results/robust_nc1.npy")
+        assert np.array_equal(series_of_8, now, equal_nan=True)
+
+    def test_a_radius_is_attacked_with_a_quarter_of_it_as_step(
+        self, run_of_three, run_script, monkeypatch
+    ):
+        used = []
+        original = inputs.pgd
+
+        def pgd(*args, **keywords):
+            used.append((keywords["epsilon"] * 255, keywords["step_size"] * 255))
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(inputs, "pgd", pgd)
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        assert run_script(eval_script, f"{flags} --epsilons 16,8,2")[0] == 0
+        assert used == [pytest.approx(pair) for pair in ((2, 0.5), (8, 2), (16, 4))]
+        code, _, error = run_script(eval_script, f"{flags} --epsilons 16 --pgd-alpha 1")
+        assert code == 1 and "--pgd-alpha was 4.0 at epsilon 16, is 1.0 now" in error
+        used.clear()
+        assert run_script(eval_script, f"{flags} --epsilons 4 --pgd-alpha 3")[0] == 0
+        assert used == [pytest.approx((4, 3))]
+
+    def test_an_epsilon_of_no_run_attacks_the_only_one_there_is(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        code, output, _ = run_script(eval_script, f"{flags} --epsilon 16")
+        assert code == 0 and "trained with epsilon 8, is attacked at 16" in output
+        rows = [r for r in table(Record, "metrics.csv") if r.source == "eval"]
+        assert [(r.input, r.epsilon) for r in rows if r.input == "pgd"] == [("pgd", 16.0)]
+        assert not (TREE_FOLDER / "results/robust_nc1.npy").exists()
+        shutil.copytree(TREE_FOLDER.parents[1], TREE_FOLDER.parents[2] / "eps4.0")
+        code, _, error = run_script(eval_script, f"{flags} --epsilon 2")
+        assert code == 1 and "eps2.0" in error and "no such checkpoint" in error
+
+    def test_all_tables_have_the_radius(self, run_of_three, run_script):
+        flags = f"{run_of_three} --layerwise --ncc --checkpoints 2 --epsilons 2,8"
+        assert run_script(eval_script, flags)[0] == 0
+        layers, centres = table(LayerRecord, "layers.csv"), table(CentreRecord, "ncc.csv")
+        assert {r.epsilon for r in layers if r.input in ("pgd", "targeted")} == {2.0, 8.0}
+        assert all(np.isnan(r.epsilon) for r in layers if r.input in ("clean", "gaussian"))
+        assert {r.epsilon for r in centres} == {2.0, 8.0}
+        assert len({r.key for r in centres}) == len(centres) == 12
+
+
+class TestHowManyImages:
+    def test_every_row_tells(self, run_of_three, run_script):
+        flags = f"{run_of_three} --checkpoints 2 --limit-train 9 --limit-test 3"
+        kinds = f"{ALL_INPUTS} --layerwise --ncc --split both"
+        assert run_script(eval_script, f"{flags} {kinds}")[0] == 0
+        for row in table(Record, "metrics.csv"):
+            full = {"train": 18, "test": 6}
+            swept = {"train": 9, "test": 3}
+            assert row.images == (full if row.source == "train" else swept)[row.split]
+        for row in table(LayerRecord, "layers.csv"):
+            assert row.images == {"train": 9, "test": 3}[row.split]
+        for row in table(CentreRecord, "ncc.csv"):
+            assert (row.images, row.centre_images) == (3, 9)
+
+    def test_equal_n_takes_as_many_of_each_class_from_both_splits(self, run_of_three, run_script):
+        flags = f"{run_of_three} --checkpoints 2 --split both --neural-collapse"
+        assert run_script(eval_script, f"{flags} --equal-n")[0] == 0
+        assert {r.images for r in table(Record, "metrics.csv") if r.source == "eval"} == {6}
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and "--equal-n was True, is False now" in error
+
+
+class TestOlderTables:
+    def test_rows_that_do_not_tell_are_of_the_run_s_epsilon(self, tree, run_script):
+        mode = "--train-mode pgd_train --epochs 2"
+        assert run_script(train, f"{tree} {mode} --neural-collapse")[0] == 0
+        assert run_script(eval_script, f"{tree} {mode} --neural-collapse")[0] == 0
+        folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train"))
+        path = folder / "results/metrics.csv"
+        now = read_rows(path, Record)
+        assert {r.input for r in now if r.source == "train"} == {"clean", "seen"}
+        old = rows(path)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [n for n in old[0] if n not in ("images", "epsilon")])
+            writer.writeheader()
+            for row in old:
+                kept = {name: row[name] for name in writer.fieldnames}
+                writer.writerow(kept | {"input": row["input"].replace("seen", "pgd")})
+        found = RunFolder(folder, standard=False).rows(Record)
+        assert [repr(replace(row, images=0)) for row in now] == [repr(row) for row in found]
+        code, output, _ = run_script(eval_script, f"{tree} {mode} --neural-collapse")
+        assert code == 0 and "0 checkpoints (2 done before)" in output

@@ -1,5 +1,7 @@
 """Training steps against the published trajectories, batch-norm modes, learning rates."""
 
+import copy
+import math
 from dataclasses import replace
 
 import cases
@@ -9,10 +11,11 @@ import torch
 from conftest import CIFAR_STATISTICS, GOLDEN_SEED
 
 import flags as run_flags
+from attacks import pgd
 from data import Dataset, Split, as_float
 from inputs import Strength
 from networks import FoldedNetwork, Network
-from steps import MODES, Learner, Step
+from steps import MODES, Learner, Step, divergence, mart_objective
 from train import parse_args
 from training import prepare, train_epoch
 from utils import learning_rate
@@ -35,13 +38,14 @@ TRAJECTORIES = [
 ]
 
 
-def make_learner(network, lr, restarts=1, **settings):
+def make_learner(network, lr, restarts=1, weights=None, **settings):
     attack = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf"}
     return Learner(
         network=network,
         folded=FoldedNetwork(network),
         optimizer=torch.optim.SGD(network.model.parameters(), lr=lr, **settings),
         strength=Strength(attack=attack, restarts=restarts, noise=8 / 255),
+        **weights or {},
     )
 
 
@@ -91,6 +95,8 @@ def test_every_train_mode_pass_moves_the_running_statistics(tiny_net):
         ("pgd_train", 1, 11 + 2),
         ("pgd_train", 2, 22 + 2),
         ("pgd_train_TRADES_batch", 1, 2),
+        ("pgd_train_MART", 1, 2),
+        ("pgd_train_MART", 2, 2),
     ):
         now = steps_seen(network, mode, restarts)
         assert now - passes == expected, (mode, restarts)
@@ -107,8 +113,100 @@ def test_frozen_trades_trains_with_untouched_running_statistics(tiny_net):
     assert not network.training
 
 
-@pytest.mark.parametrize("mode", ("pgd_train_TRADES", "pgd_train_TRADES_batch"))
-def test_trades_has_finite_gradients_where_a_probability_underflows(mode, tiny_net):
+# Probabilities of two images, clean and perturbed, that a pocket calculator can follow.
+CLEAN = ((0.5, 0.3, 0.2), (0.1, 0.1, 0.8))
+ATTACKED = ((0.2, 0.5, 0.3), (0.3, 0.2, 0.5))
+LABELS = (0, 2)
+
+
+def logits_of(probabilities):
+    """Logits of these probabilities, shifted by what softmax does not see."""
+    return (torch.tensor(probabilities, dtype=torch.float64).log() + 3).requires_grad_()
+
+
+# KL(clean || perturbed) of the two.
+DIVERGENCES = (
+    0.5 * math.log(0.5 / 0.2) + 0.3 * math.log(0.3 / 0.5) + 0.2 * math.log(0.2 / 0.3),
+    0.1 * math.log(0.1 / 0.3) + 0.1 * math.log(0.1 / 0.2) + 0.8 * math.log(0.8 / 0.5),
+)
+
+
+def test_the_kl_term_of_trades_by_hand():
+    found = divergence(logits_of(CLEAN), logits_of(ATTACKED))
+    assert found.item() == pytest.approx(sum(DIVERGENCES) / 2, rel=1e-12)
+    assert torch.autograd.gradcheck(divergence, (logits_of(CLEAN), logits_of(ATTACKED)))
+
+
+@pytest.mark.parametrize("weight", (5.0, 0.0, 2.5))
+def test_the_objective_of_mart_by_hand(weight):
+    """The first image is mistaken for class 1; of the second class 0 comes nearest."""
+    first = -math.log(0.2) - math.log(1 - 0.5) + weight * (1 - 0.5) * DIVERGENCES[0]
+    second = -math.log(0.5) - math.log(1 - 0.3) + weight * (1 - 0.8) * DIVERGENCES[1]
+    logits = logits_of(CLEAN), logits_of(ATTACKED)
+    found = mart_objective(*logits, torch.tensor(LABELS), weight)
+    assert found.item() == pytest.approx((first + second) / 2, rel=1e-12)
+    assert torch.autograd.gradcheck(mart_objective, (*logits, torch.tensor(LABELS), weight))
+
+
+def mart_by_probabilities(clean_logits, logits, y):
+    """The objective of MART as the paper writes it; its logarithms are lost where p rounds to 1."""
+    clean, attacked = clean_logits.softmax(1), logits.softmax(1)
+    rows = torch.arange(len(y))
+    others = attacked.masked_fill(torch.nn.functional.one_hot(y, attacked.shape[1]).bool(), 0)
+    boosted = -attacked[rows, y].log() - (1 - others.amax(1)).log()
+    divergences = (clean * (clean.log() - attacked.log())).sum(1)
+    return (boosted + 5 * (1 - clean[rows, y]) * divergences).mean()
+
+
+@pytest.mark.parametrize("classes", (2, 3, 10))
+def test_the_gradient_of_mart_flows_through_both_passes(classes):
+    generator = torch.Generator().manual_seed(0)
+    drawn = 3 * torch.randn(2, 50, classes, generator=generator, dtype=torch.float64)
+    pairs = [[part.clone().requires_grad_() for part in drawn] for _ in range(2)]
+    y = torch.arange(50) % classes
+    expected = mart_by_probabilities(*pairs[0], y)
+    found = mart_objective(*pairs[1], y, 5.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+    expected.backward()
+    found.backward()
+    for theirs, ours in zip(*pairs, strict=True):
+        assert theirs.grad.abs().max() > 1e-3
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_mart_stays_finite_and_exact_where_probabilities_round_to_0_and_1():
+    """Logits 120 apart; where the perturbed image is wrong, both logarithms of it count."""
+    right, wrong = (-60.0, 60.0, -60.0), (60.0, -60.0, -60.0)  # of label 1
+    clean = torch.tensor((wrong, right, wrong, right), requires_grad=True)
+    attacked = torch.tensor((wrong, wrong, right, right), requires_grad=True)
+    found = mart_objective(clean, attacked, torch.ones(4, dtype=torch.int64), 5.0)
+    boosted = 120 + (120 - math.log(2))  # p_y is e^-120, and 1 - p_k twice that
+    assert found.item() == pytest.approx((2 * boosted + 5 * 120) / 4, rel=1e-6)
+    found.backward()
+    assert clean.grad.isfinite().all() and attacked.grad.isfinite().all()
+    # The gradient of -log p_y is (1, -1, 0), that of -log(1 - p_0) is (1, -1/2, -1/2).
+    torch.testing.assert_close(attacked.grad[1], torch.tensor((2.0, -1.5, -0.5)) / 4)
+
+
+@pytest.mark.parametrize("restarts", (1, 2))
+def test_the_attack_of_mart_is_pgd_in_eval_mode(restarts, tiny_net):
+    network = Network(tiny_net, *CIFAR_STATISTICS).train()
+    learner = make_learner(network, lr=0.1, restarts=restarts)
+    with torch.no_grad():  # what an earlier step would have changed
+        tiny_net.linear.weight.mul_(-1)
+        tiny_net.norm.running_mean.fill_(0.2)
+        tiny_net.norm.running_var.fill_(0.7)
+    twin = Network(copy.deepcopy(tiny_net), *CIFAR_STATISTICS).eval()
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    torch.manual_seed(1)
+    found = MODES["pgd_train_MART"].step(learner, x, y).perturbed
+    torch.manual_seed(1)
+    expected = x + pgd(twin, x, y, restarts=restarts, **learner.strength.attack)
+    assert ((found - expected).abs() < 1e-6).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("mode", ("pgd_train_TRADES", "pgd_train_TRADES_batch", "pgd_train_MART"))
+def test_gradients_are_finite_where_a_probability_underflows(mode, tiny_net):
     with torch.no_grad():
         tiny_net.linear.bias[0] = 200.0  # the other probabilities are exactly zero in float32
     network = Network(tiny_net, *CIFAR_STATISTICS)
@@ -116,10 +214,18 @@ def test_trades_has_finite_gradients_where_a_probability_underflows(mode, tiny_n
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_step_tells_the_means_of_its_batch(mode, tiny_net):
+@pytest.mark.parametrize(
+    ("mode", "weights"),
+    (
+        *((mode, {}) for mode in MODES),
+        ("pgd_train_TRADES", {"trades_beta": 2.5}),
+        ("pgd_train_TRADES_batch", {"trades_beta": 0.0}),
+    ),
+)
+def test_a_step_tells_the_means_of_its_batch(mode, weights, tiny_net):
     """Those of the weights before it, but for the running statistics that its passes move."""
-    learner = make_learner(Network(tiny_net, *CIFAR_STATISTICS).train(), lr=0.1)
+    network = Network(tiny_net, *CIFAR_STATISTICS).train()
+    learner = make_learner(network, lr=0.1, weights=weights)
     twin = Network(type(tiny_net)(), *CIFAR_STATISTICS)
     twin.load_state_dict(learner.network.state_dict())
     twin.train(mode != "pgd_train_TRADES")
@@ -136,9 +242,12 @@ def test_a_step_tells_the_means_of_its_batch(mode, tiny_net):
         robust_logits = twin(result.perturbed)
         if mode == "pgd_train":
             objective = torch.nn.functional.cross_entropy(robust_logits, y)
+        elif mode == "pgd_train_MART":
+            objective = mart_by_probabilities(logits, robust_logits, y)
         else:
             clean, attacked = logits.softmax(1), robust_logits.softmax(1)
-            objective = loss + 6 * (clean * (clean / attacked).log()).sum() / 8
+            beta = weights.get("trades_beta", 6)
+            objective = loss + beta * (clean * (clean / attacked).log()).sum() / 8
         expected["train_robust_loss"] = objective
         expected["train_robust_acc"] = (robust_logits.argmax(1) == y).sum() / 8
     objective.backward()
@@ -175,6 +284,20 @@ def make_training(monkeypatch, data, step, command):
     """A run's Training on the data, whose steps are replaced."""
     settings = parse_args(f"--dataset cifar --device cpu {command}".split())
     return replace(prepare(settings, run_flags.run_folder(settings), data), step=step)
+
+
+def test_the_weights_of_the_objectives_are_those_of_the_flags(tiny_models, monkeypatch):
+    part = Split(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), torch.arange(6) % 4)
+    data = Dataset(part, part, 4, *CIFAR_STATISTICS)
+    trades = "--train-mode pgd_train_TRADES --trades-beta 2.5"
+    for command, expected in (
+        ("", (6, 5)),
+        (trades, (2.5, 5)),
+        (f"{trades} --trades-bn batch", (2.5, 5)),
+        ("--train-mode pgd_train_MART --mart-lambda 1.5", (6, 1.5)),
+    ):
+        learner = make_training(monkeypatch, data, None, command).learner
+        assert (learner.trades_beta, learner.mart_lambda) == expected
 
 
 def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_models, monkeypatch):
@@ -225,6 +348,7 @@ def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_models
         ("--train-mode std_train --neural-collapse", False),
         ("--train-mode pgd_train", False),
         ("--train-mode pgd_train_TRADES --neural-collapse", True),
+        ("--train-mode pgd_train_MART --neural-collapse", True),
     ),
 )
 def test_perturbed_images_are_kept_where_their_collapse_is_asked_for(

@@ -1,0 +1,547 @@
+"""Run what a report on the paper's claims needs, through train.py, eval.py and plot.py; report it.
+
+    python reproduce.py --scale small --data-dir cifar10-jpeg   # a folder of images, two CPU cores
+    python reproduce.py --scale small                           # the built-in digits
+    python reproduce.py --scale full                            # the paper's settings, on GPUs
+    python reproduce.py --scale full --list > runs.txt          # the commands, one line per run
+
+Started again, it goes on. The report is in reproduction/SCALE/: claims.md and claims.csv, figures/
+with the table of last values, runs.csv, and runs/ with the tables of every run.
+"""
+
+import argparse
+import csv
+import io
+import json
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import flags
+from claims import (
+    AT,
+    BATCH,
+    CLAIMS,
+    FROZEN,
+    MART,
+    ST,
+    Run,
+    finding_row,
+    findings_in_words,
+    judge,
+    read_runs,
+)
+from files import atomic_open, free_disk, read_rows
+from flags import PUBLISHED_ATTACKS, Parser, Settings
+from networks import Network, build_model
+from records import TABLES, EpochSummary, Record
+from steps import MODES
+from utils import InputError, Stopped, logger, run_script, select_device, set_precision
+
+CODE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network, the way it is trained, and the seeds. `claims` are those that it is evidence for.
+
+    deep: whether blocks, nearest centres and other radii are measured after the last epoch.
+    dataset: another one than the scale's.
+    """
+
+    mode: str
+    claims: tuple[int, ...]
+    model: str = "vgg11bn"
+    norm: str = "l_inf"
+    seeds: int = 1
+    deep: bool = True
+    dataset: str | None = None
+
+
+ST_CLAIMS, ALL = (1, 2, 3, 6, 7), tuple(CLAIMS)
+SMALL = (
+    Experiment(ST, ST_CLAIMS, seeds=3),
+    Experiment(AT, (4, 5, 6, 7), seeds=2),
+    Experiment(FROZEN, (5,), seeds=2),
+    Experiment(BATCH, (5,), seeds=2),
+    Experiment(MART, (5,)),
+    Experiment(ST, ST_CLAIMS, model="PreActResNet18"),
+    Experiment(AT, (4, 5, 6, 7), model="PreActResNet18"),
+    Experiment(ST, ST_CLAIMS, norm="l_2"),
+    Experiment(AT, (4, 5, 6, 7), norm="l_2"),
+    Experiment(ST, (1, 2, 3), deep=False, dataset="mnist"),
+)
+FULL = tuple(
+    Experiment(mode, ST_CLAIMS if mode == ST else ALL[3:], model=model, norm=norm, seeds=3)
+    for model in ("vgg11bn", "PreActResNet18")
+    for norm in PUBLISHED_ATTACKS
+    for mode in (ST, AT, FROZEN, BATCH, MART)
+)
+
+# How small runs train, long enough to fit 2,000 images; digits need fewer epochs of ST.
+SMALL_ST = {"epochs": 40}
+SMALL_ADVERSARY = {"epochs": 30, "batch_size": 64, "lr_max": 0.05, "lr_schedule": "cosine"}
+DIGITS_ST = {"epochs": 10, "lr_max": 0.05, "lr_schedule": "cosine"}
+DIGITS_RADIUS = 2.5  # times that of photographs
+SWEPT = (0, 2, 4, 9, 19)  # epochs of a small run, and its last one
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        description="Run what a report on the paper's claims needs, and write it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("small", "full"),
+        required=True,
+        help="small: 2,000 images for two CPU cores; full: the paper's settings, for GPUs",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the commands, a line per run, and run nothing"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write the report on what there is, and run nothing"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=int,
+        choices=CLAIMS,
+        metavar="CLAIM",
+        help="the runs and the report of these claims alone, 1 to 7",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="small: a folder of images (--dataset folder) instead of the built-in digits; full: "
+        "where CIFAR-10 is or is downloaded to (default: data)",
+    )
+    parser.add_argument(
+        "--mnist-dir",
+        type=Path,
+        default=Path("data"),
+        help="where MNIST is or is downloaded to (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=flags.seed_number,
+        default=[1, 2, 3],
+        help="seeds to take from (default: 1 2 3)",
+    )
+    parser.add_argument(
+        "--epochs", type=flags.positive_int, help="of every run, instead of those of the scale"
+    )
+    parser.add_argument(
+        "--limit-train",
+        type=flags.positive_int,
+        metavar="N",
+        help="training images of every run (default: small 2000, full all)",
+    )
+    parser.add_argument(
+        "--limit-test",
+        type=flags.positive_int,
+        metavar="N",
+        help="test images of every run (default: small 1000, full all)",
+    )
+    parser.add_argument(
+        "--precision", choices=flags.PRECISIONS, help="of every run (default: that of train.py)"
+    )
+    parser.add_argument(
+        "--models-dir",
+        type=Path,
+        default=Path("models"),
+        help="where run folders are made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reproduction"),
+        metavar="DIR",
+        help="where the report goes, in a folder of the scale's name (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    if args.list and args.report:
+        parser.error("--list prints commands, --report writes a report: give one of them")
+    if args.scale == "small" and args.data_dir and not args.data_dir.is_dir():
+        parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------
+# What is run
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an experiment: flags of the run, of its training, and of each of its sweeps."""
+
+    experiment: Experiment
+    seed: int
+    run: dict[str, Any]
+    training: dict[str, Any]
+    sweeps: tuple[dict[str, Any], ...]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        train = ["train.py", *words(self.run | self.training), "--resume"]
+        return [train, *(["eval.py", *words(self.run | sweep)] for sweep in self.sweeps)]
+
+    @property
+    def folder(self) -> Path:
+        """Where train.py puts it."""
+        defaults: dict[str, Any] = {"trades_bn": "frozen", "data_name": None}
+        defaults["epsilon"] = PUBLISHED_ATTACKS[self.experiment.norm][0]
+        given = {name: value for name, value in self.run.items() if value is not None}
+        return flags.run_folder(Settings(**defaults | given)).path
+
+    @property
+    def name(self) -> str:
+        mode = MODES[self.experiment.mode].label
+        data = self.run["dataset"]
+        return f"{mode}, {self.experiment.model}, {self.experiment.norm}, {data}, seed {self.seed}"
+
+
+def words(flags_by_name: dict[str, Any]) -> list[str]:
+    """Flags as words of a command; True is a switch, None and False are left out."""
+    found = []
+    for name, value in flags_by_name.items():
+        if value is None or value is False:
+            continue
+        found += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return found
+
+
+def plan(args: argparse.Namespace) -> list[Planned]:
+    """Every run that the flags ask for; first seeds first, since they answer most."""
+    experiments = SMALL if args.scale == "small" else FULL
+    chosen = [e for e in experiments if not args.only or set(args.only) & set(e.claims)]
+    planned = []
+    for place, seed in enumerate(args.seeds):
+        planned += [plan_run(args, e, seed) for e in chosen if place < e.seeds]
+    return planned
+
+
+def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
+    dataset = dataset_of(args, experiment)
+    train_mode = experiment.mode.removesuffix("_batch")
+    run = {
+        "dataset": dataset,
+        "data_dir": {"mnist": args.mnist_dir, "digits": None}.get(dataset, args.data_dir),
+        "model": experiment.model,
+        "norm": experiment.norm,
+        **attack_of(dataset, experiment.norm),
+        "train_mode": train_mode,
+        "trades_bn": "batch" if experiment.mode != train_mode else None,
+        "seed": seed,
+        "limit_train": args.limit_train or (2000 if args.scale == "small" else None),
+        "limit_test": args.limit_test or (1000 if args.scale == "small" else None),
+        "precision": args.precision,
+        "models_dir": args.models_dir,
+    }
+    training = training_of(args, experiment, dataset)
+    last = training["epochs"] - 1
+    kept = [epoch for epoch in range(0, last, 10)] if args.scale == "full" else SWEPT
+    swept = ",".join(str(epoch) for epoch in (*(e for e in kept if e < last), last))
+    if args.scale == "full":
+        training["checkpoint_epochs"] = swept
+    return Planned(experiment, seed, run, training, sweeps_of(experiment, swept, last, run))
+
+
+def dataset_of(args: argparse.Namespace, experiment: Experiment) -> str:
+    if experiment.dataset:
+        return experiment.dataset
+    if args.scale == "full":
+        return "cifar"
+    return "folder" if args.data_dir else "digits"
+
+
+def attack_of(dataset: str, norm: str) -> dict[str, float]:
+    """Radius and step where they are not the defaults of train.py."""
+    if dataset == "mnist":
+        return {"epsilon": 0.2, "pgd_alpha": 0.05}
+    if dataset == "digits":
+        return dict(
+            zip(
+                ("epsilon", "pgd_alpha"),
+                (DIGITS_RADIUS * value for value in PUBLISHED_ATTACKS[norm]),
+                strict=True,
+            )
+        )
+    return {}
+
+
+def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) -> dict[str, Any]:
+    adversary = MODES[experiment.mode].adversary
+    if args.scale == "full":
+        training: dict[str, Any] = {"epochs": 400}
+    elif adversary:
+        training = SMALL_ADVERSARY | {"checkpoint_epochs": "log"}
+    else:
+        small = DIGITS_ST if dataset == "digits" else SMALL_ST
+        training = small | {"checkpoint_epochs": "log"}
+    if args.epochs:
+        training["epochs"] = args.epochs
+    return training | {"neural_collapse": adversary}
+
+
+def sweeps_of(
+    experiment: Experiment, swept: str, last: int, run: dict[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    """All kinds of input over the epochs; then test images and more after the last one."""
+    standard = not MODES[experiment.mode].adversary
+    epochs = {
+        "neural_collapse": True,
+        "neural_collapse_gaussian": True,
+        "neural_collapse_targeted": standard,
+        "checkpoints": swept,
+    }
+    end: dict[str, Any] = {"neural_collapse": True, "split": "both", "checkpoints": last}
+    if not experiment.deep:
+        return epochs, end
+    radius = run.get("epsilon", PUBLISHED_ATTACKS[experiment.norm][0])
+    radii = ",".join(f"{radius * factor:g}" for factor in (0.25, 0.5, 2))
+    return (
+        epochs,
+        end | {"layerwise": True, "ncc": True},
+        # Without --pgd-alpha, so that the step follows the radius.
+        end | {"epsilons": radii, "pgd_alpha": None},
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# How long it takes, and running it
+# ---------------------------------------------------------------------------------------------
+
+# Forward and backward of one image in training are 1; a backward pass to the image alone costs as
+# much as a forward pass.
+FORWARD = 1 / 3
+ATTACKED = 10 * 2 * FORWARD + FORWARD
+
+
+def work_of(planned: Planned, train_images: int, test_images: int) -> float:
+    """Passes of one image, forward and backward, that training and the sweeps of a run make."""
+    adversary = MODES[planned.experiment.mode].adversary
+    epoch = train_images * (1 + adversary * (ATTACKED + 3 * FORWARD)) + test_images * FORWARD
+    checkpoints = len(planned.sweeps[0]["checkpoints"].split(","))
+    attacks = 1 if adversary else 2
+    swept = train_images * (attacks * ATTACKED + 3 * FORWARD)
+    work = planned.training["epochs"] * epoch + checkpoints * swept + test_images * ATTACKED
+    if planned.experiment.deep:
+        both = train_images + test_images
+        work += both * (2 * ATTACKED + 12 * FORWARD) + 3 * both * ATTACKED
+        work += 2 * test_images * CENTRE_ATTACKS * ATTACKED
+    return work
+
+
+CENTRE_ATTACKS = 1  # of --ncc against its classifier, in attacks of ten steps
+
+
+def seconds_of_a_pass(planned: Planned) -> float:
+    """Measured on this machine: forward and backward of one image of the run's network."""
+    device, precision = select_device("auto"), planned.run["precision"] or "tf32"
+    set_precision(precision)
+    model = build_model(planned.experiment.model, 32, 3, 10)
+    network = Network(model, (0.5,) * 3, (0.25,) * 3, bf16=precision == "bf16").to(device).train()
+    network.to(memory_format=torch.channels_last)
+    size = 1024 if device.type == "cuda" else 64
+    x, y = torch.rand(size, 3, 32, 32, device=device), torch.arange(size, device=device) % 10
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        F.cross_entropy(network(x), y).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) / size
+
+
+def images_of(planned: Planned) -> tuple[int, int]:
+    """Training and test images of a run, as far as the flags and the data set tell."""
+    whole = {"digits": (1437, 360)}
+    known = whole.get(planned.run["dataset"], (50_000, 10_000))
+    limits = (planned.run["limit_train"], planned.run["limit_test"])
+    return (min(known[0], limits[0] or known[0]), min(known[1], limits[1] or known[1]))
+
+
+def tell_cost(planned: list[Planned]) -> list[float]:
+    """One line on hours and disk; the expected seconds of each run."""
+    of_model = {p.experiment.model: p for p in planned}
+    rates = {model: seconds_of_a_pass(p) for model, p in of_model.items()}
+    expected = [work_of(p, *images_of(p)) * rates[p.experiment.model] for p in planned]
+    disk = 0
+    for p in planned:
+        weights = build_model(p.experiment.model, 32, 3, 10).state_dict().values()
+        kept = flags.select_epochs(p.training["checkpoint_epochs"], p.training["epochs"])
+        disk += (len(kept) + 2) * sum(t.numel() * t.element_size() for t in weights)
+    logger.info(
+        f"{len(planned)} runs: about {sum(expected) / 3600:.1f} hours on this machine if none is "
+        f"done yet, and {disk / 2**30:.1f} GiB of disk, of which "
+        f"{free_disk(planned[0].run['models_dir']) / 2**30:.0f} are free"
+    )
+    return expected
+
+
+class Child:
+    """The script that is running, to which signals are handed on."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.received = 0
+
+    def hand_on(self, number: int, _: Any) -> None:
+        self.received = number
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def run(self, command: list[str]) -> int:
+        """Exit code of one of our scripts."""
+        self.process = subprocess.Popen([sys.executable, str(CODE / command[0]), *command[1:]])
+        while True:
+            try:
+                return self.process.wait()
+            except KeyboardInterrupt:  # the terminal has sent it to the script as well
+                self.received = signal.SIGINT
+
+
+def run_all(planned: list[Planned], expected: list[float]) -> list[str]:
+    """Train and sweep one after the other; the names of those that failed."""
+    child, failed, started = Child(), [], time.perf_counter()
+    former = signal.signal(signal.SIGTERM, child.hand_on)
+    done = 0.0
+    try:
+        for number, (one, seconds) in enumerate(zip(planned, expected, strict=True), 1):
+            # What was done so far tells how far the expectation is from the truth.
+            pace = (time.perf_counter() - started) / done if done else 1.0
+            left = sum(expected[number - 1 :]) * pace / 3600
+            logger.info(f"run {number} of {len(planned)}: {one.name}; about {left:.1f} hours left")
+            for command in one.commands:
+                code = child.run(command)
+                if child.received:
+                    raise Stopped(child.received, "; the same command goes on from there")
+                if code:
+                    failed.append(one.name)
+                    logger.warning(f"{command[0]} ended with {code}: the run is left out")
+                    break
+            done += seconds
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    return failed
+
+
+# ---------------------------------------------------------------------------------------------
+# The report
+# ---------------------------------------------------------------------------------------------
+
+# Where things lay is no part of a result.
+PRIVATE = {"data_dir", "models_dir", "data_url", "out"}
+
+
+def write_report(args: argparse.Namespace, folders: list[Path]) -> None:
+    """claims, figures, table and runs of the folders, into reproduction/SCALE/."""
+    out = args.out / args.scale
+    runs = read_runs(folders)
+    if not runs:
+        raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
+    findings = judge(runs, args.only or CLAIMS)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        copy_results(run, out / "runs")
+    write(out / "claims.csv", to_csv([finding_row(finding) for finding in findings]))
+    write(out / "runs.csv", to_csv([run_row(run) for run in runs]))
+    words_ = findings_in_words(findings)
+    write(out / "claims.md", f"# The claims, at the {args.scale} scale\n\n{words_}")
+    logger.info(words_)
+    drawn = [str(run.folder.path) for run in runs if run.records]
+    code = Child().run(["plot.py", *drawn, "--out", str(out / "figures"), "--table"])
+    if code:
+        raise InputError("plot.py failed: the figures are missing")
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_open(path) as file:
+        file.write(text.encode())
+    logger.info(f"wrote {path}")
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return lines.getvalue()
+
+
+def copy_results(run: Run, out: Path) -> None:
+    """The tables of a run, in a folder that plot.py reads like the run's own."""
+    place = Path(*run.folder.path.parts[-6:])
+    (out / place / "results").mkdir(parents=True, exist_ok=True)
+    tables = [run.folder.table(row_type) for row_type in TABLES]
+    for source, name in [
+        (run.folder.path / "history.csv", "history.csv"),
+        *((table, f"results/{table.name}") for table in tables),
+    ]:
+        if source.exists():
+            with atomic_open(out / place / name) as file:
+                file.write(source.read_bytes())
+    for source, name in (
+        (run.folder.args_file, "args.json"),
+        (run.folder.sweep_file, "results/eval_args.json"),
+    ):
+        if source.exists():
+            told = {k: v for k, v in json.loads(source.read_text()).items() if k not in PRIVATE}
+            with atomic_open(out / place / name) as file:
+                file.write((json.dumps(told, indent=2) + "\n").encode())
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """A line of runs.csv."""
+    history = read_rows(run.folder.path / "history.csv", EpochSummary)
+    images = {r.split: r.images for r in run.folder.rows(Record) if r.source == "train"}
+    return {
+        **{field.name: getattr(run.setting, field.name) for field in fields(run.setting)},
+        "mode": run.mode,
+        "seed": run.seed,
+        "epochs": f"{len(history)} of {run.told['epochs']}",
+        "train_images": run.told.get("limit_train") or images.get("train", "all"),
+        "test_images": images.get("test", run.told.get("limit_test") or "all"),
+        "training_seconds": round(sum(row.seconds for row in history), 1),
+        "precision": run.told["precision"],
+        "commit": run.told.get("git_commit"),
+        "changed": run.told.get("git_dirty"),
+        "torch": run.told.get("torch"),
+        "ran_on": run.told.get("ran_on"),
+        "machine": platform.machine(),
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    planned = plan(args)
+    if args.list:
+        for one in planned:
+            python = ["python"]
+            print(" && ".join(shlex.join(python + command) for command in one.commands))
+        return
+    failed: list[str] = []
+    if not args.report:
+        expected = tell_cost(planned)
+        failed = run_all(planned, expected)
+    write_report(args, [one.folder for one in planned])
+    if failed:
+        raise InputError(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,93 @@
+"""Rows of the results as tables in words, for the end of a log."""
+
+from collections.abc import Callable
+from typing import Any
+
+from inputs import INPUTS
+from records import (
+    NC1_DEFINITION,
+    SPLITS,
+    AutoAttackRecord,
+    CentreRecord,
+    LayerRecord,
+    Record,
+    radius_of,
+)
+
+
+def table_lines(rows: list) -> list[str]:
+    """A table of rows of one type, of as many epochs as they are of."""
+    return TABLE_LINES[type(rows[0])](rows)
+
+
+def epsilon_of(row: Any) -> str:
+    return f"{row.epsilon:g}" if radius_of(row) else "-"
+
+
+def input_table(rows: list[Record]) -> list[str]:
+    """A line per kind of input and epoch, training images first."""
+    lines = []
+    for split in SPLITS:
+        found = [row for row in rows if row.split == split]
+        if found:
+            head = "input" if split == "train" else "test input"
+            lines.append(
+                f"{head:<10} epsilon  images  epoch  accuracy       NC1  NC2 norm  NC2 angle     "
+                "NC3     NC4"
+            )
+        for row in sorted(found, key=lambda r: (list(INPUTS).index(r.input), radius_of(r))):
+            lines.append(
+                f"{row.input:<10} {epsilon_of(row):>7}  {row.images:>6}  {row.epoch:>5}  "
+                f"{row.accuracy:>8.4f}  {row.nc1:>8.2e}  {row.nc2_norm_activation:>8.4f}  "
+                f"{row.nc2_angle_activation:>9.4f}  {row.nc3:>6.3f}  {row.nc4:>6.4f}"
+            )
+    return [*lines, NC1_DEFINITION]
+
+
+def layer_table(rows: list[LayerRecord]) -> list[str]:
+    """A line per block of the last epoch: NC1 and NCC accuracy per input."""
+    lines, epoch = [], max(row.epoch for row in rows)
+    for split in SPLITS:
+        found = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
+        kinds = list(dict.fromkeys((row.input, row.epsilon) for row in found))
+        heads = [name if epsilon != epsilon else f"{name} {epsilon:g}" for name, epsilon in kinds]
+        images = found[0].images if found else 0
+        line = "".join(f"{head:>12}: NC1   NCC" for head in heads)
+        lines.append(f"{split:<5} {epoch:>3} layer {line}   ({images} images)")
+        by_layer = {(row.layer, row.input, radius_of(row)): row for row in found}
+        for layer in dict.fromkeys(row.layer for row in found):
+            line = f"          {layer:<8}"
+            for name, epsilon in kinds:
+                row = by_layer[layer, name, 0.0 if epsilon != epsilon else epsilon]
+                line += f"{row.nc1:>15.2e} {row.ncc_accuracy:>5.3f}"
+            lines.append(line)
+    return lines
+
+
+def centre_table(rows: list[CentreRecord]) -> list[str]:
+    """Accuracy by nearest class mean beside the network's."""
+    lines = ["means      epsilon  epoch  images  test images   by class mean  by network"]
+    for row in rows:
+        lines.append(
+            f"{row.means:<10} {epsilon_of(row):>7}  {row.epoch:>5}  {row.images:>6}  "
+            f"{row.input:<11}  {row.ncc_accuracy:>14.4f}  {row.network_accuracy:>10.4f}"
+        )
+    return lines
+
+
+def autoattack_table(rows: list[AutoAttackRecord]) -> list[str]:
+    lines = ["AutoAttack epsilon  epoch  images  clean accuracy  robust accuracy"]
+    for row in rows:
+        lines.append(
+            f"{row.split:<10} {epsilon_of(row):>7}  {row.epoch:>5}  {row.images:>6}  "
+            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}"
+        )
+    return lines
+
+
+TABLE_LINES: dict[type, Callable[[list], list[str]]] = {
+    Record: input_table,
+    LayerRecord: layer_table,
+    CentreRecord: centre_table,
+    AutoAttackRecord: autoattack_table,
+}
