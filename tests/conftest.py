@@ -23,7 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path[:0] = [str(GOLDEN), str(BENCHMARKS)]
 
 import cases  # noqa: E402
 
