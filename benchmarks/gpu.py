@@ -347,10 +347,10 @@ def profile_steps(bench: Bench, training: Training, name: str, count: int = 10) 
 
 # Name -> what it does, and the seconds that it may take: 600 in all without the last.
 STAGES: dict[str, tuple[Callable[[Bench], None], int]] = {
-    "tests": (run_tests, 190),
-    "kernels": (compare, 130),
-    "end-to-end": (time_jobs, 140),
-    "column": (project_column, 100),
+    "tests": (run_tests, 240),
+    "kernels": (compare, 110),
+    "end-to-end": (time_jobs, 120),
+    "column": (project_column, 90),
     "memory": (limit_memory, 40),
     "profile": (profile, 120),
 }
