@@ -310,7 +310,11 @@ def load_checkpoint(path: Path, network: Network) -> tuple[dict, Statistics | No
         InputError: the file is missing, damaged, not a checkpoint, of another network, or holds
             numbers that are not finite.
     """
-    checkpoint = _read_tensors(path)
+    return load_weights(path, read_tensors(path), network)
+
+
+def load_weights(path: Path, checkpoint: Any, network: Network) -> tuple[dict, Statistics | None]:
+    """load_checkpoint for a file whose content has been read."""
     rest = {}
     if isinstance(checkpoint, dict):
         key = next((k for k in WEIGHT_KEYS if isinstance(checkpoint.get(k), dict)), None)
@@ -370,8 +374,12 @@ def _statistic(path: Path, name: str, value: Any, network: Network) -> tuple[flo
     return tuple(value.flatten().tolist())
 
 
-def _read_tensors(path: Path) -> Any:
-    """The content of a file of torch.save, as long as it is data and not code."""
+def read_tensors(path: Path) -> Any:
+    """The content of a file of torch.save, as long as it is data and not code.
+
+    Raises:
+        InputError: the file is missing, damaged or code.
+    """
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: is empty")

@@ -84,7 +84,7 @@ def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
         # The rate as a tensor: a step captured as a CUDA graph reads it anew at each replay.
         options |= {"lr": torch.tensor(settings.lr_max, device=settings.device), "fused": True}
     if settings.optimizer == "adam":
-        return optim.Adam(model.parameters(), capturable=gpu, **options)
+        return optim.Adam(model.parameters(), capturable=settings.cuda_graph, **options)
     return optim.SGD(model.parameters(), momentum=0.9, **options)
 
 

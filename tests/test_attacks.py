@@ -20,8 +20,12 @@ GOLDEN_PGD = {
 
 @pytest.mark.parametrize("name", ("vgg11bn", "PreActResNet18"))
 def test_attacks_are_golden(name, golden_network, golden):
-    network, expected = golden_network(name).eval(), golden("attacks")
-    x, y = images_and_labels()
+    check_golden_attacks(name, golden_network(name), golden("attacks"), torch.device("cpu"))
+
+
+def check_golden_attacks(name, network, expected, device):
+    network.eval().to(device)
+    x, y = (tensor.to(device) for tensor in images_and_labels())
     for attack, settings in GOLDEN_PGD.items():
         if name == "PreActResNet18" and settings.get("restarts"):
             continue  # slow, and nothing in it depends on the architecture
@@ -30,7 +34,8 @@ def test_attacks_are_golden(name, golden_network, golden):
         losses = F.cross_entropy(network(x + delta), y, reduction="none").detach()
         # Signs of tiny gradients flip with rounding, which differs between machines.
         assert share_equal(delta, expected[f"{name}.{attack}"]) > 0.85, attack
-        np.testing.assert_allclose(losses, expected[f"{name}.{attack}.loss"], rtol=0.02, atol=1e-6)
+        golden_losses = expected[f"{name}.{attack}.loss"]
+        np.testing.assert_allclose(losses.cpu(), golden_losses, rtol=0.02, atol=1e-6)
 
     with torch.no_grad():
         clean = F.softmax(network(x), 1)
@@ -43,14 +48,14 @@ def test_attacks_are_golden(name, golden_network, golden):
             logs = F.log_softmax(network(x + delta), 1)
         divergence = F.kl_div(logs, clean, reduction="none").sum(1)
         assert share_equal(delta, expected[f"{name}.{attack}"], 1e-3) > 0.85, attack
-        np.testing.assert_allclose(divergence, expected[f"{name}.{attack}.kl"], rtol=0.05)
+        np.testing.assert_allclose(divergence.cpu(), expected[f"{name}.{attack}.kl"], rtol=0.05)
         assert divergence.mean().item() == pytest.approx(
             expected[f"{name}.{attack}.kl"].mean(), rel=0.02
         )
 
 
 def share_equal(delta, expected, tolerance=1e-4):
-    return ((delta - torch.from_numpy(expected)).abs() < tolerance).float().mean().item()
+    return ((delta.cpu() - torch.from_numpy(expected)).abs() < tolerance).float().mean().item()
 
 
 @pytest.mark.parametrize("settings", (L_INF, L_2), ids=("l_inf", "l_2"))

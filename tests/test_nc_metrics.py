@@ -24,14 +24,17 @@ GOLDEN_CASES = ("random", "collapsed", "unbalanced", "hundred_classes", "few_dim
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_metrics_are_golden(name, golden_json, golden):
-    case = golden_json("nc_metrics")[name]
-    h, y, w, logits = (torch.from_numpy(a) for a in cases.features(**case["case"]))
+    means = golden("class_means")[name]
+    check_golden_metrics(golden_json("nc_metrics")[name], means, torch.device("cpu"))
+
+
+def check_golden_metrics(case, class_means, device):
+    features = cases.features(**case["case"])
+    h, y, w, logits = (torch.from_numpy(a).to(device) for a in features)
     collapse = neural_collapse(h, y, logits, w)
     for metric, expected in case["expected"].items():
         assert getattr(collapse, metric) == pytest.approx(expected, rel=1e-3, abs=1e-9), metric
-    np.testing.assert_allclose(
-        collapse.class_means, golden("class_means")[name], rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(collapse.class_means.cpu(), class_means, rtol=1e-4, atol=1e-6)
 
 
 def plain_nc1(h, y, classes):
