@@ -12,6 +12,7 @@ FLOORS = (
     {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs"},
     {"training", "groups"},
+    {"figures"},
     {"train", "eval", "plot"},
 )
 PURE = {"attacks", "nc_metrics"}  # to be copied into other projects as they are
