@@ -67,6 +67,9 @@ class LayerRecord:
 
     `index` counts the blocks from 0 in forward order, `features` is the width of the block's
     output; the metrics are those of LayerCollapse, with the split's own class means.
+    The last four are against the clean training class means of the block: `centre_accuracy` is the
+    share of samples nearest to their label's, `target_centre_accuracy`, of targeted inputs, to
+    their target's; `clean_distance` and `clean_angle` are means over classes, centred.
     """
 
     epoch: int
@@ -104,7 +107,7 @@ class CentreRecord:
 
     `means` names the training images that the class means are of: clean, or perturbed by PGD;
     `centre_images` is how many these are. `images` counts the test images, and `epsilon` holds for
-    both, also where the test images are clean.
+    both, also where the test images are clean. `layer` is the block whose features are compared.
     """
 
     epoch: int
@@ -122,7 +125,7 @@ class CentreRecord:
     def key(self) -> tuple:
         """What no two rows share, and the order of the rows."""
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
-        return self.epoch, SPLITS.index(self.split), means, radius_of(self), input
+        return self.epoch, SPLITS.index(self.split), self.layer, means, radius_of(self), input
 
 
 @dataclass(frozen=True)

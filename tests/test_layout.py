@@ -12,6 +12,7 @@ FLOORS = (
     {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs"},
     {"training", "groups", "claims"},
+    {"figures"},
     {"train", "eval", "plot"},
     {"reproduce"},
 )
