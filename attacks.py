@@ -36,8 +36,9 @@ def pgd(
     restarts: int = 1,
     targeted: bool = False,
     score: bool = True,
+    loss: Callable[..., Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """Projected gradient descent on the cross-entropy, in the mode that the model is in.
+    """Projected gradient descent on a loss, in the mode that the model is in.
 
     A model in train mode has its running statistics moved by each of the (steps + 1) forward
     passes per restart: the last one scores the perturbation. In eval mode with a single restart
@@ -50,6 +51,8 @@ def pgd(
         restarts: each image keeps the restart with the highest loss (targeted: the lowest).
         score: False leaves out the scoring pass of a single restart in train mode too, for a
             caller that makes that same pass itself.
+        loss: of logits, labels and `reduction`, as torch.nn.functional has them; `margin_loss` is
+            for logits at which the cross-entropy has no gradient.
 
     Returns:
         delta (N, C, H, W) in the epsilon-ball, without gradient.
@@ -74,8 +77,8 @@ def pgd(
             delta = _clip_to_box(start, x)
             for _ in range(steps):
                 delta.requires_grad_()
-                loss = F.cross_entropy(model(x + delta), y, reduction="sum") / min(len(x), CHUNK)
-                (gradient,) = torch.autograd.grad(loss, delta)
+                total = loss(model(x + delta), y, reduction="sum") / min(len(x), CHUNK)
+                (gradient,) = torch.autograd.grad(total, delta)
                 delta = delta.detach()
                 if norm == "l_inf":
                     delta = (delta + direction * step_size * gradient.sign()).clamp(
@@ -88,7 +91,7 @@ def pgd(
             if not needs_score:
                 return delta
             with torch.no_grad():
-                scores = direction * F.cross_entropy(model(x + delta), y, reduction="none")
+                scores = direction * loss(model(x + delta), y, reduction="none")
             if best_score is None:
                 best_delta, best_score = delta, scores
             else:
@@ -156,6 +159,21 @@ def trades(
                 ).clamp(0, 1)
                 perturbed = x + _renorm(perturbed - x, epsilon)
     return perturbed.clamp(0, 1) - x
+
+
+def margin_loss(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """How far the largest other logit (N, C) is above that of y (N,): it never saturates.
+
+    Args:
+        reduction: "none" for a value per image (N,), "sum" or "mean" of these.
+
+    Source: Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks" (IEEE S&P
+    2017), section IV, f_6 without its bound.
+    """
+    y = y.unsqueeze(1)
+    others = logits.scatter(1, y, -torch.inf)
+    margins = others.amax(1) - logits.gather(1, y).squeeze(1)
+    return margins if reduction == "none" else getattr(margins, reduction)()
 
 
 def gaussian_noise(x: Tensor, level: float) -> Tensor:

@@ -7,6 +7,7 @@ Asked for it, also collapse layer by layer and the nearest-centre classifier, on
     python eval.py --neural-collapse-targeted                 # PGD towards the next class
     python eval.py --layerwise --checkpoints 399              # collapse after every block
     python eval.py --ncc                                      # classify by nearest class mean
+    python eval.py --ncc-layers conv1 conv4                   # likewise after these blocks
     python eval.py --neural-collapse --checkpoints 0,10,399   # three checkpoints alone
     python eval.py --neural-collapse --checkpoint a.pth b.pth --out results/   # any files
     torchrun --nproc-per-node=8 eval.py --neural-collapse     # shared out over 8 GPUs
@@ -17,10 +18,11 @@ once; the same command, started again, goes on after the last one.
 
 import argparse
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,25 +30,33 @@ from typing import Any
 from tqdm import tqdm
 
 import flags
+import networks
 from data import Dataset, equal_splits
 from files import read_json, read_rows, write_json
 from flags import Settings
 from inputs import INPUTS
-from measure import (
+from layers import (
+    ATTEMPTS,
+    CLEAN_TRAINING,
     LAYER_INPUTS,
     MEANS_INPUTS,
+    centre_inputs,
+    centre_rows,
+    layer_rows,
+)
+from measure import (
     Evaluator,
+    InputPart,
     Subject,
     autoattack_rows,
-    centre_rows,
     find_autoattack,
     input_parts,
     input_rows,
-    layer_rows,
     passes,
 )
-from networks import FoldedNetwork, Network, Statistics, load_checkpoint
+from networks import FEATURES, FoldedNetwork, Network, Statistics, load_checkpoint
 from records import (
+    ADAPTIVE,
     CENTRE_INPUTS,
     SPLITS,
     TABLES,
@@ -93,8 +103,11 @@ class Part:
     asked_for: from the settings and the data to the parts of a checkpoint to measure.
     part_of: the part that a row belongs to.
     measure: from a subject, an epoch and parts to their rows.
-    images: how many images pass through the network for parts of the data, for the progress bar.
+    inputs: from parts to the kinds of input that `measure` asks the subject for, each once.
+    images: from parts, the data and the kinds of input that are kept for several parts to how many
+        images pass through the network, for the progress bar.
     rows: how many rows a part of one checkpoint has.
+    whole: whether a row has all that is measured now.
     """
 
     name: str
@@ -102,8 +115,10 @@ class Part:
     asked_for: Callable[[Settings, Dataset], list[tuple]]
     part_of: Callable[[Any], tuple]
     measure: Callable[[Subject, int, list], list]
-    images: Callable[[list[tuple], Dataset], int]
+    inputs: Callable[[list[tuple]], list[InputPart]]
+    images: Callable[[list[tuple], Dataset, set[InputPart]], int]
     rows: Callable[[Network], int] = lambda network: 1
+    whole: Callable[[Any], bool] = lambda row: True
 
 
 def splits_of(settings: Settings) -> tuple[str, ...]:
@@ -123,22 +138,41 @@ def size_of(data: Dataset, split: str) -> int:
     return len(getattr(data, split))
 
 
-def images_of_inputs(parts: list[tuple], data: Dataset) -> int:
-    return sum(
-        size_of(data, split) * len(passes([part for part in parts if part[0] == split]))
-        for split in SPLITS
-    )
+def passed(parts: list[tuple]) -> list[InputPart]:
+    return [
+        found for split in SPLITS for found in passes([part for part in parts if part[0] == split])
+    ]
 
 
-def images_of_layers(parts: list[tuple], data: Dataset) -> int:
-    """Once through the network where they are perturbed, once where their blocks are measured."""
-    perturbed = {name for name, kind in INPUTS.items() if kind.perturb}
-    return sum(size_of(data, split) * (1 + (name in perturbed)) for split, name, _ in parts)
+def images_of_inputs(parts: list[tuple], data: Dataset, kept: set[InputPart]) -> int:
+    return sum(size_of(data, split) for split, _, _ in passed(parts))
 
 
-def images_of_centres(parts: list[tuple], data: Dataset) -> int:
-    radii = {radius for _, radius in parts}
-    return len(parts) * (len(data.train) + len(data.test)) + 2 * len(radii) * len(data.test)
+def images_of_layers(parts: list[tuple], data: Dataset, kept: set[InputPart]) -> int:
+    """Once where they are perturbed for these rows alone, once where the blocks are measured.
+
+    And once the clean training images, where they are not among these.
+    """
+    count = 0 if CLEAN_TRAINING in parts else len(data.train)
+    for part in parts:
+        split, name, _ = part
+        perturbed = INPUTS[name].perturb is not None and part not in kept
+        count += size_of(data, split) * (1 + perturbed)
+    return count
+
+
+def images_of_centres(parts: list[tuple], data: Dataset, kept: set[InputPart]) -> int:
+    """Training images for the means, test images as they are classified, all attacks on these."""
+    radii = {radius for _, _, radius in parts}
+    trained = [split for split, _, _ in centre_inputs(parts) if split == "train"]
+    tested = 2 * len(radii) + ATTEMPTS * len(parts)
+    return len(trained) * len(data.train) + tested * len(data.test)
+
+
+def centre_parts(settings: Settings) -> list[tuple]:
+    """The network's own features first."""
+    layers = dict.fromkeys([FEATURES] * settings.ncc + (settings.ncc_layers or []))
+    return list(product(layers, MEANS_INPUTS, settings.epsilons))
 
 
 def autoattack_parts(settings: Settings, data: Dataset) -> list[tuple]:
@@ -156,6 +190,7 @@ PARTS = (
         ),
         lambda row: (row.split, row.input, radius_of(row)),
         input_rows,
+        passed,
         images_of_inputs,
     ),
     Part(
@@ -166,19 +201,21 @@ PARTS = (
         ),
         lambda row: (row.split, row.input, radius_of(row)),
         layer_rows,
+        lambda parts: parts,
         images_of_layers,
         lambda network: len(network.blocks()),
+        lambda row: not math.isnan(row.centre_accuracy),
     ),
     Part(
         "nearest centres",
         CentreRecord,
-        lambda settings, data: (
-            list(product(MEANS_INPUTS, settings.epsilons)) if settings.ncc else []
-        ),
-        lambda row: (row.means, row.epsilon),
+        lambda settings, data: centre_parts(settings),
+        lambda row: (row.layer, row.means, row.epsilon),
         centre_rows,
+        centre_inputs,
         images_of_centres,
         lambda network: len(CENTRE_INPUTS),
+        lambda row: row.input != ADAPTIVE or row.attempts >= ATTEMPTS,
     ),
     Part(
         "AutoAttack",
@@ -186,7 +223,8 @@ PARTS = (
         autoattack_parts,
         lambda row: (row.images, row.epsilon),
         autoattack_rows,
-        lambda parts, data: sum(2 * count for count, _ in parts),
+        lambda parts: [],
+        lambda parts, data, kept: sum(2 * count for count, _ in parts),
     ),
 )
 
@@ -242,7 +280,13 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         "--ncc",
         action="store_true",
         help="the nearest-centre classifier of the training features on clean and PGD test "
-        "images, and on PGD against itself",
+        "images, and on the worst of several attacks against itself",
+    )
+    sweep.add_argument(
+        "--ncc-layers",
+        nargs="+",
+        metavar="NAME",
+        help="likewise that of the outputs of these blocks, as layers.csv names them",
     )
     sweep.add_argument(
         "--layer-batch-size",
@@ -280,10 +324,10 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         args.epsilons = (args.epsilon,)
     else:
         args.epsilons = flags.parse_radii(parser, args)
-    if not (inputs_of(args) or args.layerwise or args.ncc or args.autoattack):
+    if not (inputs_of(args) or args.layerwise or args.ncc or args.ncc_layers or args.autoattack):
         parser.error(
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
-            "--neural-collapse-targeted, --layerwise, --ncc or --autoattack"
+            "--neural-collapse-targeted, --layerwise, --ncc, --ncc-layers or --autoattack"
         )
     if args.autoattack and not find_autoattack():
         parser.error("--autoattack needs a package: pip install torchattacks, or autoattack")
@@ -291,6 +335,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         parser.error("--layer-batch-size is for --layerwise")
     if args.layerwise and args.compile:
         parser.error("--layerwise reads what each block puts out, which --compile hides: drop one")
+    if args.ncc_layers:
+        check_layers(parser, args)
     if (args.checkpoint is None) != (args.out is None):
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
     if args.checkpoint and args.checkpoints:
@@ -299,6 +345,20 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     epochs = epochs_of(settings, results_folder(settings))
     flags.parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
     return settings
+
+
+def check_layers(parser: flags.Parser, args: argparse.Namespace) -> None:
+    """End the script where --ncc-layers names no block of the network."""
+    if args.compile:
+        parser.error("--ncc-layers reads what blocks put out, which --compile hides: drop one")
+    model: Any = networks.build_model(args.model, args.image_size, 3, 2)
+    names = [name for name, _ in model.blocks()]
+    unknown = [name for name in args.ncc_layers if name not in names]
+    if unknown:
+        parser.error(
+            f"argument --ncc-layers: {args.model} has no block {unknown[0]!r}; its blocks are "
+            f"{', '.join(names)}"
+        )
 
 
 def at_other_radius(settings: Settings) -> Settings:
@@ -543,15 +603,29 @@ def measure_share(sweep: Sweep) -> None:
         f"{sweep.subject.evaluator.batch_size}, on {settings.device}{of_rank}"
     )
     ranks.wait()  # all have read the same records before one adds to them
-    total = sum(part.images(parts, data) for e in share for part, parts in missing[e])
+    total = sum(images_of(missing[epoch], data) for epoch in share)
     # A bar for one rank: those of others would write over it.
     with tqdm(total=total, desc="sweep", unit="img", disable=ranks.number or None) as bar:
         for evaluator in (sweep.subject.evaluator, sweep.subject.layers):
             evaluator.on_batch = bar.update
         for epoch in share:
             sweep.load(epoch)
+            of_checkpoint = replace(sweep.subject, uses=Counter(attacked(missing[epoch])))
             for part, parts in missing[epoch]:
-                measure_part(sweep, epoch, part, parts)
+                measure_part(replace(sweep, subject=of_checkpoint), epoch, part, parts)
+
+
+def attacked(missing: list[tuple[Part, list[tuple]]]) -> list[InputPart]:
+    """The attacked inputs of one checkpoint, as often as there are types of row that need them."""
+    found = [of for part, parts in missing for of in part.inputs(parts)]
+    return [of for of in found if INPUTS[of[1]].attacked]
+
+
+def images_of(missing: list[tuple[Part, list[tuple]]], data: Dataset) -> int:
+    """How many images pass through the network for one checkpoint."""
+    kept = {of for of, uses in Counter(attacked(missing)).items() if uses > 1}
+    made = sum(size_of(data, split) for split, _, _ in kept)
+    return made + sum(part.images(parts, data, kept) for part, parts in missing)
 
 
 def measure_part(sweep: Sweep, epoch: int, part: Part, parts: list[tuple]) -> None:
@@ -576,8 +650,8 @@ def missing_parts(sweep: Sweep) -> dict[int, list[tuple[Part, list[tuple]]]]:
     for part in PARTS:
         wanted = part.asked_for(sweep.settings, sweep.data)
         recorded = rows_of(sweep.run, part.row_type) if wanted else []
-        # A part of which rows were lost is measured again.
-        done = Counter((row.epoch, part.part_of(row)) for row in recorded)
+        # A part of which rows were lost, or lack what is measured now, is measured again.
+        done = Counter((row.epoch, part.part_of(row)) for row in recorded if part.whole(row))
         whole = part.rows(sweep.network)
         for epoch in sweep.files:
             parts = [key for key in wanted if done[epoch, key] < whole]

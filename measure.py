@@ -5,8 +5,9 @@ for, and their numbers do not depend on which others are: each has a random stre
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from itertools import product
 from typing import Any, TypeVar
@@ -22,20 +23,11 @@ from nc_metrics import (
     LayerCollapse,
     NeuralCollapse,
     StreamingCollapse,
-    compute_class_means,
     neural_collapse,
     simplex_distance,
 )
-from networks import NearestCentre, Network, block_outputs
-from records import (
-    ADAPTIVE,
-    CENTRE_INPUTS,
-    SPLITS,
-    AutoAttackRecord,
-    CentreRecord,
-    LayerRecord,
-    Record,
-)
+from networks import Network, block_outputs
+from records import SPLITS, AutoAttackRecord, Record
 from utils import (
     InputError,
     logger,
@@ -50,11 +42,6 @@ Result = TypeVar("Result")
 # From images and labels of a batch to what is added to the images; None adds nothing.
 Perturb = Callable[[Tensor, Tensor], Tensor] | None
 
-# The kinds of input that --layerwise measures, and those of training images that the class means of
-# the nearest-centre classifier are of.
-LAYER_INPUTS = tuple(name for name, kind in INPUTS.items() if kind.layerwise)
-MEANS_INPUTS = ("clean", "pgd")
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -64,6 +51,19 @@ class Measurement:
     loss: float
     accuracy: float
     collapse: NeuralCollapse
+
+
+@dataclass(frozen=True)
+class BlockMeasurement:
+    """The outputs of one block on one input: the fields of LayerRecord, and the class means."""
+
+    features: int
+    collapse: LayerCollapse
+    centre_accuracy: float
+    target_centre_accuracy: float
+    clean_distance: float
+    clean_angle: float
+    means: StreamingCollapse = field(compare=False, repr=False)
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Evaluator:
             return self.network(_perturbed(x, y, perturb), return_activations=True)
 
         logits, features = map(torch.cat, zip(*self._map(forward, images, labels), strict=True))
-        _check_finite(features, logits)
+        check_finite(features, logits)
         return logits, features
 
     def measure(self, images: Tensor, labels: Tensor, perturb: Perturb = None) -> Measurement:
@@ -118,38 +118,103 @@ class Evaluator:
             return images
         return torch.cat(self._map(lambda x, y: _perturbed(x, y, perturb), images, labels))
 
-    def blocks(self, images: Tensor, labels: Tensor) -> dict[str, tuple[int, LayerCollapse]]:
-        """Width and collapse of every block's output, by name; arguments as in `outputs`.
+    def blocks(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        clean: dict[str, StreamingCollapse] | None = None,
+        truth: Tensor | None = None,
+    ) -> dict[str, BlockMeasurement]:
+        """Collapse and nearest clean class means of every block's output, by its name.
 
         Two forward passes per image, of which no more than a batch's outputs are kept. The network
         must not be compiled: compiled code does not tell what its blocks put out.
 
+        Args:
+            images, labels: as in `outputs`.
+            clean: `block_means` of the clean training images; None where these are the images.
+            truth: (N,), the true labels where `labels` are the targets of an attack.
+
         Raises:
             InputError: outputs that are not finite.
         """
-        found = self._retried(lambda: self._blocks(images, labels), len(labels))
+        found = self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
+        self.on_batch(len(labels))
+        return found
+
+    def block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
+        """The class means after every block, by its name, in one forward pass per image.
+
+        Raises:
+            InputError: outputs that are not finite.
+        """
+        found = self._retried(lambda: self._block_means(images, labels), len(labels))
         self.on_batch(len(labels))
         return found
 
     @torch.no_grad()
-    def _blocks(self, images: Tensor, labels: Tensor) -> dict[str, tuple[int, LayerCollapse]]:
+    def _block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         network = self.network.eval()
         classes = len(network.classifier_weight)
-        collapses = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
+        means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
         with block_outputs(network) as found:
             for x, y in batches(images, labels, self.batch_size):
                 network(x)
-                for name, collapse in collapses.items():
+                for name, collapse in means.items():
                     collapse.add_to_means(found[name], y)
-            _check_finite(*(collapse.class_means for collapse in collapses.values()))
-            for x, y in batches(images, labels, self.batch_size):
-                predictions = network(x).argmax(1)
+        check_finite(*(collapse.class_means for collapse in means.values()))
+        return means
+
+    @torch.no_grad()
+    def _blocks(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        clean: dict[str, StreamingCollapse] | None,
+        truth: Tensor | None,
+    ) -> dict[str, BlockMeasurement]:
+        collapses = self._block_means(images, labels)
+        clean = clean or collapses
+        true = labels if truth is None else truth
+        near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
+        near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
+        with block_outputs(self.network) as found:
+            parts = batches(images, labels, self.batch_size)
+            for (x, y), true_y in zip(parts, true.split(self.batch_size), strict=True):
+                predictions = self.network(x).argmax(1)
                 for name, collapse in collapses.items():
                     collapse.add_to_spread(found[name], y, predictions)
-        return {
-            name: (collapse.class_means.shape[1], collapse.result())
-            for name, collapse in collapses.items()
-        }
+                    nearest = clean[name].nearest(found[name])
+                    near_true[name] += (nearest == true_y).sum()
+                    near_label[name] += (nearest == y).sum()
+        measured = {}
+        for name, collapse in collapses.items():
+            apart = simplex_distance(clean[name].class_means, collapse.class_means)
+            aimed = math.nan if truth is None else near_label[name].item() / len(labels)
+            measured[name] = BlockMeasurement(
+                features=collapse.class_means.shape[1],
+                collapse=collapse.result(),
+                centre_accuracy=near_true[name].item() / len(labels),
+                target_centre_accuracy=aimed,
+                clean_distance=apart.distance.mean().item(),
+                clean_angle=apart.angle.mean().item(),
+                means=collapse,
+            )
+        return measured
+
+    @torch.no_grad()
+    def over_batches(
+        self,
+        work: Callable[[Tensor, Tensor], Result],
+        images: Tensor,
+        labels: Tensor,
+        perturb: Perturb = None,
+    ) -> list[Result]:
+        """work(perturbed images as float, labels) of every batch, in order.
+
+        A batch for which memory runs out is tried again: until it returns, `work` changes nothing.
+        """
+        return self._map(lambda x, y: work(_perturbed(x, y, perturb), y), images, labels)
 
     def _map(
         self, work: Callable[[Tensor, Tensor], Result], images: Tensor, labels: Tensor
@@ -197,7 +262,8 @@ def _perturbed(x: Tensor, y: Tensor, perturb: Perturb) -> Tensor:
     return x if perturb is None else x + perturb(x, y)
 
 
-def _check_finite(*tensors: Tensor) -> None:
+def check_finite(*tensors: Tensor) -> None:
+    """Raise InputError where an output of a network is not finite."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise InputError("the network's outputs are not finite: its training has diverged")
 
@@ -236,12 +302,18 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
 # ---------------------------------------------------------------------------------------------
 
 
+# A split, a kind of input, and the radius of its attack: 0 where it has none.
+InputPart = tuple[str, str, float]
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network with the data that it is measured on, and how its inputs are perturbed.
 
     `layers` is the evaluator for block outputs, whose batches may have to be smaller. `strengths`
-    differ in the radius and step size of their attacks alone.
+    differ in the radius and step size of their attacks alone. `uses` tells how many types of row
+    of a checkpoint need one kind of input, which is then perturbed once and kept for all of them:
+    such a subject is for that checkpoint alone.
     """
 
     evaluator: Evaluator
@@ -249,6 +321,8 @@ class Subject:
     data: Dataset
     strengths: tuple[Strength, ...]
     seed: int
+    uses: Counter[InputPart] = field(default_factory=Counter)
+    _kept: dict[InputPart, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def split(self, name: str) -> Split:
         return getattr(self.data, name)
@@ -270,9 +344,23 @@ class Subject:
         of_test = () if split == "train" else (SPLITS.index(split),)
         seed_everything(self.seed, epoch, place_of(name), *of_test)
 
+    def images(self, epoch: int, part: InputPart) -> tuple[Tensor, Perturb]:
+        """The images (N, C, H, W) of one kind of input, and what is still to be added to them.
 
-# A split, a kind of input, and the radius of its attack: 0 where it has none.
-InputPart = tuple[str, str, float]
+        That is nothing where they are kept. Kept images lie in main memory, and are dropped with
+        their last use.
+        """
+        split, name, radius = part
+        images, perturb = self.split(split).images, self.perturbation(name, radius)
+        self.start_stream(epoch, split, name)
+        if part not in self._kept:
+            if self.uses[part] < 2:
+                return images, perturb
+            labels = self.labels(split, name)
+            self._kept[part] = self.evaluator.perturbed(images, labels, perturb).cpu()
+        self.uses[part] -= 1
+        kept = self._kept[part] if self.uses[part] else self._kept.pop(part)
+        return kept.to(images.device), None
 
 
 def input_parts(
@@ -295,13 +383,9 @@ def input_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> list[Rec
     for split in SPLITS:
         clean_means = None
         for part in passes([part for part in parts if part[0] == split]):
-            _, name, radius = part
-            subject.start_stream(epoch, split, name)
-            measured = subject.evaluator.measure(
-                subject.split(split).images,
-                subject.labels(split, name),
-                subject.perturbation(name, radius),
-            )
+            name = part[1]
+            images, perturb = subject.images(epoch, part)
+            measured = subject.evaluator.measure(images, subject.labels(split, name), perturb)
             if name == "clean":
                 clean_means = measured.collapse.class_means
             if part in parts:
@@ -322,79 +406,6 @@ def key_of(epoch: int, part: InputPart) -> dict[str, Any]:
     split, name, radius = part
     epsilon = radius if INPUTS[name].attacked else math.nan
     return {"epoch": epoch, "split": split, "input": name, "epsilon": epsilon}
-
-
-def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> list[LayerRecord]:
-    """Of each part the collapse after every block, a row per block.
-
-    Test images are measured against the class means of the test images themselves: it is their
-    own collapse. Targeted inputs are measured with the target labels. The perturbed images of one
-    kind are held in memory, since two passes must see the same.
-
-    Source: Su et al. 2024, layer-wise collapse.
-    """
-    records = []
-    for part in parts:
-        split, name, radius = part
-        labels = subject.labels(split, name)
-        subject.start_stream(epoch, split, name)
-        images = subject.evaluator.perturbed(
-            subject.split(split).images, labels, subject.perturbation(name, radius)
-        )
-        found = subject.layers.blocks(images, labels)
-        key = key_of(epoch, part) | {"images": len(labels)}
-        records += [
-            LayerRecord(layer=layer, index=index, features=width, **key, **vars(collapse))
-            for index, (layer, (width, collapse)) in enumerate(found.items())
-        ]
-    return records
-
-
-def centre_rows(subject: Subject, epoch: int, parts: list[tuple[str, float]]) -> list[CentreRecord]:
-    """Test images by the nearest class mean of the training features, beside the network itself.
-
-    The class means are of clean or of PGD-perturbed training images, and all attacks have one
-    radius: these two are a part. The test images are clean, perturbed by PGD against the network,
-    and by PGD against the classifier by nearest means ("adaptive"). Both attacks start from the
-    same draws.
-
-    Source: Su et al. 2024, the robustness of the nearest-centre classifier.
-    """
-
-    def outputs(split: str, stream: str, perturb: Perturb) -> tuple[Tensor, Tensor]:
-        part = subject.split(split)
-        subject.start_stream(epoch, split, stream)
-        return subject.evaluator.outputs(part.images, part.labels, perturb)
-
-    records, data = [], subject.data
-    seen: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
-    for means, radius in parts:
-        for name in ("clean", "pgd"):
-            if (name, radius) not in seen:
-                perturb = subject.perturbation(name, radius)
-                seen[name, radius] = outputs("test", name, perturb)
-        _, features = outputs("train", means, subject.perturbation(means, radius))
-        class_means = compute_class_means(features.double(), data.train.labels, data.num_classes)
-        centres = NearestCentre(subject.evaluator.network, class_means).eval()
-        seen[ADAPTIVE, radius] = outputs(
-            "test", "pgd", subject.perturbation("pgd", radius, centres)
-        )
-        for name in CENTRE_INPUTS:
-            logits, features = seen[name, radius]
-            records.append(
-                CentreRecord(
-                    epoch,
-                    split="test",
-                    means=means,
-                    input=name,
-                    ncc_accuracy=accuracy(centres.classify(features), data.test.labels),
-                    network_accuracy=accuracy(logits, data.test.labels),
-                    images=len(data.test),
-                    centre_images=len(data.train),
-                    epsilon=radius,
-                )
-            )
-    return records
 
 
 def autoattack_rows(

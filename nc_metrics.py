@@ -226,14 +226,21 @@ class StreamingCollapse:
     @torch.no_grad()
     def add_to_spread(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
         """Second pass: the same features and labels, and the network's predicted classes (N,)."""
-        if self._directions is None:
-            self._find_directions()
-        projected = features.double() @ self._directions  # (N, K)
+        projected = self._project(features)
         nearest = torch.cdist(projected, self._projected_means).argmin(1)
         within = projected - self._projected_means[labels]
         self._energy = self._energy + within.square().sum(0)
         self._correct = self._correct + (nearest == labels).sum()
         self._agreeing = self._agreeing + (nearest == predictions).sum()
+
+    @torch.no_grad()
+    def nearest(self, features: Tensor) -> Tensor:
+        """Class (N,) of the nearest of these class means, of any features (N, D).
+
+        After the first pass, which alone is needed; of its own features it is what the second one
+        counts for `ncc_accuracy`.
+        """
+        return torch.cdist(self._project(features), self._projected_means).argmin(1)
 
     def result(self) -> LayerCollapse:
         """The metrics of all features of the two passes."""
@@ -251,9 +258,12 @@ class StreamingCollapse:
         """M = [mu_c - mu_G], (D, C)."""
         return (self.class_means - self._sums.sum(0) / self._counts.sum()).T
 
-    def _find_directions(self) -> None:
-        self._directions, self._singular_values = _left_singular(self._activation())
-        self._projected_means = self.class_means @ self._directions  # (C, K)
+    def _project(self, features: Tensor) -> Tensor:
+        """Features (N, D) along the directions, (N, K), in which alone the class means differ."""
+        if self._directions is None:
+            self._directions, self._singular_values = _left_singular(self._activation())
+            self._projected_means = self.class_means @ self._directions  # (C, K)
+        return features.double() @ self._directions
 
 
 def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:

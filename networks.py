@@ -238,8 +238,13 @@ def is_plain(module: nn.Module) -> bool:
     return "weight" in module._parameters
 
 
+FEATURES = "features"  # what enters the last linear layer, as a layer's name
+
+
 class NearestCentre(nn.Module):
     """A classifier by the nearest class mean of a network's features, to be attacked like one.
+
+    `layer` names the block whose output takes the place of the features.
 
     Its logits are the negative squared distances to the class means (C, D), in units of a tenth of
     the mean squared distance between the means and their centre. The unit changes no prediction,
@@ -253,20 +258,21 @@ class NearestCentre(nn.Module):
     class_means: Tensor
     unit: Tensor
 
-    def __init__(self, network: Network, class_means: Tensor):
+    def __init__(self, network: Network, class_means: Tensor, layer: str = FEATURES):
         super().__init__()
         self.network = network
+        self.layer = layer
         self.register_buffer("class_means", class_means.double())
         spread = (self.class_means - self.class_means.mean(0)).square().sum(1).mean()
         self.register_buffer("unit", (spread / 10).clamp(min=torch.finfo(torch.float64).tiny))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> logits (N, classes), float64."""
-        _, features = self.network(images, return_activations=True)
-        return self.classify(features)
+        _, outputs = layer_outputs(self.network, images, [self.layer])
+        return self.classify(outputs[self.layer])
 
     def classify(self, features: Tensor) -> Tensor:
-        """Features (N, D) -> logits (N, classes), float64."""
+        """Outputs (N, D) of the layer -> logits (N, classes), float64."""
         features = features.double()
         squared = (
             features.square().sum(1, keepdim=True)
@@ -276,9 +282,30 @@ class NearestCentre(nn.Module):
         return -squared / self.unit
 
 
+def layer_outputs(
+    network: Network, images: Tensor, layers: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits (N, classes) and the flattened outputs (N, D) of layers, by name.
+
+    Args:
+        layers: names of blocks, and FEATURES for the network's own features.
+    """
+    blocks = [name for name in layers if name != FEATURES]
+    with block_outputs(network, blocks) as found:
+        logits, features = network(images, return_activations=True)
+    return logits, found | {FEATURES: features}
+
+
 @contextmanager
-def block_outputs(network: Network) -> Iterator[dict[str, Tensor]]:
-    """Inside, every forward pass leaves each block's flattened output (N, D) under its name."""
+def block_outputs(
+    network: Network, names: Iterable[str] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Inside, every forward pass leaves each block's flattened output (N, D) under its name.
+
+    Args:
+        names: of these blocks alone.
+    """
+    wanted = None if names is None else set(names)
     found: dict[str, Tensor] = {}
     classifier = network.classifier
 
@@ -287,7 +314,11 @@ def block_outputs(network: Network) -> Iterator[dict[str, Tensor]]:
         # A copy, which operations in place that follow do not change.
         found[name] = kept.clone(memory_format=torch.contiguous_format).flatten(1)
 
-    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in network.blocks()]
+    hooks = [
+        module.register_forward_hook(partial(keep, name))
+        for name, module in network.blocks()
+        if wanted is None or name in wanted
+    ]
     try:
         yield found
     finally:

@@ -67,9 +67,11 @@ class LayerRecord:
 
     `index` counts the blocks from 0 in forward order, `features` is the width of the block's
     output; the metrics are those of LayerCollapse, with the split's own class means.
-    The last four are against the clean training class means of the block: `centre_accuracy` is the
-    share of samples nearest to their label's, `target_centre_accuracy`, of targeted inputs, to
-    their target's; `clean_distance` and `clean_angle` are means over classes, centred.
+
+    The last four fields tell how it lies to the *clean training* class means of the block:
+    `centre_accuracy` is the share of samples whose nearest one is their true label's,
+    `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
+    and `clean_angle` compare the class means with them, as those of Record do.
     """
 
     epoch: int
@@ -97,7 +99,7 @@ class LayerRecord:
         return self.epoch, split, input, radius_of(self), self.index
 
 
-ADAPTIVE = "adaptive"  # PGD against the nearest-centre classifier itself
+ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
 CENTRE_INPUTS = ("clean", "pgd", ADAPTIVE)  # what it is tested on
 
 
@@ -107,7 +109,9 @@ class CentreRecord:
 
     `means` names the training images that the class means are of: clean, or perturbed by PGD;
     `centre_images` is how many these are. `images` counts the test images, and `epsilon` holds for
-    both, also where the test images are clean. `layer` is the block whose features are compared.
+    both, also where the test images are clean. `layer` is the block whose outputs are classified,
+    "features" for the network's own. `attempts` is how many attacks on this classifier the images
+    of "adaptive" are the worst of, 0 in rows of versions that made a single weak one.
     """
 
     epoch: int
@@ -120,6 +124,7 @@ class CentreRecord:
     centre_images: int = 0
     epsilon: float = math.nan
     layer: str = "features"
+    attempts: int = 0
 
     @property
     def key(self) -> tuple:

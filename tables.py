@@ -45,32 +45,49 @@ def input_table(rows: list[Record]) -> list[str]:
 
 
 def layer_table(rows: list[LayerRecord]) -> list[str]:
-    """A line per block of the last epoch: NC1 and NCC accuracy per input."""
-    lines, epoch = [], max(row.epoch for row in rows)
+    """A line per block of the last epoch: per input its place among the clean class means, NC1.
+
+    For targeted inputs also the share of images that lie nearest to the target's class mean.
+    """
+    lines, epoch = [CENTRE_DEFINITION], max(row.epoch for row in rows)
     for split in SPLITS:
         found = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
         kinds = list(dict.fromkeys((row.input, row.epsilon) for row in found))
-        heads = [name if epsilon != epsilon else f"{name} {epsilon:g}" for name, epsilon in kinds]
-        images = found[0].images if found else 0
-        line = "".join(f"{head:>12}: NC1   NCC" for head in heads)
-        lines.append(f"{split:<5} {epoch:>3} layer {line}   ({images} images)")
+        inputs = f"{split:<5} {epoch:>3} layer   "
+        columns = f"{f'({found[0].images if found else 0} images)':<18}"
+        for name, epsilon in kinds:
+            head = name if epsilon != epsilon else f"{name} {epsilon:g}"
+            column = " | centre " + "target " * INPUTS[name].targeted + "angle      NC1"
+            inputs += f" | {head:<{len(column) - 3}}"
+            columns += column
+        lines += [inputs.rstrip(), columns]
         by_layer = {(row.layer, row.input, radius_of(row)): row for row in found}
         for layer in dict.fromkeys(row.layer for row in found):
             line = f"          {layer:<8}"
             for name, epsilon in kinds:
                 row = by_layer[layer, name, 0.0 if epsilon != epsilon else epsilon]
-                line += f"{row.nc1:>15.2e} {row.ncc_accuracy:>5.3f}"
+                shares = [row.centre_accuracy]
+                shares += [row.target_centre_accuracy] * INPUTS[name].targeted
+                told = " ".join(f"{share:>6.3f}" for share in shares)
+                line += f" | {told} {row.clean_angle:>5.2f} {row.nc1:>8.2e}"
             lines.append(line)
     return lines
 
 
+CENTRE_DEFINITION = (
+    "centre: share of images whose nearest clean training class mean is their true label's "
+    "(target: the target's); angle: to the clean training class means, in radians"
+)
+
+
 def centre_table(rows: list[CentreRecord]) -> list[str]:
     """Accuracy by nearest class mean beside the network's."""
-    lines = ["means      epsilon  epoch  images  test images   by class mean  by network"]
+    lines = ["layer     means      epsilon  epoch  images  test images   by class mean  by network"]
     for row in rows:
         lines.append(
-            f"{row.means:<10} {epsilon_of(row):>7}  {row.epoch:>5}  {row.images:>6}  "
-            f"{row.input:<11}  {row.ncc_accuracy:>14.4f}  {row.network_accuracy:>10.4f}"
+            f"{row.layer:<8}  {row.means:<10} {epsilon_of(row):>7}  {row.epoch:>5}  "
+            f"{row.images:>6}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
+            f"{row.network_accuracy:>10.4f}"
         )
     return lines
 

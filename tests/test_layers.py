@@ -14,12 +14,14 @@ from conftest import CIFAR_STATISTICS, TinyNet
 from test_scripts import TREE_FOLDER, rows
 
 import eval as eval_script
+import layers
 import train
 from attacks import pgd
 from data import Dataset, Selection, Split, as_float, load_dataset
 from files import read_rows
 from inputs import Strength
-from measure import Evaluator, Subject, centre_rows
+from layers import centre_rows
+from measure import Evaluator, Subject
 from nc_metrics import StreamingCollapse, compute_class_means, neural_collapse
 from networks import (
     ARCHITECTURES,
@@ -82,6 +84,13 @@ BLOCKS = {
         "features": (512, 1, 1),
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def short_attacks(monkeypatch):
+    """A single attack on the margin, of few steps; tests/test_centres.py is on its strength."""
+    monkeypatch.setattr(layers, "MARGIN_ATTACKS", 1)
+    monkeypatch.setattr(layers, "MARGIN_STEPS", 3)
 
 
 def stream(features, labels, predictions, *, classes, batch_size):
@@ -171,7 +180,8 @@ def test_blocks_measured_in_batches_equal_their_outputs_in_memory(name, golden_n
         logits = network(images)
     measured = Evaluator(network, batch_size=5).blocks(images, labels)
     assert list(measured) == list(found)
-    for layer, (width, collapse) in measured.items():
+    for layer, block in measured.items():
+        width, collapse = block.features, block.collapse
         weight = torch.zeros(10, width)
         expected = neural_collapse(found[layer], labels, logits, weight)
         assert width == found[layer].shape[1]
@@ -240,11 +250,11 @@ def test_layers_and_centres_of_a_sweep(trained, run_script):
     assert "features" in output and "by class mean" in output
 
 
-@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 1), ("--ncc", 4)))
+@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 5)))
 def test_each_alone_goes_on_where_it_stopped(what, calls_for_one, trained, run_script, monkeypatch):
     path = LAYERS if what == "--layerwise" else CENTRES
     measured = []
-    for name in ("blocks", "outputs"):
+    for name in ("blocks", "block_means", "over_batches"):
         original = getattr(Evaluator, name)
 
         def spy(*args, original=original):
@@ -358,7 +368,7 @@ def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
         strengths=(Strength(attack=attack, restarts=1, noise=8 / 255, radius=8.0),),
         seed=1,
     )
-    parts = [("clean", 8.0), ("pgd", 8.0)]
+    parts = [("features", "clean", 8.0), ("features", "pgd", 8.0)]
     found = {
         (row.means, row.input): row.ncc_accuracy
         for row in centre_rows(subject, epoch=0, parts=parts)

@@ -10,7 +10,7 @@ FLOORS = (
     {"vgg_imagenet", "any_network", "files", "inputs"},
     {"records", "data", "networks"},
     {"steps", "run_folder", "measure", "tables"},
-    {"flags", "cuda_graphs"},
+    {"flags", "cuda_graphs", "layers"},
     {"training", "groups", "claims"},
     {"figures"},
     {"train", "eval", "plot"},
