@@ -54,7 +54,7 @@ from measure import (
     input_rows,
     passes,
 )
-from networks import FEATURES, FoldedNetwork, Network, Statistics, load_checkpoint
+from networks import ARCHITECTURES, FEATURES, FoldedNetwork, Network, Statistics, load_checkpoint
 from records import (
     ADAPTIVE,
     CENTRE_INPUTS,
@@ -351,14 +351,23 @@ def check_layers(parser: flags.Parser, args: argparse.Namespace) -> None:
     """End the script where --ncc-layers names no block of the network."""
     if args.compile:
         parser.error("--ncc-layers reads what blocks put out, which --compile hides: drop one")
-    model: Any = networks.build_model(args.model, args.image_size, 3, 2)
-    names = [name for name, _ in model.blocks()]
-    unknown = [name for name in args.ncc_layers if name not in names]
-    if unknown:
-        parser.error(
-            f"argument --ncc-layers: {args.model} has no block {unknown[0]!r}; its blocks are "
-            f"{', '.join(names)}"
-        )
+    if args.model in ARCHITECTURES:  # the blocks of other networks are known when they are made
+        model: Any = networks.build_model(args.model, args.image_size, 3, 2)
+        unknown = unknown_layer(args, model.blocks())
+        if unknown:
+            parser.error(unknown)
+
+
+def unknown_layer(args: argparse.Namespace, blocks: list[tuple[str, Any]]) -> str | None:
+    """One line on what --ncc-layers names and is no block, if anything."""
+    names = [name for name, _ in blocks]
+    unknown = [name for name in args.ncc_layers or () if name not in names]
+    if not unknown:
+        return None
+    return (
+        f"argument --ncc-layers: {args.model} has no block {unknown[0]!r}; its blocks are "
+        f"{', '.join(names)}"
+    )
 
 
 def at_other_radius(settings: Settings) -> Settings:
@@ -521,6 +530,9 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: R
     if statistics != (data.mean, data.std):
         logger.info(f"images are normalised with {flags.in_words(statistics)}")
     network, folded = flags.build_networks(settings, data, statistics)
+    unknown = unknown_layer(settings, network.blocks())
+    if unknown:
+        raise InputError(unknown)
     evaluator = Evaluator(folded, flags.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     subject = Subject(evaluator, layers, data, flags.strengths(settings), settings.seed)
