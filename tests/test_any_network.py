@@ -338,7 +338,7 @@ def test_blocks_are_the_children_in_forward_order(name):
                 assert relative(found[block], values) < 1e-5, block
             measured = Evaluator(seen, batch_size=25).blocks(x, labels)
             for block, values in expected.items():
-                width, collapse = measured[block]
+                width, collapse = measured[block].features, measured[block].collapse
                 assert width == values.shape[1]
                 weight = torch.zeros(CLASSES, width)
                 whole = neural_collapse(values, labels, logits, weight)
