@@ -204,19 +204,20 @@ def make_training(bench: Bench, task: str, model: str, variant: str) -> Training
 
 
 def time_job(training: Training, task: str) -> float:
-    """Seconds of a task, of ST epochs the mean of three, after the same as a warm-up."""
+    """Seconds of a task, of ST epochs the mean of three."""
+    few = replace(training, data=beginning(training))
     if task == "sweep":
-        checkpoint = partial(benchmark.sweep_checkpoint, training, benchmark.SWEPT)
-        return time_once(training, checkpoint, warm_up=checkpoint)
+        return time_sweep(training, few, benchmark.SWEPT)
     count = 3 if task == "st" else 1
-
-    def warm_up() -> None:
-        few = replace(training, data=beginning(training, batches=2))
-        for _ in range(ReplayedStep.WARM_UP + 1):  # a short batch comes once an epoch
-            run_epoch(few, epoch=0)
-        run_epochs(training, count=1)
-
+    # The short batch, which comes once an epoch, is captured after as many epochs.
+    warm_up = partial(run_epochs, few, ReplayedStep.WARM_UP + 1)
     return time_once(training, partial(run_epochs, training, count), warm_up) / count
+
+
+def time_sweep(training: Training, few: Training, kinds: tuple[str, ...]) -> float:
+    """Seconds of a sweep's checkpoint in these kinds of input."""
+    warm_up = partial(benchmark.sweep_checkpoint, few, kinds)
+    return time_once(training, partial(benchmark.sweep_checkpoint, training, kinds), warm_up)
 
 
 def time_once(training: Training, work: Callable, warm_up: Callable) -> float:
@@ -229,12 +230,14 @@ def time_once(training: Training, work: Callable, warm_up: Callable) -> float:
     return time.perf_counter() - started
 
 
-def beginning(training: Training, batches: int) -> Dataset:
-    """The first images of a run's data, in so many full batches and the short one of an epoch."""
-    data, size = training.data, training.settings.batch_size
-    count = min(len(data.train), batches * size + len(data.train) % size)
-    few = torch.arange(count, device=data.train.labels.device)
-    return replace(data, train=data.train.select(few), test=data.test.select(few[:1]))
+def beginning(training: Training) -> Dataset:
+    """The first images of both splits: enough for every size of batch that there is."""
+    data, size = training.data, training.evaluator.batch_size
+    splits = {}
+    for name, split in (("train", data.train), ("test", data.test)):
+        count = min(len(split), size + len(split) % size)
+        splits[name] = split.select(torch.arange(count, device=split.labels.device))
+    return replace(data, **splits)
 
 
 def run_epochs(training: Training, count: int) -> None:
@@ -271,11 +274,10 @@ def project_column(bench: Bench) -> None:
         for model in ("vgg11bn", "PreActResNet18"):
             for task in benchmark.TRAIN_MODES:
                 training = make_training(share, task, model, variant)
+                few = replace(training, data=beginning(training))
                 kinds = benchmark.SWEPT if task == "st" else ("gaussian", "sign")
-                checkpoint = partial(benchmark.sweep_checkpoint, training, kinds)
-                seconds += time_job(training, task)
-                seconds += time_once(training, checkpoint, warm_up=checkpoint)
-                del training, checkpoint
+                seconds += time_job(training, task) + time_sweep(training, few, kinds)
+                del training, few
                 benchmark.forget()
         hours = seconds * bench.images / share.images * EPOCHS * SEEDS / 3600
         what = f"l_inf column of CIFAR-10, projected, {variant}"

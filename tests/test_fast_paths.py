@@ -373,6 +373,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
         ("pgd_train", 3 * 2 + 2),
         ("pgd_train_TRADES", 2 * 2 + 2),
         ("pgd_train_TRADES --trades-bn batch", 3 * 2 + 2),
+        ("pgd_train_MART", 2 * 2 + 2),
     ),
 )
 def test_a_compiled_run_compiles_in_its_first_epoch_alone(

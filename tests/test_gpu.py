@@ -225,14 +225,13 @@ def test_a_step_that_cannot_be_captured_goes_on_with_the_right_draws(noticed, re
     assert len(messages) == 1 and messages[0].startswith("--cuda-graph: no CUDA graph of the")
     assert not replayed.works and not replayed.captured
     assert torch.cuda.current_stream() == current
-    del replayed.step
     # No pool is left: of a workspace for each library and stream there may be more than before.
     assert gpu_memory() < before + 2**28
     training = make_training("--train-mode pgd_train")
     follow(training)
     held = torch.cuda.memory_reserved()
     follow(training)
-    assert torch.cuda.memory_reserved() == held
+    assert torch.cuda.memory_reserved() < held + 2**26
 
 
 @pytest.mark.parametrize(
