@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # The built-in digits need a larger epsilon than photographs.
 DIGITS := --dataset digits --epochs 10 --lr-max 0.05 --epsilon 20 --pgd-alpha 5
 
-.PHONY: demo test test-slow benchmark reproduce lint
+.PHONY: demo test test-slow benchmark gpu gpu-run reproduce lint
 
 demo: $(INSTALLED)
 	$(BIN)/python train.py $(DIGITS) --lr-schedule cosine --overwrite
@@ -23,6 +23,15 @@ test-slow: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/benchmark.py
+
+# What a GPU has to settle: its tests, and the time and memory of what matters, in ten minutes.
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py
+
+# The paper's first run and its sweep. SECONDS_LEFT=540 makes a piece of it, and the same goes on;
+# DATA="--dataset folder --data-dir DIR" takes other images than CIFAR-10's archive.
+gpu-run: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_run.py $(if $(SECONDS_LEFT),--seconds $(SECONDS_LEFT)) $(DATA)
 
 # The paper's claims on 2,000 images of a folder (DATA="--data-dir DIR"), or on the built-in digits.
 reproduce: $(INSTALLED)

@@ -7,6 +7,10 @@ is computed: the weights are frozen while an attack runs.
 
 What an image gets does not depend on how many are attacked with it (in eval mode, up to rounding):
 draws are made for CHUNK images at a time, and losses averaged over CHUNK images at most.
+
+Images outside [0, 1] are refused where they lie on the CPU. On a GPU they are not looked at: to
+read a value there is to wait for the device, which a training step must not, least of all while it
+is captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,12 +58,15 @@ def pgd(
         delta (N, C, H, W) in the epsilon-ball, without gradient.
 
     Raises:
-        ValueError: unknown norm.
+        ValueError: unknown norm, images that are not floats in [0, 1] (of their values those on the
+            CPU are looked at), or what was made under torch.inference_mode.
 
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks"
     (ICLR 2018), section 2.1; l_inf steps follow the sign, l_2 steps the unit gradient.
     """
     _check_norm(norm)
+    _check_images(x)
+    _check_differentiable(x, y)
     direction = -1 if targeted else 1
     needs_score = restarts > 1 or (score and model.training)
     x = x.detach()
@@ -118,12 +125,14 @@ def trades(
         delta (N, C, H, W) in the epsilon-ball, without gradient.
 
     Raises:
-        ValueError: unknown norm.
+        ValueError: as in `pgd`.
 
     Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy"
     (ICML 2019), algorithm 1.
     """
     _check_norm(norm)
+    _check_images(x)
+    _check_differentiable(x)
     x = x.detach()
     with torch.enable_grad(), _frozen(model), _eval_mode(model):
         if clean_logits is None:
@@ -169,16 +178,19 @@ def margin_loss(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
 
 def gaussian_noise(x: Tensor, level: float) -> Tensor:
     """x + delta is x plus normal noise of standard deviation `level`, clipped to [0, 1]."""
+    _check_images(x)
     return _clip_to_box(level * _draw(x, torch.randn_like), x)
 
 
 def sign_noise(x: Tensor, level: float) -> Tensor:
     """x + delta is x plus or minus `level` in every pixel at random, clipped to [0, 1]."""
+    _check_images(x)
     return _clip_to_box(level * _draw(x, torch.randn_like).sign(), x)
 
 
 def l2_noise(x: Tensor, radius: float) -> Tensor:
     """x + delta is x plus normal noise renormed to an l_2 norm of at most `radius`, clipped."""
+    _check_images(x)
     return _clip_to_box(_renorm(_draw(x, torch.randn_like), radius), x)
 
 
@@ -236,6 +248,31 @@ def _unit_or_noise(gradient: Tensor, noise: Tensor) -> Tensor:
 def _check_norm(norm: str) -> None:
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def _check_images(x: Tensor) -> None:
+    """Raise ValueError unless they are floats, and where they lie on the CPU in [0, 1].
+
+    A hair outside, from resizing or arithmetic in float32, is let pass.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"expected images as floats in [0, 1], got {x.dtype}")
+    if x.device.type == "cpu" and x.numel():
+        low, high = (value.item() for value in x.detach().aminmax())
+        if not -1e-3 <= low <= high <= 1 + 1e-3:  # NaN is in no order
+            raise ValueError(
+                f"expected images in [0, 1], got values from {low:.4g} to {high:.4g}: normalise "
+                "them inside the model"
+            )
+
+
+def _check_differentiable(*tensors: Tensor) -> None:
+    """Raise ValueError where autograd cannot work: in or after torch.inference_mode."""
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+        raise ValueError(
+            "an attack takes gradients, which torch.inference_mode rules out, for tensors made "
+            "under it too: use torch.no_grad, or clone them outside"
+        )
 
 
 @contextmanager

@@ -54,7 +54,7 @@ from measure import (
     input_rows,
     passes,
 )
-from networks import FEATURES, FoldedNetwork, Network, load_checkpoint
+from networks import ARCHITECTURES, FEATURES, FoldedNetwork, Network, Statistics, load_checkpoint
 from records import (
     ADAPTIVE,
     CENTRE_INPUTS,
@@ -203,7 +203,7 @@ PARTS = (
         layer_rows,
         lambda parts: parts,
         images_of_layers,
-        lambda network: len(network.model.blocks()),
+        lambda network: len(network.blocks()),
         lambda row: not math.isnan(row.centre_accuracy),
     ),
     Part(
@@ -351,14 +351,23 @@ def check_layers(parser: flags.Parser, args: argparse.Namespace) -> None:
     """End the script where --ncc-layers names no block of the network."""
     if args.compile:
         parser.error("--ncc-layers reads what blocks put out, which --compile hides: drop one")
-    model: Any = networks.build_model(args.model, args.image_size, 3, 2)
-    names = [name for name, _ in model.blocks()]
-    unknown = [name for name in args.ncc_layers if name not in names]
-    if unknown:
-        parser.error(
-            f"argument --ncc-layers: {args.model} has no block {unknown[0]!r}; its blocks are "
-            f"{', '.join(names)}"
-        )
+    if args.model in ARCHITECTURES:  # the blocks of other networks are known when they are made
+        model: Any = networks.build_model(args.model, args.image_size, 3, 2)
+        unknown = unknown_layer(args, model.blocks())
+        if unknown:
+            parser.error(unknown)
+
+
+def unknown_layer(args: argparse.Namespace, blocks: list[tuple[str, Any]]) -> str | None:
+    """One line on what --ncc-layers names and is no block, if anything."""
+    names = [name for name, _ in blocks]
+    unknown = [name for name in args.ncc_layers or () if name not in names]
+    if not unknown:
+        return None
+    return (
+        f"argument --ncc-layers: {args.model} has no block {unknown[0]!r}; its blocks are "
+        f"{', '.join(names)}"
+    )
 
 
 def at_other_radius(settings: Settings) -> Settings:
@@ -402,6 +411,22 @@ class Sweep:
     folded: FoldedNetwork  # of `network`, which checkpoints are loaded into
     subject: Subject
     ranks: Ranks
+    statistics: Statistics  # what images are normalised with, where a file does not bring its own
+
+    def load(self, epoch: int) -> None:
+        """Load a checkpoint, and normalise as its wrapper does unless the flags say how."""
+        file, used = self.files[epoch], self.statistics
+        _, found = load_checkpoint(file, self.network)
+        if found and flags.statistics_given(self.settings):
+            logger.info(
+                f"{file}: normalised with {flags.in_words(used)} as given, not with its own "
+                f"{flags.in_words(found)}"
+            )
+        elif found:
+            used = found
+            logger.info(f"{file}: normalised with its own {flags.in_words(found)}")
+        self.network.normalise_by(*used)
+        self.folded.refold()
 
     @property
     def ends(self) -> list[int]:
@@ -496,23 +521,31 @@ def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
 def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: Ranks) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = flags.load_data(settings)
+    statistics = flags.normalisation(settings, data)
     if not settings.checkpoint:
-        flags.refuse_other_data(run, data)
+        statistics = flags.normalisation(settings, data, run.trained_with())
+        flags.refuse_other_data(run, data, statistics)
     if settings.equal_n:
         data = equal_splits(data, settings.seed)
-    network, folded = flags.build_networks(settings, data)
+    if statistics != (data.mean, data.std):
+        logger.info(f"images are normalised with {flags.in_words(statistics)}")
+    network, folded = flags.build_networks(settings, data, statistics)
+    unknown = unknown_layer(settings, network.blocks())
+    if unknown:
+        raise InputError(unknown)
     evaluator = Evaluator(folded, flags.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     subject = Subject(evaluator, layers, data, flags.strengths(settings), settings.seed)
-    return Sweep(settings, run, files, data, network, folded, subject, ranks)
+    return Sweep(settings, run, files, data, network, folded, subject, ranks, statistics)
 
 
 def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
-    now = flags.describe_run(settings, sweep.data)
+    now = flags.describe_run(settings, sweep.data, sweep.statistics)
     now["step_sizes"] = {f"{r:g}": flags.step_size(settings, r) for r in settings.epsilons}
     if settings.checkpoint:
+        now["own_normalisation"] = not flags.statistics_given(settings)
         now["checkpoint_sha256"] = [hash_of(file) for file in settings.checkpoint]
     if settings.overwrite:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
@@ -547,8 +580,13 @@ def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) 
     for radius, size in now["step_sizes"].items():
         if not differing and former.get(radius, size) != size:
             differing = f"--pgd-alpha was {former[radius]} at epsilon {radius}, is {size} now"
-    if not differing and earlier.get("mean", list(now["mean"])) != list(now["mean"]):
+    images = flags.mean_of_images(earlier)
+    if not differing and images not in (None, list(now["data_mean"])):
         differing = "its images were others: check --data-dir"
+    differing = differing or flags.difference(now, earlier, flags.STATISTICS)
+    own = now.get("own_normalisation")
+    if not differing and earlier.get("own_normalisation", own) != own:
+        differing = f"--mean and --std were {'' if own else 'not '}given then"
     if not differing and settings.checkpoint:
         hashes = zip(
             settings.checkpoint,
@@ -583,8 +621,7 @@ def measure_share(sweep: Sweep) -> None:
         for evaluator in (sweep.subject.evaluator, sweep.subject.layers):
             evaluator.on_batch = bar.update
         for epoch in share:
-            load_checkpoint(sweep.files[epoch], sweep.network.model)
-            sweep.folded.refold()
+            sweep.load(epoch)
             of_checkpoint = replace(sweep.subject, uses=Counter(attacked(missing[epoch])))
             for part, parts in missing[epoch]:
                 measure_part(replace(sweep, subject=of_checkpoint), epoch, part, parts)

@@ -5,6 +5,7 @@ A table is a CSV file with a column per field of a dataclass, its row type.
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -48,6 +49,11 @@ def free_disk(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, which tells it from every other one."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 
 import torch
 
+import any_network
 import networks
 from attacks import CHUNK, NORMS
 from data import DATASETS, DOWNLOADED, Dataset, Selection, load_dataset
 from inputs import Strength
-from networks import ARCHITECTURES, FoldedNetwork, Network
+from networks import ARCHITECTURES, FoldedNetwork, Network, Statistics
 from run_folder import RunFolder
 from steps import MODES, TRADES_BETA, TRAIN_MODES, mode_name
 from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
@@ -46,6 +47,9 @@ CONSTANTS = {"trades_beta": TRADES_BETA}
 PRECISIONS = ("fp32", "tf32", "bf16")
 # Norm -> epsilon and step size, in 1/255 units.
 PUBLISHED_ATTACKS = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}
+
+# Compared as they are in use, whether given as flags or not.
+STATISTICS = ("mean", "std")
 
 
 class Settings(argparse.Namespace):
@@ -110,6 +114,16 @@ seed_number = _number(
 non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
 
 
+channel_mean = _number(
+    float, lambda value: 0 <= value <= 1, "a number from 0 to 1 (black to white) per channel"
+)
+
+
+channel_std = _number(
+    float, lambda value: 0 < value <= 1, "a number above 0, up to 1 (black to white), per channel"
+)
+
+
 def select_epochs(text: str | None, epochs: int) -> list[int]:
     """Epochs that "0,10,399", a slice like "::10" or "log" selects out of range(epochs).
 
@@ -145,8 +159,19 @@ def parse_epochs(parser: Parser, flag: str, text: str | None, epochs: int) -> li
 
 
 def _model_name(text: str) -> str:
-    """Model names in any case, as ARCHITECTURES spells them."""
-    return next((name for name in ARCHITECTURES if name.lower() == text.lower()), text)
+    """Model names in any case, as ARCHITECTURES spells them; factories as they are."""
+    if any_network.is_factory(text):
+        try:
+            any_network.find_factory(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+    for name in ARCHITECTURES:
+        if name.lower() == text.lower():
+            return name
+    raise argparse.ArgumentTypeError(
+        f"expected {', '.join(ARCHITECTURES)} or PACKAGE.MODULE:FACTORY, got {text!r}"
+    )
 
 
 def _device(text: str) -> torch.device:
@@ -165,7 +190,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_group(run: argparse._ArgumentGroup) -> None:
-    run.add_argument("--model", type=_model_name, choices=ARCHITECTURES, default="vgg11bn")
+    run.add_argument(
+        "--model",
+        type=_model_name,
+        metavar="NAME",
+        default="vgg11bn",
+        help=f"{', '.join(ARCHITECTURES)}, or PACKAGE.MODULE:FACTORY for any nn.Module that "
+        "factory(num_classes=...) makes, like torchvision.models:resnet18 (default: %(default)s)",
+    )
     run.add_argument(
         "--train-mode",
         choices=TRAIN_MODES,
@@ -215,6 +247,22 @@ def _add_data_group(data: argparse._ArgumentGroup) -> None:
     )
     data.add_argument(
         "--data-url", help=f"mirror to download from, for {', '.join(DOWNLOADED)}; checksums hold"
+    )
+    data.add_argument(
+        "--mean",
+        type=channel_mean,
+        nargs="+",
+        metavar="M",
+        help="what is subtracted from images in [0, 1], a number per channel; with --std (default: "
+        "the data's; eval.py: as the run was trained, or as a checkpoint file brings it along)",
+    )
+    data.add_argument(
+        "--std", type=channel_std, nargs="+", metavar="S", help="by what they are divided then"
+    )
+    data.add_argument(
+        "--no-normalisation",
+        action="store_true",
+        help="the network takes images in [0, 1] as they are",
     )
     data.add_argument(
         "--image-size",
@@ -301,12 +349,19 @@ def finish_run_flags(parser: Parser, args: argparse.Namespace) -> None:
                 "argument --data-name: expected letters, digits, '.', '_' and '-', and no name of "
                 f"another data set; got {args.data_name!r}"
             )
+    if (args.mean is None) != (args.std is None):
+        parser.error("--mean and --std go together, a number for each channel")
+    if args.mean and len(args.mean) != len(args.std):
+        parser.error(f"--mean has {len(args.mean)} numbers, --std {len(args.std)}")
+    if args.no_normalisation and args.mean:
+        parser.error("--no-normalisation leaves out what --mean and --std ask for: drop one")
     if args.image_size and len(source.image_sizes) == 1:
         parser.error("--image-size is for --dataset folder; other data sets have their own size")
     args.image_size = args.image_size or source.image_sizes[0]
-    if args.image_size not in ARCHITECTURES[args.model]:
-        sizes = " or ".join(map(str, ARCHITECTURES[args.model]))
-        parser.error(f"--model {args.model} is for images of {sizes} pixels, not {args.image_size}")
+    sizes = ARCHITECTURES.get(args.model)  # None of a factory, whose model will tell
+    if sizes and args.image_size not in sizes:
+        told = " or ".join(map(str, sizes))
+        parser.error(f"--model {args.model} is for images of {told} pixels, not {args.image_size}")
     try:
         mode_name(args.train_mode, args.trades_bn)
     except ValueError:
@@ -332,7 +387,8 @@ def _finish_attack_flags(parser: Parser, args: argparse.Namespace) -> None:
 def run_folder(settings: Settings) -> RunFolder:
     """The folder that the flags name, not opened yet."""
     mode = mode_name(settings.train_mode, settings.trades_bn)
-    path = settings.models_dir / (settings.data_name or settings.dataset) / settings.model
+    model = any_network.folder_name(settings.model)
+    path = settings.models_dir / (settings.data_name or settings.dataset) / model
     path = path / settings.norm / f"eps{settings.epsilon}" / mode / f"seed{settings.seed}"
     return RunFolder(path, standard=not MODES[mode].adversary)
 
@@ -393,16 +449,65 @@ def load_data(settings: Settings) -> Dataset:
     return load_dataset(settings.dataset, chosen).to(settings.device)
 
 
-def build_networks(settings: Settings, data: Dataset) -> tuple[Network, FoldedNetwork]:
+def statistics_given(settings: Settings) -> bool:
+    """Whether the flags say what images are normalised with."""
+    return settings.mean is not None or settings.no_normalisation
+
+
+def normalisation(
+    settings: Settings, data: Dataset, trained: dict[str, Any] | None = None
+) -> Statistics:
+    """What images are normalised with: the flags' mean and std, those of a run, or the data's own.
+
+    Args:
+        trained: what the args.json of the run tells.
+
+    Raises:
+        InputError: not a number for each channel.
+    """
+    channels, trained = data.train.images.shape[1], trained or {}
+    if settings.no_normalisation:
+        return (0.0,) * channels, (1.0,) * channels
+    if settings.mean is None:
+        return tuple(trained.get("mean", data.mean)), tuple(trained.get("std", data.std))
+    if len(settings.mean) != channels:
+        raise InputError(
+            f"--mean and --std take a number for each of {channels} channels, got "
+            f"{len(settings.mean)}"
+        )
+    return tuple(settings.mean), tuple(settings.std)
+
+
+def in_words(statistics: Statistics) -> str:
+    """Statistics as the flags that ask for them."""
+    mean, std = (" ".join(f"{value:.6g}" for value in values) for values in statistics)
+    return f"--mean {mean} --std {std}"
+
+
+def build_networks(
+    settings: Settings, data: Dataset, statistics: Statistics | None = None
+) -> tuple[Network, FoldedNetwork]:
     """The network that the flags name, with fresh weights, and the one for eval mode.
 
     The second takes over the first one's weights by `refold`.
+
+    Args:
+        statistics: what images are normalised with, if not as the flags say.
+
+    Raises:
+        InputError: a factory's model that cannot be used.
     """
     seed_everything(settings.seed)
-    channels = data.train.images.shape[1]
-    model = networks.build_model(settings.model, settings.image_size, channels, data.num_classes)
-    network = Network(model, data.mean, data.std, bf16=settings.precision == "bf16")
-    network.to(settings.device).to(memory_format=torch.channels_last)
+    shape, classes = tuple(data.train.images.shape[1:]), data.num_classes
+    model = networks.build_model(settings.model, settings.image_size, shape[0], classes)
+    anatomy = None
+    if any_network.is_factory(settings.model):
+        anatomy = any_network.examine(settings.model, model, shape, classes)
+    bf16 = settings.precision == "bf16"
+    mean, std = statistics or normalisation(settings, data)
+    network = Network(model, mean, std, bf16, anatomy).to(settings.device)
+    if anatomy is None or anatomy.channels_last:
+        network.to(memory_format=torch.channels_last)
     folded = FoldedNetwork(network)
     if settings.compile and can_compile(settings.device):
         network.compile(dynamic=False)
@@ -423,19 +528,38 @@ def eval_batch_size(settings: Settings) -> int:
     return max(1, CHUNK // size_factor)
 
 
-def refuse_other_data(run: RunFolder, data: Dataset) -> None:
-    """Stop if the run in the folder was trained on other images, by their statistics."""
-    if run.trained_with().get("mean", list(data.mean)) != list(data.mean):
+def refuse_other_data(run: RunFolder, data: Dataset, statistics: Statistics) -> None:
+    """Stop if the run in the folder was trained on other images, or if these were normalised else.
+
+    Other images are known by their mean.
+    """
+    trained = run.trained_with()
+    if mean_of_images(trained) not in (None, list(data.mean)):
         raise InputError(f"{run.path} was trained on other images: check --data-dir")
+    differing = difference(dict(zip(STATISTICS, statistics, strict=True)), trained, STATISTICS)
+    if differing:
+        raise InputError(f"{run.path} was trained with other flags: {differing}")
 
 
-def describe_run(settings: Settings, data: Dataset) -> dict[str, Any]:
-    """What args.json records: every flag as resolved, and what the run was made with."""
+def mean_of_images(told: dict[str, Any]) -> list[float] | None:
+    """The mean of the images themselves that a run's or sweep's arguments tell.
+
+    Older ones tell only what images were normalised with, which was the same then.
+    """
+    return told.get("data_mean", told.get("mean"))
+
+
+def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> dict[str, Any]:
+    """What args.json records: every flag as resolved, and what the run was made with.
+
+    `mean` and `std` are what images are normalised with, `data_mean` is the mean of the images.
+    """
     gpu = settings.device.type == "cuda"
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return vars(settings) | {
-        "mean": data.mean,
-        "std": data.std,
+        "mean": statistics[0],
+        "std": statistics[1],
+        "data_mean": data.mean,
         "git_commit": _git("rev-parse", "HEAD") or None,
         "git_dirty": None if changes is None else bool(changes),
         "torch": torch.__version__,

@@ -9,10 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data import DATASETS
 from files import read_json, read_rows
 from flags import MEASURING_FLAGS, with_constants
 from inputs import INPUTS
-from records import ADAPTIVE, CentreRecord, EpochSummary, LayerRecord, Record, radius_of
+from records import (
+    ADAPTIVE,
+    SPLITS,
+    AutoAttackRecord,
+    CentreRecord,
+    EpochSummary,
+    LayerRecord,
+    Record,
+    radius_of,
+)
 from run_folder import RunFolder
 from steps import MODE_FLAGS, MODES, mode_name
 from utils import InputError
@@ -25,8 +35,12 @@ FREE = {
     *("device", "compile", "cuda_graph", "eval_batch_size", "resume", "overwrite"),
     *("neural_collapse", "neural_collapse_gaussian"),
     *("git_commit", "git_dirty", "torch", "ran_on"),
+    *("data_mean", "no_normalisation"),  # mean and std tell it
 }
-STATISTICS = ("mean", "std")  # of the images; the others that args.json tells are flags
+# What else sets runs apart: what images are normalised with, what was measured, and on how many.
+NO_FLAGS = ("mean", "std", "perturbed", "images", "test images")
+# The images perturbed during training, and by PGD on the checkpoint: figures show one of the two.
+PERTURBED = ("seen", "pgd")
 
 
 class Setting(NamedTuple):
@@ -44,10 +58,21 @@ class Setting(NamedTuple):
 
     @property
     def description(self) -> str:
-        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {self.epsilon:g}"
+        radius = radius_in_words(self.epsilon, self.dataset)
+        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {radius}"
 
     def file_name(self, figure: str = "") -> str:
         return "_".join(filter(None, (MODES[self.mode].short, figure, self.place)))
+
+
+def unit_of(dataset: str) -> str:
+    """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
+    kind = DATASETS.get(dataset)
+    return "[0, 1]" if kind and kind.epsilon_range == 1 else "1/255"
+
+
+def radius_in_words(epsilon: float, dataset: str) -> str:
+    return f"{epsilon:g}" + ("/255" if unit_of(dataset) == "1/255" else "")
 
 
 @dataclass(frozen=True)
@@ -57,17 +82,38 @@ class Run:
     seed: int
     flags: dict[str, Any]  # what must be equal in runs of one group
     history: list[EpochSummary]
-    records: list[Record]  # of the training images; of two of one epoch and input the last counts
+    # At every epsilon; of two rows of one line and epoch the last counts.
+    records: list[Record]
     layers: list[LayerRecord]
     ncc: list[CentreRecord]
+    autoattack: list[AutoAttackRecord]
 
 
-# One line of a figure: for each seed the rows by epoch, or by layer.
-Line = list[dict[int, Any]]
+# One line of a figure: for each seed the rows by epoch, by layer, or by epsilon.
+Line = list[dict[Any, Any]]
+
+
+class LineName(NamedTuple):
+    """Which images a line is of; `images` is how many, 0 where an older version did not tell."""
+
+    split: str
+    input: str
+    images: int
+
+
+class View(NamedTuple):
+    """What of a group its figures show: --split, and which perturbed training images."""
+
+    split: str = "train"
+    perturbed: str = "seen"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.split == "both" else (self.split,)
 
 
 class Group:
-    """Runs that differ in the seed alone, and their measurements by kind of input.
+    """Runs that differ in the seed alone, and the lines of their measurements.
 
     `differs` holds the flags that set them apart from the other groups of their setting.
     """
@@ -77,21 +123,45 @@ class Group:
         self.setting = runs[0].setting
         self.flags = {name: value for run in runs for name, value in run.flags.items()}
         self.differs: dict[str, str] = {}
-        self.all_inputs = collect((run.records for run in runs), lambda row: row.input)
-        self.inputs = {kind: line for kind, line in self.all_inputs.items() if common(line)}
-        for kind in [kind for kind in self.inputs if INPUTS[kind].stands_in_for in self.inputs]:
-            del self.inputs[kind]
-        if "seen" in self.inputs:  # as the paper does
-            self.inputs.pop("pgd", None)
+        lines = collect(
+            (self.at_own_epsilon(run.records) for run in runs),
+            lambda row: LineName(row.split, row.input, row.images),
+        )
+        self.lines: dict[LineName, Line] = {n: line for n, line in lines.items() if common(line)}
+
+    @property
+    def seeds(self) -> str:
+        return f"seed{'s' * (len(self.runs) > 1)} {', '.join(str(run.seed) for run in self.runs)}"
+
+    def at_own_epsilon(self, rows: list) -> list:
+        """The rows that no attack at another radius than the run's has made."""
+        own = self.setting.epsilon
+        return [row for row in rows if not radius_of(row) or row.epsilon == own]
+
+    def shown(self, view: View) -> dict[LineName, Line]:
+        """The lines of all seeds that the figures show, training images first.
+
+        Of the images perturbed in training and those of PGD, these are the ones that the view
+        names; the others stand in where they were not measured.
+        """
+        found: dict[LineName, Line] = {}
+        for split in view.splits:
+            kinds = {name.input for name in self.lines if name.split == split}
+            hidden = {kind for kind in kinds if INPUTS[kind].stands_in_for in kinds}
+            if kinds.issuperset(PERTURBED):
+                hidden |= {*PERTURBED} - {view.perturbed}
+            names = [n for n in self.lines if n.split == split and n.input in kinds - hidden]
+            found |= {name: self.lines[name] for name in names}
+        return found
 
     def file_name(self, figure: str = "") -> str:
         differs = [safe(name + value) for name, value in self.differs.items()]
         return "_".join([self.setting.file_name(figure), *differs])
 
     def title(self, figure: str = "") -> str:
-        seeds = f"seed{'s' * (len(self.runs) > 1)} {', '.join(str(run.seed) for run in self.runs)}"
         mode, description = MODES[self.setting.mode].label, self.setting.description
-        return ", ".join(filter(None, (mode, figure, description, in_words(self.differs), seeds)))
+        parts = (mode, figure, description, in_words(self.differs), self.seeds)
+        return ", ".join(filter(None, parts))
 
 
 def read_run(path: Path) -> Run:
@@ -106,25 +176,38 @@ def read_run(path: Path) -> Run:
     records = folder.rows(Record)
     if not records and not folder.table(Record).is_file():
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
-    # What train.py saw on exactly its training inputs comes before a later sweep.
-    epsilon = folder.epsilon()
-    rows = [row for row in records if row.split == "train"]
-    rows = [row for row in rows if not radius_of(row) or row.epsilon == epsilon]
-    rows.sort(key=lambda row: row.source == "train")
+    # What train.py measured comes before a later sweep.
+    records.sort(key=lambda row: row.source == "train")
     setting, seed, flags = read_setting(path)
-    # Its perturbed images are not those of a sweep.
-    sources = {row.input: row.source for row in rows if INPUTS[row.input].perturb}
-    flags |= {f"source of {input}": source for input, source in sources.items()}
+    layers, ncc = folder.rows(LayerRecord), folder.rows(CentreRecord)
     return Run(
         path,
         setting,
         seed,
-        flags,
+        flags | read_measured(records, [*records, *layers, *ncc]),
         history=sorted(read_rows(path / "history.csv", EpochSummary), key=lambda row: row.epoch),
-        records=rows,
-        layers=folder.rows(LayerRecord),
-        ncc=folder.rows(CentreRecord),
+        records=records,
+        layers=layers,
+        ncc=ncc,
+        autoattack=folder.rows(AutoAttackRecord),
     )
+
+
+def read_measured(records: list[Record], rows: list) -> dict[str, Any]:
+    """What of the tables must be equal in runs of one group: their lines are to be of the same.
+
+    That is the numbers of images of each split and, where only one kind of perturbed training
+    images was measured, which one.
+    """
+    measured: dict[str, Any] = {}
+    for split, name in zip(SPLITS, ("images", "test images"), strict=True):
+        sizes = sorted({row.images for row in rows if row.split == split})
+        if sizes:
+            measured[name] = tuple(size or "untold" for size in sizes)
+    kinds = {row.input for row in records if row.split == "train"}.intersection(PERTURBED)
+    if len(kinds) == 1:
+        measured["perturbed"] = kinds.pop()
+    return measured
 
 
 def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
@@ -238,13 +321,18 @@ def safe(name: str) -> str:
 
 
 def collect(tables: Iterable[list], line: Callable, key: Callable = lambda row: row.epoch) -> dict:
-    """`line` of a row -> Line, from each run's table; clean first, then as INPUTS orders."""
+    """`line` of a row -> Line, from each run's table.
+
+    Clean first, then as INPUTS orders; of one kind of input the line of most images first.
+    """
     tables, order = list(tables), [*INPUTS, ADAPTIVE]
-    lines: dict[Any, tuple[int, Line]] = {}
+    lines: dict[Any, tuple[tuple[int, int], Line]] = {}
     for number, table in enumerate(tables):
         for row in table:
-            if row.input in order:
-                series = lines.setdefault(line(row), (order.index(row.input), [{} for _ in tables]))
+            kind = getattr(row, "input", "clean")  # rows of AutoAttack have no other
+            if kind in order:
+                place = order.index(kind), -row.images
+                series = lines.setdefault(line(row), (place, [{} for _ in tables]))
                 series[1][number][key(row)] = row
     return {name: lines[name][1] for name in sorted(lines, key=lambda name: lines[name][0])}
 

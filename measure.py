@@ -156,7 +156,7 @@ class Evaluator:
     def _block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         network = self.network.eval()
         classes = len(network.classifier_weight)
-        means = {name: StreamingCollapse(classes) for name, _ in network.model.blocks()}
+        means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
         with block_outputs(network) as found:
             for x, y in batches(images, labels, self.batch_size):
                 network(x)

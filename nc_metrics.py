@@ -10,7 +10,7 @@ accumulated in float64, because collapsed features differ in their last float32 
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,11 +26,16 @@ ROUNDING = 1e-12
 class NeuralCollapse:
     """The metrics of one set of N features of dimension D in C classes. No metric has a unit.
 
+    `activation` is M = [mu_c - mu_G] (D x C), the class means mu_c less the mean over all samples;
+    `classifier` is W^T (D x C). Printed, it is the metrics alone.
+
     nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed,
         NaN where the class means coincide, as those of features that are all zero do. Papyan et
         al. divide by C; the published code does not, and neither does this.
-    nc2_norm_*: unbiased standard deviation over mean of the column norms; 0 when they are equal.
-    nc2_angle_*: mean |cos + 1/(C-1)| over ordered pairs of columns; 0 for a simplex.
+    nc2_norm_activation, nc2_norm_classifier: unbiased standard deviation over mean of the column
+        norms; 0 when they are equal.
+    nc2_angle_activation, nc2_angle_classifier: mean |cos + 1/(C-1)| over ordered pairs of columns;
+        0 for a simplex.
     nc3: || W^T/||W||_F - M/||M||_F ||_F^2; 0 when classifier and class means are dual.
     nc4: share of samples whose nearest class mean is not the class that the network predicts.
     ncc_accuracy: share of samples whose nearest class mean is their label's.
@@ -43,7 +48,10 @@ class NeuralCollapse:
     nc2_zhu: || W W^T/||W W^T||_F - (I - 1 1^T/K)/sqrt(K-1) ||_F (Zhu et al. 2021).
     nc3_zhu: || W M/||W M||_F - (I - 1 1^T/K)/sqrt(K-1) ||_F (Zhu et al. 2021).
 
-    `activation` is M = [mu_c - mu_G] (D x C), `classifier` is W^T (D x C).
+    What they are made of, float64 on the device of the features:
+    class_means: mu_c, (C, D), not centred; zero for a class without samples.
+    activation_norms, classifier_norms: l_2 norms of the columns, (C,).
+    activation_cosines, classifier_cosines: cosines of all pairs of columns, (C, C).
     """
 
     nc1: float
@@ -58,11 +66,26 @@ class NeuralCollapse:
     cdnv: float
     nc2_zhu: float
     nc3_zhu: float
-    class_means: Tensor  # (C, D), float64
-    activation_norms: Tensor  # (C,)
-    classifier_norms: Tensor  # (C,)
-    activation_cosines: Tensor  # (C, C)
-    classifier_cosines: Tensor  # (C, C)
+    class_means: Tensor = field(repr=False)
+    activation_norms: Tensor = field(repr=False)
+    classifier_norms: Tensor = field(repr=False)
+    activation_cosines: Tensor = field(repr=False)
+    classifier_cosines: Tensor = field(repr=False)
+
+    def __str__(self) -> str:
+        """The metrics in five lines."""
+        classes, dimension = self.class_means.shape
+        return (
+            f"neural collapse of {classes} classes in {dimension} dimensions\n"
+            f"NC1 {self.nc1:.4g} ({self.nc1_papyan:.4g} divided by the number of classes), CDNV "
+            f"{self.cdnv:.4g}\n"
+            f"NC2 of the class means: norms {self.nc2_norm_activation:.4g}, angles "
+            f"{self.nc2_angle_activation:.4g}; of the classifier: norms "
+            f"{self.nc2_norm_classifier:.4g}, angles {self.nc2_angle_classifier:.4g}, Zhu et al. "
+            f"{self.nc2_zhu:.4g}\n"
+            f"NC3 {self.nc3:.4g}, Zhu et al. {self.nc3_zhu:.4g}\n"
+            f"NC4 {self.nc4:.4g}, accuracy by the nearest class mean {self.ncc_accuracy:.4g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,17 +129,22 @@ def neural_collapse(
     """NC1-NC4 of the features that enter a network's last linear layer.
 
     Args:
-        features: (N, D), any float type.
+        features: (N, D), any float type, finite.
         labels: (N,) int64 in [0, C). A class without samples has mean zero, as published.
         logits: (N, C); only their argmax is used.
         classifier_weight: W, (C, D).
 
     Raises:
-        ValueError: the shapes do not fit together, or there are fewer than two classes.
+        ValueError: the shapes do not fit together, there are fewer than two classes, features are
+            not finite, or labels are not int64 in [0, C).
 
     Source: Papyan et al. 2020, section "Neural Collapse", and Su et al. 2024, section 3.
     """
     _check_shapes(features, labels, logits, classifier_weight)
+    _check_labels(labels, len(classifier_weight))
+    if not features.isfinite().all():
+        count = int((~features.isfinite()).any(1).sum())
+        raise ValueError(f"features of {count} of {len(features)} samples are not finite")
     features = features.double()
     classifier = classifier_weight.double().T  # (D, C)
     num_classes = classifier.shape[1]
@@ -185,7 +213,12 @@ class StreamingCollapse:
 
     @torch.no_grad()
     def add_to_means(self, features: Tensor, labels: Tensor) -> None:
-        """First pass: features (N, D) of any float type, labels (N,) in [0, C)."""
+        """First pass: features (N, D) of any float type, labels (N,) int64 in [0, C).
+
+        Raises:
+            ValueError: other labels.
+        """
+        _check_labels(labels, self.num_classes)
         membership = F.one_hot(labels, self.num_classes).double()  # (N, C)
         self._counts = self._counts + membership.sum(0)
         self._sums = self._sums + membership.T @ features.double()
@@ -283,6 +316,16 @@ def _check_shapes(
         )
     if classes < 2:
         raise ValueError("neural collapse needs at least two classes")
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.dtype != torch.int64:
+        raise ValueError(f"expected labels of type torch.int64, got {labels.dtype}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"expected labels from 0 to {classes - 1}, got some from {labels.min()} to "
+            f"{labels.max()}"
+        )
 
 
 def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:

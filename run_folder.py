@@ -1,7 +1,8 @@
 """Every file that a run leaves, and the lock on its folder.
 
 model_{epoch}.pth   weights alone, by epoch from 0
-resume.pth          the last epoch with the optimiser's state, and what is done of the next one
+resume.pth          the last epoch with the optimiser's state, and what is done of the next one; its
+                    weights too, unless they are those of that epoch's checkpoint
 history.csv         a row per epoch (EpochSummary)
 args.json           the flags of the run and what it was made with
 results/            metrics.csv (Record), the published .npy series made from it, the TABLES of a
@@ -14,7 +15,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -268,10 +269,45 @@ def save_checkpoint(path: Path, **content: Any) -> None:
 
 def to_cpu(state: Any) -> Any:
     """Nested dicts and lists with a contiguous copy in main memory in place of every tensor."""
+    return _copied(state, lambda value, _: value.to("cpu", copy=True).contiguous())
+
+
+def _copied(state: Any, copy: Callable[[Tensor, tuple], Tensor], place: tuple = ()) -> Any:
+    """Nested dicts and lists with copy(tensor, keys and indices that lead to it) of each tensor."""
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True).contiguous()
+        return copy(state.detach(), place)
     if isinstance(state, dict):
-        return {key: to_cpu(value) for key, value in state.items()}
+        return {key: _copied(value, copy, (*place, key)) for key, value in state.items()}
     if isinstance(state, list):
-        return [to_cpu(value) for value in state]
+        return [_copied(value, copy, (*place, i)) for i, value in enumerate(state)]
     return state
+
+
+class Snapshots:
+    """What training changes, copied to main memory as `to_cpu` does it, for a `Writer`.
+
+    From a GPU the copies go into pinned buffers, made contiguous on the device, and nothing waits
+    until all are on their way. There are two sets of buffers, used in turn, so that a snapshot
+    holds until the second one after it. The writer needs no more: `submit` of a snapshot returns
+    once the one before it is written, into whose buffers the next one then goes.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._sets: list[dict[tuple, Tensor]] = [{}, {}]
+
+    def take(self, state: Any) -> Any:
+        """Nested dicts and lists with a copy in place of every tensor."""
+        if self.device.type != "cuda":
+            return to_cpu(state)
+        self._sets.reverse()
+        copied = _copied(state, self._copy)
+        torch.cuda.current_stream(self.device).synchronize()
+        return copied
+
+    def _copy(self, value: Tensor, place: tuple) -> Tensor:
+        buffer = self._sets[0].get(place)
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._sets[0][place] = buffer
+        return buffer.copy_(value.contiguous(), non_blocking=True)

@@ -81,7 +81,13 @@ def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
 @contextmanager
 def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
     """A pass in train mode moves the running statistics as far as `times` equal passes would."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    # One without a momentum averages over all batches: it counts the pass once.
+    norms = [norm for norm in norms if norm.momentum is not None]
     momenta = [norm.momentum or 0.0 for norm in norms]
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = 1 - (1 - momentum) ** times

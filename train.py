@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, optim
 
 import flags
-from files import Writer, free_disk, write_json
+from files import Writer, free_disk, sha256, write_json
 from flags import Settings
-from networks import load_checkpoint
+from networks import Network, Statistics, load_checkpoint, load_weights, read_tensors
 from records import NC1_DEFINITION, EpochSummary, Record, describe_record
-from run_folder import RunFolder, save_checkpoint, to_cpu
+from run_folder import RunFolder, Snapshots, save_checkpoint, to_cpu
 from steps import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
 from training import Interrupted, Training, prepare, run_epoch
 from utils import (
@@ -50,6 +50,9 @@ FREE_FLAGS = {
     "resume",
     "overwrite",
 }
+
+# In resume.pth, in place of the weights: the SHA-256 of the epoch's checkpoint, which has them.
+CHECKPOINT = "checkpoint_sha256"
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
@@ -166,15 +169,16 @@ def main() -> None:
     refuse_other_run(settings, run)
 
     training = prepare(settings, run, flags.load_data(settings))
+    statistics = flags.normalisation(settings, training.data)
     if settings.resume:
-        flags.refuse_other_data(run, training.data)
+        flags.refuse_other_data(run, training.data, statistics)
     check_disk(training)
     with run.lock("train.py"):
         refuse_other_run(settings, run)  # again: the images may have taken a while
         start = restore(training)
         if start is None:
             return
-        write_json(run.args_file, flags.describe_run(settings, training.data))
+        write_json(run.args_file, flags.describe_run(settings, training.data, statistics))
         data = training.data
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
@@ -190,6 +194,7 @@ def main() -> None:
 def train(training: Training, start: Start) -> None:
     """Train from the start on, writing every epoch, until the end or a signal."""
     done, epochs = start.done, training.settings.epochs
+    snapshots = Snapshots(training.settings.device)
     with StopSignals() as signals, Writer() as writer:
         for epoch in range(start.epoch, epochs):
             try:
@@ -200,14 +205,15 @@ def train(training: Training, start: Start) -> None:
                 ) from error
             except Interrupted as interrupted:
                 # As if the epoch before had ended here, with what this one has seen beside it.
-                seen = to_cpu(interrupted.seen)
-                writer.submit(save_resume, training, epoch - 1, snapshot(training.learner), seen)
+                seen, state = to_cpu(interrupted.seen), snapshot(training.learner, snapshots)
+                writer.submit(save_resume, training, epoch - 1, state, seen)
                 raise Stopped(
                     signals.received,
                     f" in epoch {epoch}, after step {seen['steps']}; --resume goes on from there",
                 ) from None
             done = None
-            writer.submit(save, training, summary, records, snapshot(training.learner))
+            state = snapshot(training.learner, snapshots)
+            writer.submit(save, training, summary, records, state)
             log_epoch(training, summary, records)
             if signals.received and epoch + 1 < epochs:
                 raise Stopped(
@@ -231,7 +237,8 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
         )
     if resume:
         now, earlier = vars(settings), flags.with_constants(run.trained_with())
-        differing = flags.difference(now, earlier, now.keys() - FREE_FLAGS)
+        compared = now.keys() - FREE_FLAGS - {*flags.STATISTICS}  # these once there are images
+        differing = flags.difference(now, earlier, compared)
         if differing:
             raise InputError(f"{run.path} was made with other flags: {differing}")
 
@@ -250,9 +257,12 @@ def check_disk(training: Training) -> None:
     count = len(set(kept_epochs(settings)) - present)
     if count == 0:
         return
-    # While resume.pth is written, the one before it is still there.
-    copies = 1 if run.resume_file.exists() and run.resume_file not in deleted else 2
-    needed = count * weights + copies * (1 + buffers) * weights
+    # resume.pth may hold the weights too: after a stop in mid-epoch, or where not all checkpoints
+    # are kept. While it is written, the one before it is still there.
+    largest = 1 + buffers
+    usual = buffers if len(kept_epochs(settings)) == settings.epochs else largest
+    there = run.resume_file.exists() and run.resume_file not in deleted
+    needed = (count + largest + (0 if there else usual)) * weights
     free = free_disk(run.path) + sum(path.stat().st_size for path in deleted)
     figures = (
         f"{count} checkpoints of {weights / 2**20:.1f} MiB and resume.pth take "
@@ -282,13 +292,17 @@ def restore(training: Training) -> Start | None:
         if run.records or run.history:
             run.forget_from(0)
         return Start(0)
-    path = run.resume_file if resume == "last" else run.checkpoint(resume - 1)
-    rest = load_checkpoint(path, learner.network.model)
+    network = learner.network
+    if resume == "last":
+        path = run.resume_file
+        rest, start = load_resume(training)
+        if start.epoch >= settings.epochs:
+            logger.info(f"{run.path} is finished: {settings.epochs} epochs")
+            return None
+    else:
+        path, start = run.checkpoint(resume - 1), Start(resume)
+        rest = take_weights(network, path, *load_checkpoint(path, network))
     load_optimizer(learner.optimizer, rest.get("optimizer"), path)
-    start = Start(resume) if resume != "last" else read_start(rest, path)
-    if start.epoch >= settings.epochs:
-        logger.info(f"{run.path} is finished: {settings.epochs} epochs")
-        return None
     run.open()
     log_to(run.path / "output.log")
     if resume != "last":
@@ -297,6 +311,45 @@ def restore(training: Training) -> Start | None:
     after = f" after step {start.done['steps']}" if start.done else ""
     logger.info(f"resuming at epoch {start.epoch}{after} from {path.name}")
     return start
+
+
+def load_resume(training: Training) -> tuple[dict[str, Any], Start]:
+    """Load the weights that resume.pth holds or refers to; its other entries, and where to go on.
+
+    A finished run goes on with no weights: the checkpoint that its file refers to may be gone.
+    """
+    run, network = training.run, training.learner.network
+    content = read_tensors(run.resume_file)
+    if not isinstance(content, dict) or CHECKPOINT not in content:
+        loaded = load_weights(run.resume_file, content, network)
+        rest = take_weights(network, run.resume_file, *loaded)
+        return rest, read_start(rest, run.resume_file)
+    start = read_start(content, run.resume_file)
+    if start.epoch < training.settings.epochs:
+        path = run.checkpoint(start.epoch - 1)
+        missing = not path.exists()
+        if missing or sha256(path) != content[CHECKPOINT]:
+            fault = "is missing" if missing else "is another file than it was"
+            earlier = [epoch for epoch in run.epochs() if epoch < start.epoch - 1]
+            advice = (
+                f"--resume {earlier[-1] + 1} --overwrite goes on from model_{earlier[-1]}.pth"
+                if earlier
+                else "--overwrite starts the run again"
+            )
+            raise InputError(
+                f"{path}: {fault}, and resume.pth goes on from it: put it back, or {advice}"
+            )
+        load_checkpoint(path, network)
+    return content, start
+
+
+def take_weights(
+    network: Network, path: Path, rest: dict[str, Any], found: Statistics | None
+) -> dict[str, Any]:
+    """The other entries of a checkpoint that was loaded, unless it was trained on other inputs."""
+    if found and not network.normalises_by(found):
+        raise InputError(f"{path}: was trained with {flags.in_words(found)}; give the same")
+    return rest
 
 
 def read_start(rest: dict[str, Any], path: Path) -> Start:
@@ -345,12 +398,14 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -
         raise InputError(f"{path}: its optimiser state does not fit this run: {error}") from error
 
 
-def snapshot(learner: Learner) -> dict[str, Any]:
+def snapshot(learner: Learner, snapshots: Snapshots) -> dict[str, Any]:
     """Copies in main memory of the weights and the optimiser's state, which training changes."""
-    return {
-        "state_dict": to_cpu(learner.network.model.state_dict()),
-        "optimizer": to_cpu(learner.optimizer.state_dict()),
-    }
+    return snapshots.take(
+        {
+            "state_dict": learner.network.model.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+        }
+    )
 
 
 def save(
@@ -372,9 +427,15 @@ def save(
 def save_resume(
     training: Training, epoch: int, state: dict[str, Any], seen: dict[str, Any] | None = None
 ) -> None:
-    """Write resume.pth: the last finished epoch, and what is done of the next one."""
-    seed = training.settings.seed
-    save_checkpoint(training.run.resume_file, **state, epoch=epoch, seed=seed, unfinished=seen)
+    """Write resume.pth: the last finished epoch, and what is done of the next one.
+
+    The weights of a finished epoch are in its checkpoint, where that is kept. It is on disk by
+    then, and resume.pth holds its SHA-256, so that no other file is taken for it.
+    """
+    settings, run = training.settings, training.run
+    if seen is None and epoch in kept_epochs(settings):
+        state = {"optimizer": state["optimizer"], CHECKPOINT: sha256(run.checkpoint(epoch))}
+    save_checkpoint(run.resume_file, **state, epoch=epoch, seed=settings.seed, unfinished=seen)
 
 
 def log_epoch(training: Training, summary: EpochSummary, records: list[Record]) -> None:

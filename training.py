@@ -45,8 +45,18 @@ class Training:
 
 
 def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
-    """What the flags name to train on the data, with fresh weights."""
+    """What the flags name to train on the data, with fresh weights.
+
+    Raises:
+        InputError: the network cannot be trained, or not on a last batch of so many images.
+    """
     network, folded = flags.build_networks(settings, data)
+    takes_one_image = network.anatomy is None or network.anatomy.takes_one_image
+    if len(data.train) % settings.batch_size == 1 % settings.batch_size and not takes_one_image:
+        raise InputError(
+            f"--batch-size {settings.batch_size}: of {len(data.train)} images the last batch is of "
+            f"one, on which --model {settings.model} cannot be trained, for its batch norm"
+        )
     mode = MODES[mode_name(settings.train_mode, settings.trades_bn)]
     optimizer = make_optimizer(settings, network.model)
     return Training(
@@ -74,7 +84,7 @@ def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
         # The rate as a tensor: a step captured as a CUDA graph reads it anew at each replay.
         options |= {"lr": torch.tensor(settings.lr_max, device=settings.device), "fused": True}
     if settings.optimizer == "adam":
-        return optim.Adam(model.parameters(), capturable=gpu, **options)
+        return optim.Adam(model.parameters(), capturable=settings.cuda_graph, **options)
     return optim.SGD(model.parameters(), momentum=0.9, **options)
 
 

@@ -280,9 +280,8 @@ def baseline_collapse(classes: int, device: torch.device) -> None:
     baseline.collapse_by_sample(features, labels, logits, weight, means)
 
 
-@cache
-def our_state(variant: str, mode: str, model: str, images: int, device: torch.device) -> Training:
-    """A run on the random images; kept between repeats."""
+def our_settings(variant: str, mode: str, model: str, device: torch.device) -> Settings:
+    """The flags of a run on the random images."""
     precision, *switches = variant.split("+")
     parser = Parser()
     add_run_flags(parser)
@@ -294,7 +293,13 @@ def our_state(variant: str, mode: str, model: str, images: int, device: torch.de
         ]
     )
     finish_run_flags(parser, args)
-    settings = Settings(**vars(args), **TRAINING, cuda_graph="graph" in switches)
+    return Settings(**vars(args), **TRAINING, cuda_graph="graph" in switches)
+
+
+@cache
+def our_state(variant: str, mode: str, model: str, images: int, device: torch.device) -> Training:
+    """A run on the random images; kept between repeats."""
+    settings = our_settings(variant, mode, model, device)
     return prepare(settings, run_folder(settings), make_data(images).to(device))
 
 
@@ -317,18 +322,23 @@ def prepare_ours(
             pgd(learner.folded, x, y, **learner.strength.attack)
 
     def checkpoint() -> None:
-        learner.folded.refold()
-        subject = Subject(
-            evaluator=evaluator,
-            layers=evaluator,
-            data=data,
-            strengths=(learner.strength,),
-            seed=training.settings.seed,
-        )
-        parts = input_parts(["train"], SWEPT, [learner.strength.radius])
-        input_rows(subject, epoch=0, parts=parts)
+        sweep_checkpoint(training, SWEPT)
 
     return {"pgd": attack_all, "sweep": checkpoint}.get(task, epoch)
+
+
+def sweep_checkpoint(training: Training, kinds: tuple[str, ...]) -> None:
+    """What a sweep measures of one checkpoint: the training images in these kinds of input."""
+    learner, evaluator = training.learner, training.evaluator
+    learner.folded.refold()
+    subject = Subject(
+        evaluator=evaluator,
+        layers=evaluator,
+        data=training.data,
+        strengths=(learner.strength,),
+        seed=training.settings.seed,
+    )
+    input_rows(subject, epoch=0, parts=input_parts(["train"], kinds, [learner.strength.radius]))
 
 
 def matrix_rate(precision: str, device: torch.device) -> float:

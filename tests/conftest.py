@@ -23,7 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path[:0] = [str(GOLDEN), str(BENCHMARKS)]
 
 import cases  # noqa: E402
 
@@ -47,6 +48,14 @@ def images_and_labels():
         torch.from_numpy(cases.images(16, 3, 32, GOLDEN_SEED + 1)),
         torch.from_numpy(cases.labels(16, 10, GOLDEN_SEED + 2)),
     )
+
+
+def whole_resume(folder):
+    """What resume.pth holds, with its epoch's weights, as earlier versions wrote it."""
+    content = torch.load(folder / "resume.pth", weights_only=True)
+    del content["checkpoint_sha256"]
+    weights = torch.load(folder / f"model_{content['epoch']}.pth", weights_only=True)
+    return {"state_dict": weights["state_dict"]} | content
 
 
 @pytest.fixture(scope="session")

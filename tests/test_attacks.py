@@ -20,8 +20,12 @@ GOLDEN_PGD = {
 
 @pytest.mark.parametrize("name", ("vgg11bn", "PreActResNet18"))
 def test_attacks_are_golden(name, golden_network, golden):
-    network, expected = golden_network(name).eval(), golden("attacks")
-    x, y = images_and_labels()
+    check_golden_attacks(name, golden_network(name), golden("attacks"), torch.device("cpu"))
+
+
+def check_golden_attacks(name, network, expected, device):
+    network.eval().to(device)
+    x, y = (tensor.to(device) for tensor in images_and_labels())
     for attack, settings in GOLDEN_PGD.items():
         if name == "PreActResNet18" and settings.get("restarts"):
             continue  # slow, and nothing in it depends on the architecture
@@ -30,7 +34,8 @@ def test_attacks_are_golden(name, golden_network, golden):
         losses = F.cross_entropy(network(x + delta), y, reduction="none").detach()
         # Signs of tiny gradients flip with rounding, which differs between machines.
         assert share_equal(delta, expected[f"{name}.{attack}"]) > 0.85, attack
-        np.testing.assert_allclose(losses, expected[f"{name}.{attack}.loss"], rtol=0.02, atol=1e-6)
+        golden_losses = expected[f"{name}.{attack}.loss"]
+        np.testing.assert_allclose(losses.cpu(), golden_losses, rtol=0.02, atol=1e-6)
 
     with torch.no_grad():
         clean = F.softmax(network(x), 1)
@@ -43,14 +48,14 @@ def test_attacks_are_golden(name, golden_network, golden):
             logs = F.log_softmax(network(x + delta), 1)
         divergence = F.kl_div(logs, clean, reduction="none").sum(1)
         assert share_equal(delta, expected[f"{name}.{attack}"], 1e-3) > 0.85, attack
-        np.testing.assert_allclose(divergence, expected[f"{name}.{attack}.kl"], rtol=0.05)
+        np.testing.assert_allclose(divergence.cpu(), expected[f"{name}.{attack}.kl"], rtol=0.05)
         assert divergence.mean().item() == pytest.approx(
             expected[f"{name}.{attack}.kl"].mean(), rel=0.02
         )
 
 
 def share_equal(delta, expected, tolerance=1e-4):
-    return ((delta - torch.from_numpy(expected)).abs() < tolerance).float().mean().item()
+    return ((delta.cpu() - torch.from_numpy(expected)).abs() < tolerance).float().mean().item()
 
 
 @pytest.mark.parametrize("settings", (L_INF, L_2), ids=("l_inf", "l_2"))
@@ -174,3 +179,53 @@ def test_noise_has_its_size_and_stays_in_the_box():
 def test_an_unknown_norm_is_named(tiny_net):
     with pytest.raises(ValueError, match="l_3"):
         pgd(tiny_net, torch.rand(2, 3, 8, 8), torch.arange(2), **L_INF | {"norm": "l_3"})
+
+
+ATTACKS = {
+    "pgd": lambda model, x, y: pgd(model, x, y, **L_INF),
+    "trades": lambda model, x, y: trades(model, x, **L_INF),
+}
+NOISES = {
+    "gaussian": lambda model, x, y: gaussian_noise(x, 0.1),
+    "sign": lambda model, x, y: sign_noise(x, 0.1),
+    "l2": lambda model, x, y: l2_noise(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", (*ATTACKS, *NOISES))
+def test_images_outside_the_box_are_refused(name, tiny_net):
+    perturb = (ATTACKS | NOISES)[name]
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    for bad, told in (
+        (2 * x, r"in \[0, 1\], got values from"),
+        (x - 0.5, r"in \[0, 1\], got values from"),
+        (x / 0, "got values from"),
+        ((255 * x).to(torch.uint8), r"floats in \[0, 1\], got torch.uint8"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            perturb(tiny_net, bad, y)
+    perturb(tiny_net, x + 1e-6, y)  # a hair outside, from rounding
+
+
+def test_values_are_not_looked_at_where_that_waits_for_a_device():
+    """On the device `meta`, which has none to look at."""
+    x = torch.empty(4, 3, 8, 8, device="meta")
+    for noise in NOISES.values():
+        assert noise(None, x, None).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_was_made_under_inference_mode_is_refused(name, tiny_net):
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    with torch.inference_mode():
+        made, labels, logits = x + 0, y + 0, tiny_net(x)
+        with pytest.raises(ValueError, match="inference_mode"):
+            ATTACKS[name](tiny_net, x, y)
+    with pytest.raises(ValueError, match="inference_mode"):
+        ATTACKS[name](tiny_net, made, y)
+    if name == "pgd":
+        with pytest.raises(ValueError, match="inference_mode"):
+            pgd(tiny_net, x, labels, **L_INF)
+    else:  # these it only reads
+        trades(tiny_net, x, clean_logits=logits, **L_INF)
+    ATTACKS[name](tiny_net, made.clone(), labels.clone())

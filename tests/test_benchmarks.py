@@ -3,11 +3,12 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import baseline
+import benchmark
 import pytest
 import torch
-from conftest import CIFAR_STATISTICS
+from conftest import BENCHMARKS, CIFAR_STATISTICS
 from test_attacks import L_INF, share_equal
 
 from attacks import pgd, trades
@@ -16,12 +17,6 @@ from flags import strength
 from nc_metrics import neural_collapse
 from networks import Network
 from train import parse_args
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import baseline  # noqa: E402
-import benchmark  # noqa: E402
 
 SETTINGS = {key: L_INF[key] for key in ("epsilon", "step_size", "steps")}
 

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.slow
 
 SMALL = "--dataset digits --limit-train 40 --lr-max 0.01 --attack-iters 2"
 
+# What a run may compile, with the one graph that tells whether compiling works.
+MOST_GRAPHS = 9
+
 
 def rows(path):
     with path.open(newline="") as file:
@@ -90,6 +93,7 @@ def test_a_compiled_run_is_the_plain_one(model, mode, run_script, tmp_path):
         assert code == 0, err
         assert "cannot work" not in out
         assert bool(torch._dynamo.utils.counters["frames"]) == bool(compiled)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= MOST_GRAPHS
 
     for compiled in ("", "--compile"):
         training = f"--limit-test 20 --batch-size 16 --models-dir models{compiled}"

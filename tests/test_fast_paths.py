@@ -12,9 +12,10 @@ from test_attacks import L_2, L_INF
 from test_attacks import share_equal as share_of_equal_entries
 from torch import nn
 
+import eval as sweep
+import flags as run_flags
 import train
 from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
-from cuda_graphs import ReplayedStep
 from inputs import Strength
 from measure import Evaluator
 from networks import ARCHITECTURES, FoldedNetwork, Network, build_model, conv_norm_pairs
@@ -363,75 +364,51 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
     assert "finished; peak memory" in out
 
 
+@pytest.mark.parametrize(
+    ("mode", "in_training"),
+    (
+        # Of two batch sizes each pass that differs in mode, momentum or what it differentiates, and
+        # the eval-mode passes of the test and the training images.
+        ("std_train", 1 * 2 + 2),
+        ("pgd_train", 3 * 2 + 2),
+        ("pgd_train_TRADES", 2 * 2 + 2),
+        ("pgd_train_TRADES --trades-bn batch", 3 * 2 + 2),
+        ("pgd_train_MART", 2 * 2 + 2),
+    ),
+)
+def test_a_compiled_run_compiles_in_its_first_epoch_alone(
+    mode, in_training, run_script, tiny_models, monkeypatch
+):
+    """Traced as for a compiler, but run as it is: what is counted does not depend on that."""
+    compile_module, found = nn.Module.compile, []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile_module(self, backend="eager", **how)
+    )
+    monkeypatch.setattr(run_flags, "can_compile", lambda device: True)
+    run_epoch, stats = train.run_epoch, torch._dynamo.utils.counters["stats"]
+
+    def counted(*args):
+        before = stats["unique_graphs"]
+        result = run_epoch(*args)
+        found.append(stats["unique_graphs"] - before)
+        return result
+
+    monkeypatch.setattr(train, "run_epoch", counted)
+    flags = "--dataset digits --limit-train 40 --lr-max 0.01 --attack-iters 2 --compile --epochs 3"
+    flags += f" --neural-collapse --train-mode {mode}"
+    torch.compiler.reset()
+    code, _, error = run_script(train, f"{flags} --limit-test 20 --batch-size 16")
+    assert code == 0, error
+    assert found == [in_training, 0, 0]
+    torch.compiler.reset()
+    before = stats["unique_graphs"]
+    code, _, error = run_script(sweep, f"{flags} --neural-collapse-targeted")
+    assert code == 0, error
+    assert stats["unique_graphs"] - before == 2  # with the input's gradient and without
+
+
 def test_a_cuda_graph_without_a_gpu_is_refused_in_one_line(run_script):
     code, out, err = run_script(train, "--dataset digits --device cpu --cuda-graph")
     assert code == 2 and out == ""
     assert err.startswith("train.py: error: --cuda-graph needs a GPU; the device is cpu")
     assert err.count("\n") == 1
-
-
-class FakeCuda:
-    """Stands in for torch.cuda's graphs: replays by calling the step again."""
-
-    def __init__(self, monkeypatch, fails=False):
-        self.fails, self.replays, self.captures = fails, 0, 0
-        fake = self
-
-        class Nothing:
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                return False
-
-            def wait_stream(self, _):
-                pass
-
-        class Graph(Nothing):
-            def replay(self):
-                fake.replays += 1
-
-        def capture(graph):
-            fake.captures += 1
-            if fake.fails:
-                raise RuntimeError("operation not permitted\nwhile capturing")
-            return graph
-
-        for name, value in {
-            "Stream": Nothing,
-            "current_stream": Nothing,
-            "stream": lambda stream: stream,
-            "CUDAGraph": Graph,
-            "graph": capture,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-
-
-@pytest.mark.parametrize("fails", (False, True))
-def test_a_step_is_captured_once_per_batch_size_after_its_warm_up(
-    fails, tiny_net, monkeypatch, caplog
-):
-    cuda = FakeCuda(monkeypatch, fails)
-    caplog.set_level("WARNING", logger="robust_nc")
-    learner = make_learner(Network(tiny_net, *CIFAR_STATISTICS).train(), lr=0.1)
-    calls = []
-
-    def step(learner, x, y):
-        calls.append((x, y))
-        return standard_step(learner, x, y)
-
-    replayed = ReplayedStep(step)
-    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
-    for i in range(6):
-        replayed(learner, x + i, y)
-        replayed(learner, x[:4], y[:4])
-    if fails:
-        assert cuda.captures == 1 and cuda.replays == 0 and len(calls) == 12
-        assert warnings_of(caplog) == [
-            "--cuda-graph: no CUDA graph of the training step: operation not permitted"
-        ]
-        return
-    assert cuda.captures == 2 and cuda.replays == 2 * 3
-    assert len(calls) == 2 * (ReplayedStep.WARM_UP + 1)
-    captured = next(x for x, _ in calls[2 * ReplayedStep.WARM_UP :] if len(x) == 8)
-    assert torch.equal(captured, x + 5)  # what is replayed reads the present batch

@@ -1,6 +1,8 @@
 """Neural-collapse metrics: golden values, the plain formulas, and exact simplices."""
 
 import math
+import re
+from dataclasses import fields
 
 import cases
 import numpy as np
@@ -8,21 +10,31 @@ import pytest
 import scipy.linalg
 import torch
 
-from nc_metrics import StreamingCollapse, neural_collapse, simplex_distance
+from nc_metrics import (
+    LayerCollapse,
+    NeuralCollapse,
+    SimplexDistance,
+    StreamingCollapse,
+    neural_collapse,
+    simplex_distance,
+)
 
 GOLDEN_CASES = ("random", "collapsed", "unbalanced", "hundred_classes", "few_dimensions")
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_metrics_are_golden(name, golden_json, golden):
-    case = golden_json("nc_metrics")[name]
-    h, y, w, logits = (torch.from_numpy(a) for a in cases.features(**case["case"]))
+    means = golden("class_means")[name]
+    check_golden_metrics(golden_json("nc_metrics")[name], means, torch.device("cpu"))
+
+
+def check_golden_metrics(case, class_means, device):
+    features = cases.features(**case["case"])
+    h, y, w, logits = (torch.from_numpy(a).to(device) for a in features)
     collapse = neural_collapse(h, y, logits, w)
     for metric, expected in case["expected"].items():
         assert getattr(collapse, metric) == pytest.approx(expected, rel=1e-3, abs=1e-9), metric
-    np.testing.assert_allclose(
-        collapse.class_means, golden("class_means")[name], rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(collapse.class_means.cpu(), class_means, rtol=1e-4, atol=1e-6)
 
 
 def plain_nc1(h, y, classes):
@@ -143,3 +155,41 @@ def test_angles_between_simplices_are_in_radians():
     np.testing.assert_allclose(apart.angle, 0.3, rtol=1e-5)
     with pytest.raises(ValueError, match="both be"):
         simplex_distance(means, means[:1])
+
+
+def test_features_and_labels_that_cannot_be_measured_are_refused():
+    h, y, w, logits = map(torch.from_numpy, cases.features(20, 16, 5, 0.5, seed=0))
+    broken = h.clone()
+    broken[3, 0], broken[7] = math.inf, math.nan
+    streamed = StreamingCollapse(5)
+    with pytest.raises(ValueError, match="of 2 of 20 samples are not finite"):
+        neural_collapse(broken, y, logits, w)
+    for bad, told in (
+        (y.int(), "int64, got torch.int32"),
+        (y.double(), "int64, got torch.float64"),
+        (y + 1, "from 0 to 4, got some from 1 to 5"),
+        (y - 1, "from 0 to 4, got some from -1 to 3"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            neural_collapse(h, bad, logits, w)
+        with pytest.raises(ValueError, match=told):
+            streamed.add_to_means(h, bad)
+
+
+def test_printed_it_is_its_metrics_in_a_few_lines():
+    h, y, w, logits = map(torch.from_numpy, cases.features(100, 300, 5, 0.5, seed=0))
+    collapse = neural_collapse(h, y, logits, w)
+    lines = str(collapse).splitlines()
+    assert len(lines) == 5 and max(map(len, lines)) < 130
+    for field in fields(collapse):
+        value = getattr(collapse, field.name)
+        if isinstance(value, float):
+            assert f" {value:.4g}" in str(collapse).replace("(", " "), field.name
+            assert field.name in repr(collapse)
+    assert "tensor" not in repr(collapse) and "tensor" not in str(collapse)
+
+
+@pytest.mark.parametrize("kind", (NeuralCollapse, LayerCollapse, SimplexDistance))
+def test_every_field_is_documented(kind):
+    for field in fields(kind):
+        assert re.search(rf"\b{field.name}\b", kind.__doc__), field.name

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import figures
 import plot
-from groups import average, group_runs, read_run
+from groups import View, average, group_runs, read_run
 from inputs import INPUTS
-from records import CentreRecord, EpochSummary, LayerRecord, Record
+from records import AutoAttackRecord, CentreRecord, EpochSummary, LayerRecord, Record
 from run_folder import RunFolder
 from utils import learning_rate
 
 NOISY = ("clean", "pgd", "gaussian", "sign")
+SEEN = ("clean", "seen", "gaussian", "sign")
+AS_USUAL = View()
+PGD = View(perturbed="pgd")
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +35,14 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(plot, "draw", lambda _: Figure(figsize=(1, 1)))
 
 
-def record(epoch, input, value, source="eval", split="train"):
-    """A row whose metrics are all the same value, with distances where eval.py has them."""
+def record(epoch, input, value, source="eval", split="train", **known):
+    """A row whose metrics are all the same value, with distances where they are measured."""
     row = {"source": source, "epoch": epoch, "split": split, "input": input}
     row["epsilon"] = 8.0 if INPUTS[input].attacked else math.nan
-    if input not in ("pgd", "targeted"):
+    if not INPUTS[input].from_clean:
         names = [field.name for field in fields(Record) if field.name.startswith("clean_")]
         row |= dict.fromkeys(names, math.nan)
-    return filled(Record, value, **row)
+    return filled(Record, value, **row | known)
 
 
 def filled(row_type, value, **known):
@@ -103,9 +107,23 @@ def group_of(*paths):
     return group
 
 
-def values(group, input, field="nc1"):
-    x, mean, std = average(group.inputs[input], field)
+def shown(group, view=AS_USUAL):
+    """The group's lines under a view, by split and kind of input."""
+    return {(name.split, name.input): line for name, line in group.shown(view).items()}
+
+
+def values(group, input, field="nc1", view=AS_USUAL):
+    x, mean, std = average(shown(group, view)["train", input], field)
     return x.tolist(), mean.tolist(), std.tolist()
+
+
+def group_plots(group, view=AS_USUAL):
+    return figures.all_plots([group], view)
+
+
+def labels(plot):
+    """The legend of a figure: its lines' labels."""
+    return list(dict.fromkeys(curve.style.label for _, curves in plot.panels for curve in curves))
 
 
 def table_rows():
@@ -171,7 +189,7 @@ class TestGroups:
         group = group_of(run_with(1, **{flag: first}), run_with(2, **{flag: second}))
         assert [run.seed for run in group.runs] == [1, 2]
         assert group.file_name() == f"st_{self.PLACE}"
-        assert group.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8, seeds 1, 2"
+        assert group.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8/255, seeds 1, 2"
 
     def test_a_run_joins_the_first_group_that_it_agrees_with_in_what_it_tells(self, here):
         first = run_with(1, lr_max=0.1, optimizer="sgd")
@@ -186,13 +204,34 @@ class TestGroups:
         assert [[run.path for run in g.runs] for g in groups] == [paths[:2], paths[2:]]
 
     def test_images_perturbed_in_training_are_not_averaged_with_those_of_a_sweep(self, here):
-        trained, swept = (
-            make_run(seed, "pgd_train", records=[record(0, "pgd", 0.5, source)])
-            for seed, source in ((1, "train"), (2, "eval"))
+        seen, pgd = record(0, "pgd", 0.25, "train"), record(0, "pgd", 0.75)
+        trained, swept, both, more = (
+            make_run(seed, "pgd_train", records=rows)
+            for seed, rows in enumerate(([seen], [pgd], [seen, pgd], [seen]))
         )
-        groups = groups_of(trained, swept)
-        assert [len(group.runs) for group in groups] == [1, 1]
-        assert groups[0].differs == {"source of pgd": "train"}
+        groups = groups_of(trained, swept, both, more)
+        assert [[run.path for run in g.runs] for g in groups] == [[trained, both, more], [swept]]
+        assert [group.differs for group in groups] == [{"perturbed": "seen"}, {"perturbed": "pgd"}]
+        assert values(groups[0], "seen")[:2] == ([0], [0.25])
+        assert values(groups[1], "pgd")[:2] == ([0], [0.75])
+        assert ("train", "pgd") not in shown(groups[0], PGD)
+
+    def test_runs_on_other_numbers_of_images_are_not_averaged(self, run_script, undrawn):
+        sizes = {1: {"train": 100}, 2: {"train": 200}, 3: {"train": 100, "test": 30}}
+        sizes |= {4: {"train": 100, "test": 40}, 5: {"train": 0}}
+        paths = [
+            make_run(seed, records=[record(0, "clean", 0.5, split=s, images=n) for s, n in of])
+            for seed, of in ((seed, told.items()) for seed, told in sizes.items())
+        ]
+        groups = groups_of(*paths)
+        assert [[run.seed for run in group.runs] for group in groups] == [[1, 3], [2], [4], [5]]
+        differs = [{"images": n} for n in ("100", "200", "100", "untold")]
+        differs[0]["test images"], differs[2]["test images"] = "30", "40"
+        assert [group.differs for group in groups] == differs
+        output = run_script(plot, " ".join(map(str, paths)))[1]
+        line = "runs differ in images (100, 200, untold), test images (30, 40): drawn apart"
+        assert f"st_{self.PLACE}: {line}" in output.splitlines()
+        assert Path(f"figures/st_{self.PLACE}_images100_test-images30.png").exists()
 
     def test_runs_that_were_swept_in_another_way_are_not_averaged(self, run_script, undrawn):
         paths = [run_with(seed, epochs=3) for seed in (1, 2, 3)]
@@ -214,9 +253,9 @@ class TestGroups:
         assert code == 0
         assert told == [f"st_{self.PLACE}: runs differ in --lr-max (0.1, 0.05): drawn apart"]
         first, second, other = groups_of(*paths)
-        assert first.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8, lr-max 0.1, seeds 1, 2"
-        assert second.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8, lr-max 0.05, seeds 1, 2"
-        assert other.title() == "AT, cifar, vgg11bn, l_inf, epsilon 8, seed 1"
+        assert first.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8/255, lr-max 0.1, seeds 1, 2"
+        assert second.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8/255, lr-max 0.05, seeds 1, 2"
+        assert other.title() == "AT, cifar, vgg11bn, l_inf, epsilon 8/255, seed 1"
         names = {f"st_{self.PLACE}_lr-max0.1", f"st_{self.PLACE}_lr-max0.05"}
         names |= {f"{mode}_{self.PLACE}" for mode in ("at", "distance")}
         assert {path.stem for path in Path("figures").iterdir()} == names
@@ -231,7 +270,7 @@ class TestGroups:
         mode = "pgd_train"
         paths = [run_with(1, mode, value=v, lr_max=lr) for v, lr in ((0.1, 0.1), (0.3, 0.05))]
         paths.append(run_with(1, "pgd_train_TRADES", value=0.7, lr_max=0.1, trades_bn="frozen"))
-        [distances] = plot.distance_plots(groups_of(*paths))
+        [distances] = figures.distance_plots(groups_of(*paths), View())
         assert distances.name == f"distance_{self.PLACE}"
         figure = plot.draw(distances)
         for ax in figure.axes:
@@ -260,7 +299,7 @@ class TestGroups:
             {"trades-beta": "3"},
             {},
         ]
-        labels = [style.label for style in plot.mode_styles(groups)]
+        labels = [style.label for style in figures.mode_styles(groups)]
         assert labels == [
             "TRADES (frozen), trades-beta 6",
             "TRADES (frozen), trades-beta 3",
@@ -275,7 +314,7 @@ class TestGroups:
             for n, f in enumerate((shared, other, shared, other))
         ]
         groups = groups_of(*paths)
-        for drawing in (*plot.group_plots(groups[0]), *plot.distance_plots(groups)):
+        for drawing in (*group_plots(groups[0]), *figures.distance_plots(groups, View())):
             with plot.matplotlib.rc_context(plot.RC):
                 figure = plot.draw(drawing)
                 figure.draw_without_rendering()
@@ -289,7 +328,7 @@ class TestFigures:
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script):
         runs = [make_run(seed, inputs=(*NOISY, "targeted")) for seed in (1, 2)]
         modes = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch", "pgd_train_MART")
-        runs += [make_run(mode=mode) for mode in modes]
+        runs += [make_run(mode=mode, inputs=SEEN) for mode in modes]
         code, output, error = run_script(plot, " ".join(map(str, runs)) + " --out drawn")
         place = "cifar_vgg11bn_l_inf_eps8.0"
         names = ("st", "st_targeted", "at", "trades", "trades_batch", "mart", "distance")
@@ -327,7 +366,7 @@ class TestFigures:
     def test_distance_figure_holds_every_mode_with_an_adversary_and_not_st(self, here):
         modes = ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_MART")
         groups = groups_of(*(make_run(mode=mode) for mode in modes))
-        [figure] = plot.distance_plots(groups)
+        [figure] = figures.distance_plots(groups, View())
         for _, lines in figure.panels:
             assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)", "MART"]
             assert len({(style.color, style.marker) for style, _, _ in lines}) == 3
@@ -335,7 +374,7 @@ class TestFigures:
     def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
         path = make_run(inputs=(*NOISY, "targeted"))
         seen = {}
-        for figure in plot.group_plots(group_of(path)):
+        for figure in group_plots(group_of(path)):
             for ax in plot.draw(figure).axes[: len(figure.panels)]:
                 lines = [line for line in ax.lines if not line.get_label().startswith("_")]
                 for line in lines:
@@ -346,7 +385,7 @@ class TestFigures:
         assert all(len(set(column)) == 5 for column in zip(*looks.values(), strict=True))
 
     def test_what_spans_orders_of_magnitude_alone_is_logarithmic(self, here):
-        [figure] = plot.group_plots(group_of(make_run()))
+        [figure] = group_plots(group_of(make_run()))
         axes = plot.draw(figure).axes
         logarithmic = [ax.get_ylabel().split()[0] for ax in axes if ax.get_yscale() == "log"]
         assert logarithmic == ["Loss", "NC1", "CDNV"]
@@ -354,56 +393,22 @@ class TestFigures:
     def test_long_runs_have_few_markers_and_short_ones_all(self, here):
         for epochs, fewest, most in ((range(400), 10, 13), ((0, 4, 9), 3, 3), ((0,), 1, 1)):
             path = make_run(seed=len(epochs), epochs=epochs)
-            ax = plot.draw(plot.group_plots(group_of(path))[0]).axes[0]
+            ax = plot.draw(group_plots(group_of(path))[0]).axes[0]
             for line in ax.lines:
                 start, step = line.get_markevery()
                 assert fewest <= len(range(start, len(epochs), step)) <= most
-
-    def test_layers_and_ncc_are_drawn_where_they_were_measured(self, run_script):
-        path = make_run()
-        layers = [
-            filled(
-                LayerRecord,
-                0.1 * (epoch + i + 1),
-                **{"epoch": epoch, "split": "train", "input": kind},
-                **{"layer": f"conv{i}", "index": i, "features": 64},
-            )
-            for epoch in (0, 2)
-            for kind in ("clean", "pgd")
-            for i in range(3)
-        ]
-        write_table(path / "results" / "layers.csv", LayerRecord, layers)
-        key = {"split": "test", "means": "clean", "input": "pgd"}
-        ncc = [
-            CentreRecord(epoch=e, **key, ncc_accuracy=0.3 * e, network_accuracy=0.1 * e)
-            for e in (0, 2)
-        ]
-        write_table(path / "results" / "ncc.csv", CentreRecord, ncc)
-        assert run_script(plot, str(path))[0] == 0
-        for name in ("st_layers", "st_ncc"):
-            assert Path(f"figures/{name}_cifar_vgg11bn_l_inf_eps8.0.png").exists()
-        [layer_figure], [ncc_figure] = (
-            f(group_of(path)) for f in (plot.layer_plots, plot.ncc_plots)
-        )
-        _, [clean, pgd] = layer_figure.panels[0]
-        assert (clean[0].label, pgd[0].label) == ("clean", "PGD")
-        x, mean, _ = average(*clean[1:])  # of epoch 2, the last
-        np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.3, 0.4, 0.5]))
-        [(_, [ncc_line, network_line])] = ncc_figure.panels
-        np.testing.assert_allclose(average(*ncc_line[1:])[1], [0, 0.6])
-        np.testing.assert_allclose(average(*network_line[1:])[1], [0, 0.2])
 
     def test_run_of_a_single_epoch_is_drawn(self, run_script):
         path = make_run(epochs=[0], value=0.25)
         assert run_script(plot, str(path))[0] == 0
         assert Path("figures/st_cifar_vgg11bn_l_inf_eps8.0.pdf").exists()
-        [figure] = plot.group_plots(group_of(path))
+        [figure] = group_plots(group_of(path))
         for ax in plot.draw(figure).axes[: len(figure.panels)]:
             for line in ax.lines:
                 assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0], [0.25])
 
     def test_a_metric_that_is_zero_everywhere_is_drawn_on_a_linear_axis(self, here):
-        [figure] = plot.group_plots(group_of(make_run(value=0.0)))
+        [figure] = group_plots(group_of(make_run(value=0.0)))
         axes = plot.draw(figure).axes[: len(figure.panels)]
         assert {ax.get_yscale() for ax in axes} == {"linear"}
         assert all(set(line.get_ydata()) == {0} for ax in axes for line in ax.lines)
@@ -425,7 +430,7 @@ class TestFigures:
     @pytest.mark.parametrize("high", (2.2, 8.0, 60.0, 5e4))
     def test_drawn_logarithmic_axes_have_three_labels_and_say_so(self, here, high):
         rows = [record(e, "clean", v) for e, v in enumerate((2.0, high))]
-        [figure] = plot.group_plots(group_of(make_run(records=rows)))
+        [figure] = group_plots(group_of(make_run(records=rows)))
         drawn = plot.draw(figure)
         drawn.draw_without_rendering()
         axes = [ax for ax in drawn.axes if ax.get_yscale() == "log"]
@@ -443,7 +448,7 @@ class TestFigures:
         told = {"dataset": "folder", "data_name": "cats"}
         group = group_of(make_run(flags=told), make_run(2, flags=told))
         assert group.file_name() == "st_cats_vgg11bn_l_inf_eps8.0"
-        assert group.title() == "ST, cats, vgg11bn, l_inf, epsilon 8, seeds 1, 2"
+        assert group.title() == "ST, cats, vgg11bn, l_inf, epsilon 8/255, seeds 1, 2"
         unnamed = group_of(make_run(3, flags=told | {"data_name": None}))
         assert unnamed.file_name() == "st_folder_vgg11bn_l_inf_eps8.0"
 
@@ -457,15 +462,15 @@ class TestSeries:
         assert np.isnan(values(group_of(make_run()), "clean")[2]).all()
 
     def test_rows_of_train_come_before_those_of_eval(self, here):
-        rows = [record(0, "pgd", 1.0, "train"), record(0, "pgd", 2.0), record(1, "pgd", 3.0)]
-        rows.append(record(2, "pgd", 9.0, "train", split="test"))
-        assert values(group_of(make_run(records=rows)), "pgd")[:2] == ([0, 1], [1.0, 3.0])
+        rows = [record(0, "clean", 1.0, "train"), record(0, "clean", 2.0), record(1, "clean", 3.0)]
+        rows.append(record(2, "clean", 9.0, "train", split="test"))
+        assert values(group_of(make_run(records=rows)), "clean")[:2] == ([0, 1], [1.0, 3.0])
 
     def test_noise_of_train_is_shown_where_that_of_eval_is_missing(self, here):
         alone = group_of(make_run(inputs=("clean", "gaussian_l2")))
         both = group_of(make_run(2, inputs=("clean", "gaussian", "gaussian_l2")))
-        assert list(alone.inputs) == ["clean", "gaussian_l2"]
-        assert list(both.inputs) == ["clean", "gaussian"]
+        assert list(shown(alone)) == [("train", "clean"), ("train", "gaussian_l2")]
+        assert list(shown(both)) == [("train", "clean"), ("train", "gaussian")]
 
     def test_seeds_with_other_epochs_share_the_common_ones_and_a_line_says_so(
         self, run_script, undrawn
@@ -506,10 +511,484 @@ class TestSeries:
     def test_drops_are_marked_in_every_panel(self, here):
         path = make_run()
         write_table(path / "history.csv", EpochSummary, history("piecewise", 8))
-        [figure] = plot.group_plots(group_of(path))
+        [figure] = group_plots(group_of(path))
         for ax in plot.draw(figure).axes[: len(figure.panels)]:
             marked = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"]
             assert sorted(marked) == [1, 2]
+
+
+class TestPerturbed:
+    """Images perturbed in training are not PGD on the checkpoint: figures and tables tell them."""
+
+    MODES = ("pgd_train", "pgd_train_TRADES", "pgd_train_TRADES_batch")
+
+    def run(self, mode="pgd_train", kinds=("seen", "pgd")):
+        rows = [record(e, "clean", 0.9, "train") for e in range(3)]
+        rows += [record(e, "seen", 0.3, "train") for e in range(3) if "seen" in kinds]
+        rows += [record(e, "pgd", 0.1) for e in (0, 2) if "pgd" in kinds]
+        return make_run(mode=mode, records=rows)
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_figures_show_the_one_that_is_asked_for_under_its_name(self, here, mode):
+        group = group_of(self.run(mode))
+        for view, name, value in (
+            (AS_USUAL, "perturbed, as seen in training", 0.3),
+            (PGD, "PGD", 0.1),
+        ):
+            [epochs, *_] = group_plots(group, view)
+            assert labels(epochs) == ["clean", name, "classifier $W$"]
+            [distance] = figures.distance_plots([group], view)
+            assert distance.title.startswith(f"Class means, clean to {name}; cifar, vgg11bn, l_inf")
+            for panel, curves in [epochs.panels[0], *distance.panels]:
+                heights = average(*curves[-1][1:])[1] if panel.name else None
+                assert set(heights) == {value}
+
+    @pytest.mark.parametrize(
+        ("asked", "there", "told"),
+        [
+            ("seen", "pgd", "not measured: perturbed, as seen in training; drawn is PGD"),
+            ("pgd", "seen", "not measured: PGD; drawn is perturbed, as seen in training"),
+        ],
+    )
+    def test_the_other_is_drawn_under_its_own_name_and_one_line_says_so(
+        self, run_script, undrawn, asked, there, told
+    ):
+        at, st = self.run(kinds=[there]), make_run()
+        output = run_script(plot, f"{at} {st} --perturbed {asked}")[1]
+        at_lines = [line for line in output.splitlines() if line.startswith("at_")]
+        name = "at_cifar_vgg11bn_l_inf_eps8.0"
+        assert at_lines == [f"{name}: left out, not measured: gaussian, sign", f"{name}: {told}"]
+        assert "drawn is" not in output.replace(told, "")  # ST has seen no perturbed images
+        [epochs, *_] = group_plots(group_of(at), View(perturbed=asked))
+        assert INPUTS[there].label in labels(epochs)
+
+    def test_distance_figure_of_both_kinds_says_which_line_is_which(self, here):
+        groups = groups_of(self.run(), self.run("pgd_train_TRADES", kinds=["pgd"]))
+        [distance] = figures.distance_plots(groups, AS_USUAL)
+        assert distance.title.startswith("Class means, clean to perturbed; cifar")
+        assert labels(distance) == ["AT: perturbed, as seen in training", "TRADES (frozen): PGD"]
+
+    def test_the_table_has_both(self, run_script, undrawn):
+        run_script(plot, f"{self.run()} --table")
+        lines = Path("figures/table.md").read_text().splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")][:6] for line in lines]
+        assert ["seen", "train", "100", "8/255", "2", "0.3000"] in cells
+        assert ["pgd", "train", "100", "8/255", "2", "0.1000"] in cells
+        accuracies = {kind: table_rows()["pgd_train", kind, "accuracy"] for kind in ("seen", "pgd")}
+        assert {kind: row["mean"] for kind, row in accuracies.items()} == {
+            "seen": "0.3",
+            "pgd": "0.1",
+        }
+
+
+class TestImages:
+    """How many images a number is of stands beside it."""
+
+    NAME = "st_cifar_vgg11bn_l_inf_eps8.0"
+
+    def run(self, trained=200, swept=100):
+        rows = [record(e, "clean", 3.0, "train", images=trained) for e in range(3)]
+        rows += [record(e, kind, 2.0, images=swept) for e in (0, 2) for kind in ("clean", "sign")]
+        return make_run(records=rows)
+
+    def test_lines_of_other_numbers_are_apart_and_say_so(self, run_script):
+        path = self.run()
+        output = run_script(plot, str(path))[1]
+        told = "of n = 200 training images, but not all lines: clean, n = 100; sign noise, n = 100"
+        assert f"{self.NAME}: {told}" in output.splitlines()
+        [drawing] = group_plots(group_of(path))
+        assert drawing.title.endswith("epsilon 8/255, seed 1; n = 200 training images")
+        heights = {
+            curve.style.label: average(curve.line, curve.field)[1].tolist()
+            for curve in drawing.panels[2][1]
+        }
+        assert heights == {
+            "clean": [3.0] * 3,
+            "clean, n = 100": [2.0] * 2,
+            "sign noise, n = 100": [2.0] * 2,
+        }
+        looks = {
+            (c.style.line, c.style.fill) for c in drawing.panels[2][1] if "clean" in c.style.label
+        }
+        assert len(looks) == 2
+        [legend] = plot.draw(drawing).legends
+        assert {text.get_text() for text in legend.get_texts()} >= heights.keys()
+
+    def test_no_word_where_all_are_of_as_many(self, run_script, undrawn):
+        output = run_script(plot, str(self.run(100, 100)))[1]
+        assert "n =" not in output
+
+    def test_rows_of_older_versions_do_not_pass_for_any_number(self, here):
+        [untold] = group_plots(group_of(self.run(0, 0)))
+        assert untold.title.endswith("seed 1; training images")
+        [mixed] = group_plots(group_of(self.run(200, 0)))
+        assert "sign noise, n not told" in labels(mixed)
+
+    def test_the_table_has_a_column(self, run_script, undrawn):
+        run_script(plot, f"{self.run()} --table")
+        lines = Path("figures/table.md").read_text().splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        places = [row[:3] for row in cells if row[0] in ("input", "clean", "sign")]
+        assert places == [
+            ["input", "split", "images"],
+            ["clean", "train", "200"],
+            ["clean", "train", "100"],
+            ["sign", "train", "100"],
+        ]
+        with open("figures/table.csv", newline="") as file:
+            assert {row["images"] for row in csv.DictReader(file)} == {"100", "200"}
+
+
+class TestSplits:
+    NAME = "st_cifar_vgg11bn_l_inf_eps8.0"
+
+    def run(self, mode="std_train", **told):
+        rows = [
+            record(e, kind, value, split=split, images=n)
+            for e in range(3)
+            for kind in ("clean", "pgd", "targeted")
+            for split, value, n in (("train", 0.75, 100), ("test", 0.25, 40))
+        ]
+        path = make_run(mode=mode, records=rows)
+        if told:
+            rows = [AutoAttackRecord(2, "test", 40, 0.5, 0.125, 8.0)]
+            rows.append(AutoAttackRecord(2, "test", 40, 0.5, 0.0, 16.0))
+            write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
+        return path
+
+    @pytest.mark.parametrize(
+        ("split", "names", "values", "end"),
+        [
+            ("train", ("clean", "PGD"), {0.75}, "; n = 100 training images"),
+            ("test", ("clean, test", "PGD, test"), {0.25}, "; n = 40 test images"),
+            (
+                "both",
+                ("clean", "PGD", "clean, test", "PGD, test"),
+                {0.75, 0.25},
+                "; n = 100 training and 40 test images",
+            ),
+        ],
+    )
+    def test_figures_show_the_split_and_are_named_after_it(self, here, split, names, values, end):
+        group = group_of(self.run())
+        [epochs, targeted] = group_plots(group, View(split))
+        suffix = "" if split == "train" else f"_{split}"
+        assert epochs.name == self.NAME + suffix and targeted.name.endswith(suffix)
+        assert labels(epochs) == [*names, "classifier $W$"]
+        assert epochs.title.endswith(end) and targeted.title.endswith(end)
+        drawn = {v for c in epochs.panels[0][1] for v in average(c.line, c.field)[1]}
+        assert drawn == values
+
+    def test_train_and_test_are_told_apart_where_they_coincide(self, here):
+        rows = [
+            record(e, "clean", 0.5, split=split) for e in range(3) for split in ("train", "test")
+        ]
+        [figure] = group_plots(group_of(make_run(records=rows)), View("both"))
+        train, test = plot.draw(figure).axes[0].lines
+        assert (train.get_linestyle(), test.get_linestyle()) == ("-", "--")
+        assert test.get_markerfacecolor() == "none" and train.get_markerfacecolor() != "none"
+        assert test.get_markersize() >= train.get_markersize() + 2
+        assert test.get_zorder() >= train.get_zorder()
+
+    def test_distance_figure_follows(self, here):
+        [distance] = figures.distance_plots([group_of(self.run("pgd_train"))], View("both"))
+        assert labels(distance) == ["AT", "AT, test"]
+        assert distance.name == "distance_cifar_vgg11bn_l_inf_eps8.0_both"
+
+    def test_lines_on_what_is_missing_tell_train_from_test(self, run_script, undrawn):
+        rows = [record(0, kind, 0.5) for kind in (*NOISY, "targeted")]
+        rows.append(record(0, "clean", 0.5, split="test"))
+        output = run_script(plot, f"{make_run(records=rows)} --split both")[1]
+        told = [line for line in output.splitlines() if "left out" in line]
+        missing = "pgd, gaussian, sign, targeted"
+        assert told == [f"{self.NAME}: left out, not measured on test images: {missing}"]
+
+    def test_nothing_of_a_split_is_one_line(self, run_script):
+        code, _, error = run_script(plot, f"{make_run()} --split test")
+        assert code == 1 and error.count("\n") == 1
+        assert error.endswith("holds nothing to draw with --split test; run eval.py on it first\n")
+
+    @pytest.mark.parametrize("split", ("train", "test", "both"))
+    def test_autoattack_is_a_mark_in_the_accuracy_of_test_images(self, here, split):
+        [epochs, _] = group_plots(group_of(self.run(autoattack=True)), View(split))
+        marks = [
+            (panel.name, *average(c.line, c.field)[:2])
+            for panel, curves in epochs.panels
+            for c in curves
+            if c.style.label == "AutoAttack, test"
+        ]
+        assert marks == ([] if split == "train" else [("accuracy", [2], [0.125])])
+
+    def test_a_line_says_where_autoattack_is_drawn(self, run_script, undrawn):
+        told = "AutoAttack is of test images: drawn over epochs with --split test or both"
+        path = self.run(autoattack=True)
+        assert f"{self.NAME}: {told}" in run_script(plot, str(path))[1].splitlines()
+        assert "AutoAttack is" not in run_script(plot, f"{path} --split both")[1]
+
+    def test_autoattack_is_in_the_table_with_the_clean_accuracy_of_its_images(
+        self, run_script, undrawn
+    ):
+        run_script(plot, f"{self.run(autoattack=True)} --table")
+        lines = Path("figures/table.md").read_text().splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")][:7] for line in lines]
+        assert [row for row in cells if row[1:2] == ["test"]] == [
+            ["clean", "test", "40", "-", "2", "0.5000", "-"],
+            ["autoattack", "test", "40", "8/255", "2", "0.1250", "-"],
+            ["autoattack", "test", "40", "16/255", "2", "0.0000", "-"],
+        ]
+
+
+def layer_row(split, kind, index, value, **known):
+    place = {"epoch": 2, "split": split, "input": kind, "index": index, "features": 64}
+    nan = {} if kind == "targeted" else {"target_centre_accuracy": math.nan}
+    if INPUTS[kind].attacked:
+        nan["epsilon"] = 8.0
+    return filled(LayerRecord, value, **place | {"layer": f"conv{index + 1}"} | nan | known)
+
+
+class TestLayers:
+    def run(self, blocks=3, **known):
+        path = make_run()
+        rows = [
+            layer_row(split, kind, i, 0.1 * (i + 1), images=n, **known)
+            for split, n in (("train", 100), ("test", 40))
+            for kind in ("clean", "pgd", "targeted")
+            for i in range(blocks)
+        ]
+        rows.append(layer_row("train", "pgd", 0, 0.9, epoch=0))
+        rows += [layer_row("train", "pgd", i, 0.9, epsilon=16.0) for i in range(blocks)]
+        write_table(path / "results" / "layers.csv", LayerRecord, rows)
+        return path
+
+    def test_it_leads_with_the_clean_training_simplices(self, here):
+        [figure] = figures.layer_plots(group_of(self.run()))
+        fields = [panel.field for panel, _ in figure.panels]
+        assert fields[:4] == [
+            *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
+        ]
+        assert fields[4:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
+        assert figure.panels[0][0].label == "Share nearest to own clean\ntraining class mean"
+
+    def test_last_epoch_own_epsilon_and_both_splits(self, run_script):
+        path = self.run()
+        assert run_script(plot, str(path))[0] == 0
+        assert Path("figures/st_layers_cifar_vgg11bn_l_inf_eps8.0.png").exists()
+        [figure] = [f for f in group_plots(group_of(path)) if "layers" in f.name]
+        assert "layers at epoch 2" in figure.title
+        assert figure.title.endswith("; n = 100 training and 40 test images")
+        names = [
+            f"{kind}{split}" for split in ("", ", test") for kind in ("clean", "PGD", "targeted")
+        ]
+        assert sorted(labels(figure)) == sorted(names)
+        for panel, curves in figure.panels:
+            targets = panel.field == "target_centre_accuracy"
+            assert len(curves) == (2 if targets else 6)
+            for curve in curves:
+                x, mean, _ = average(curve.line, curve.field)
+                np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
+
+    @pytest.mark.parametrize("blocks", (3, 9))
+    def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
+        drawn = plot.draw(figures.layer_plots(group_of(self.run(blocks)))[0])
+        drawn.draw_without_rendering()
+        ticks = drawn.axes[0].get_xticklabels()
+        assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
+        assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
+
+    def test_tables_of_older_versions_lack_the_clean_simplices_and_a_line_says_so(
+        self, run_script, undrawn
+    ):
+        fields = ("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
+        path = self.run(**dict.fromkeys(fields, math.nan))
+        output = run_script(plot, str(path))[1]
+        [told] = [line for line in output.splitlines() if line.startswith("st_layers")]
+        assert "left out, not measured: Share nearest to own clean training class mean" in told
+        [figure] = [f for f in group_plots(group_of(path)) if "layers" in f.name]
+        assert figure.panels[0][0].field == "nc1"
+
+
+class TestCentres:
+    def run(self, layers=("features",), epochs=(0, 2), autoattack=False):
+        path = make_run()
+        rows = [
+            filled(
+                CentreRecord,
+                0.1,
+                **{"epoch": e, "split": "test", "means": means, "input": kind, "layer": layer},
+                **{"epsilon": epsilon, "images": 40, "ncc_accuracy": 0.2 * e + 0.01 * number},
+            )
+            for e in epochs
+            for means in ("clean", "pgd")
+            for kind in ("clean", "pgd", "adaptive")
+            for number, layer in enumerate(layers)
+            for epsilon in (8.0, 16.0)
+        ]
+        rows = [row for row in rows if row.epsilon == 8 or row.epoch == 0]
+        write_table(path / "results" / "ncc.csv", CentreRecord, rows)
+        if len(layers) > 1:
+            blocks = [layer_row("train", "clean", i, 0.5, layer=n) for i, n in enumerate(layers)]
+            write_table(path / "results" / "layers.csv", LayerRecord, blocks)
+        if autoattack:
+            rows = [AutoAttackRecord(2, "test", 40, 0.5, 0.125, 8.0)]
+            write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
+        return path
+
+    def test_the_axis_says_whose_accuracy_and_the_legend_whose_attack(self, run_script):
+        path = self.run()
+        assert run_script(plot, str(path))[0] == 0
+        assert Path("figures/st_ncc_cifar_vgg11bn_l_inf_eps8.0.png").exists()
+        [figure] = [f for f in group_plots(group_of(path)) if "_ncc" in f.name]
+        label = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
+        assert [panel.label for panel, _ in figure.panels] == [label] * 2
+        assert [panel.title for panel, _ in figure.panels] == [
+            "features, means of 100 clean training images",
+            "features, means of 100 PGD training images",
+        ]
+        adaptive = "PGD on the nearest-centre classifier itself"
+        assert labels(figure) == [
+            *("clean", "clean: network", "PGD", "PGD: network", adaptive, f"{adaptive}: network")
+        ]
+        for _, curves in figure.panels:
+            for centres, network in zip(curves[::2], curves[1::2], strict=True):
+                assert (centres.style.line, network.style.line) == ("-", "--")
+                np.testing.assert_allclose(average(*centres[1:])[1], [0, 0.4])
+                np.testing.assert_allclose(average(*network[1:])[1], [0.1, 0.1])
+        assert figure.title.endswith("; n = 40 test images")
+
+    def test_a_panel_for_each_layer_and_means_and_a_figure_against_the_layers(self, here):
+        layers = ("stem", "conv10", "conv9", "features")
+        plots = {f.name.split("_cifar")[0]: f for f in group_plots(group_of(self.run(layers)))}
+        titles = [panel.title.split(" means of 100 ") for panel, _ in plots["st_ncc"].panels]
+        assert titles == [
+            [f"{layer},", f"{means} training images"]
+            for layer in layers
+            for means in ("clean", "PGD")
+        ]
+        by_layer = plots["st_ncc_layers"]
+        assert list(by_layer.x_names.items()) == list(enumerate(layers))
+        assert [panel.title for panel, _ in by_layer.panels] == [
+            f"means of 100 {means} training images" for means in ("clean", "PGD")
+        ]
+        for _, curves in by_layer.panels:
+            x, mean, _ = average(*curves[0][1:])
+            np.testing.assert_allclose((x, mean), ([0, 1, 2, 3], [0.4, 0.41, 0.42, 0.43]))
+        assert "by layer at epoch 2" in by_layer.title
+
+    def test_autoattack_is_a_mark_beside_the_network(self, here):
+        [figure] = [f for f in group_plots(group_of(self.run(autoattack=True))) if "_ncc" in f.name]
+        for _, curves in figure.panels:
+            assert curves[-1].style.label == "AutoAttack, test"
+            assert [v.tolist() for v in average(*curves[-1][1:])[:2]] == [[2], [0.125]]
+
+
+class TestEpsilons:
+    RADII = (4.0, 8.0, 16.0)
+
+    def run(self, mode="std_train", seed=1, value=0.1, radii=RADII, epochs=(0, 2), **place):
+        """Values fall with the radius; of test images by half."""
+        rows = [
+            record(e, kind, value * size / (1 + radius), split=split, epsilon=radius or math.nan)
+            for e in epochs
+            for split, size in (("train", 1), ("test", 0.5))
+            for kind, radius in (("clean", 0.0), *(("pgd", r) for r in radii))
+        ]
+        return make_run(seed, mode, records=rows, **place)
+
+    def one(self, *paths, view=AS_USUAL):
+        [figure] = figures.epsilon_plots(groups_of(*paths), view)
+        return figures.with_sizes(figures.with_values(figure))
+
+    def test_metrics_against_epsilon_from_the_clean_images_on(self, run_script):
+        path = self.run()
+        assert run_script(plot, str(path))[0] == 0
+        assert Path("figures/epsilon_cifar_vgg11bn_l_inf.pdf").exists()
+        figure = self.one(path)
+        names = [panel.name for panel, _ in figure.panels]
+        assert names == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", "angle"]
+        for panel, [curve] in figure.panels:
+            x, mean, _ = average(curve.line, curve.field)
+            first = 0 if panel.name == "angle" else 0.1
+            assert x.tolist() == [0, 4, 8, 16]
+            np.testing.assert_allclose(mean, [first, 0.1 / 5, 0.1 / 9, 0.1 / 17])
+        title = "PGD of several radii, cifar, vgg11bn, l_inf, epoch 2, seed 1; n = 100"
+        assert figure.title == f"{title} training images"
+        axes = plot.draw(figure).axes
+        assert axes[5].get_xlabel() == "epsilon of the attack (1/255)"
+        assert [ax.get_yscale() for ax in axes[:3]] == ["linear", "log", "linear"]
+
+    def test_modes_are_together_with_a_band_over_seeds(self, here):
+        paths = [self.run(seed=s, value=v) for s, v in ((1, 0.1), (2, 0.3))]
+        paths += [self.run("pgd_train", seed=s, epsilon=4.0) for s in (1, 2)]
+        paths += [self.run("pgd_train_TRADES", seed=s) for s in (1, 2)]
+        figure = self.one(*paths)
+        assert labels(figure) == ["ST, epsilon 8", "AT, epsilon 4", "TRADES (frozen), epsilon 8"]
+        _, mean, std = average(*figure.panels[0][1][0][1:])
+        assert (mean[0], std[0]) == pytest.approx((0.2, math.sqrt(0.02)))
+        assert "seeds 1, 2; " in figure.title
+        looks = {(curve.style.marker, curve.style.line) for curve in figure.panels[0][1]}
+        assert len(looks) == 3 and all(marker for marker, _ in looks)
+
+    def test_of_the_last_checkpoint_that_all_have(self, here):
+        st, at = self.run(epochs=(0, 2, 4)), self.run("pgd_train", epochs=(0, 2, 3))
+        assert ", epoch 2, " in self.one(st, at).title
+        apart = self.one(st, self.run("pgd_train_TRADES", epochs=(7,)))
+        assert "epoch" not in apart.title
+        assert labels(apart) == ["ST, epoch 4", "TRADES (frozen), epoch 7"]
+
+    def test_nothing_of_fewer_than_two_radii(self, here):
+        assert (
+            figures.epsilon_plots(groups_of(make_run(), self.run(seed=2, radii=(8.0,))), AS_USUAL)
+            == []
+        )
+
+    def test_seeds_that_differ_are_told_in_the_legend(self, here):
+        figure = self.one(self.run(seed=1), self.run("pgd_train", seed=2))
+        assert "seed" not in figure.title
+        assert labels(figure) == ["ST, seeds 1", "AT, seeds 2"]
+
+    @pytest.mark.parametrize(
+        ("split", "names"), [("test", ["ST, test"]), ("both", ["ST", "ST, test"])]
+    )
+    def test_it_follows_the_split(self, here, split, names):
+        figure = self.one(self.run(), view=View(split))
+        assert labels(figure) == names and figure.name.endswith(f"_{split}")
+        assert average(*figure.panels[0][1][-1][1:])[1][0] == 0.05
+
+    def test_clean_images_of_another_number_are_no_point_of_the_line(self, here):
+        rows = [record(0, "pgd", 0.5, epsilon=r, images=50) for r in self.RADII]
+        figure = self.one(make_run(records=[record(0, "clean", 0.9), *rows]))
+        assert average(*figure.panels[0][1][0][1:])[0].tolist() == [4, 8, 16]
+
+    def test_autoattack_is_in_the_panel_of_the_accuracy(self, here):
+        path = self.run()
+        rows = [AutoAttackRecord(2, "test", 40, 0.5, r / 100, r) for r in (4.0, 8.0)]
+        rows.append(AutoAttackRecord(0, "test", 40, 0.5, 0.9, 8.0))
+        write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
+        figure = self.one(path)
+        assert labels(figure) == ["ST", "ST: AutoAttack, test"]
+        x, mean, _ = average(*figure.panels[0][1][-1][1:])
+        assert (x.tolist(), mean.tolist()) == ([4, 8], [0.04, 0.08])
+        assert figure.title.endswith("; n = 100 training and 40 test images")
+
+    def test_all_other_figures_and_series_are_of_the_run_s_own_epsilon(self, here):
+        [epochs] = group_plots(group_of(self.run()))[:1]
+        [pgd] = [c for c in epochs.panels[0][1] if c.style.label == "PGD"]
+        np.testing.assert_allclose(average(pgd.line, pgd.field)[1], [0.1 / 9] * 2)
+
+    def test_the_table_has_every_radius(self, run_script, undrawn):
+        run_script(plot, f"{self.run()} --table")
+        with open("figures/table.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["metric"] == "accuracy"]
+        accuracies = {row["attack_epsilon"]: float(row["mean"]) for row in rows}
+        assert accuracies == pytest.approx({"": 0.1} | {f"{r}": 0.1 / (1 + r) for r in self.RADII})
+        assert "| pgd | train | 100 | 16/255 | 2 |" in Path("figures/table.md").read_text()
+
+    def test_mnist_is_attacked_in_its_own_unit(self, here):
+        flags = {"dataset": "mnist", "epsilon": 0.2}
+        path = self.run(radii=(0.1, 0.2), flags=flags)
+        [epochs, figure] = figures.all_plots([group_of(path)], AS_USUAL)
+        assert figure.x_label == "epsilon of the attack (in [0, 1])"
+        assert ", epsilon 0.2, seed 1" in epochs.title and "PGD" in labels(epochs)
 
 
 class TestTable:
@@ -521,20 +1000,20 @@ class TestTable:
         code, output, _ = run_script(plot, f"{place}/seed1 {place}/seed2 --table")
         markdown = Path("figures/table.md").read_text()
         assert code == 0 and markdown.strip() in output
-        assert "**ST, cifar, vgg11bn, l_inf, epsilon 8, seeds 1, 2**" in markdown
+        assert "**ST, cifar, vgg11bn, l_inf, epsilon 8/255, seeds 1, 2**" in markdown
         [line] = [line for line in markdown.splitlines() if line.startswith("| clean")]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[:2] == ["clean", "3"]
-        assert cells[2] == "0.5000 ± 0.3536" and cells[4] == "5.00e-01 ± 3.54e-01"
+        assert cells[:5] == ["clean", "train", "100", "-", "3"]
+        assert cells[5] == "0.5000 ± 0.3536" and cells[7] == "5.00e-01 ± 3.54e-01"
         row = table_rows()["std_train", "clean", "NC1"]
         assert (row["seeds"], row["epoch"], float(row["mean"])) == ("1 2", "3", 0.5)
         assert float(row["std"]) == pytest.approx(np.std([0.25, 0.75], ddof=1))
 
-    def test_one_seed_has_a_dash_for_the_deviation(self, run_script, undrawn):
+    def test_one_seed_has_no_deviation(self, run_script, undrawn):
         run_script(plot, f"{make_run(inputs=('clean', 'pgd'))} --table")
         lines = Path("figures/table.md").read_text().splitlines()
         [clean] = [line for line in lines if line.startswith("| clean")]
-        assert "| 0.5000 ± - |" in clean
+        assert "| 0.5000 | 0.5000 | 5.00e-01 |" in clean and "±" not in clean
         assert "| - | - |" in clean  # distance and angle to itself
         assert table_rows()["std_train", "pgd", "distance"]["std"] == ""
 
@@ -543,7 +1022,7 @@ class TestTable:
         paths.append(make_run(mode="pgd_train", flags={"lr_max": 0.2}))
         run_script(plot, " ".join(map(str, paths)) + " --table")
         titles = [t for t in Path("figures/table.md").read_text().splitlines() if "**" in t]
-        place = "cifar, vgg11bn, l_inf, epsilon 8"
+        place = "cifar, vgg11bn, l_inf, epsilon 8/255"
         assert titles == [
             f"**ST, {place}, lr-max 0.1, seed 1**",
             f"**ST, {place}, lr-max 0.05, seed 1**",

@@ -2,6 +2,7 @@
 
 import copy
 import fcntl
+import io
 import os
 import random
 import shutil
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import whole_resume
 from test_scripts import TREE_FOLDER, assert_equal_runs, rows
 
 import eval as eval_script
@@ -22,6 +25,7 @@ import train
 import training
 from files import Writer
 from flags import Parser, select_epochs
+from run_folder import Snapshots
 from utils import InputError, Stopped
 from utils import run_script as run_as_script
 
@@ -220,7 +224,7 @@ def test_a_checkpoint_overrules_no_setting_of_the_optimiser(
     flags = f"{flags} --optimizer {optimizer}"
     assert run_script(train, flags)[0] == 0
     path = TREE_FOLDER / "resume.pth"
-    content = torch.load(path, weights_only=True)
+    content = whole_resume(TREE_FOLDER)
     for group in content["optimizer"]["param_groups"]:
         group |= {"weight_decay": 0.5, "lr": 7.0, "momentum": 0.1, "betas": (0.1, 0.1)}
         if optimizer == "sgd":
@@ -263,10 +267,107 @@ def test_the_optimiser_s_state_goes_to_where_the_running_one_needs_it(capturable
     assert len(running.state) == 2
 
 
+@pytest.mark.parametrize("optimizer", ("sgd", "adam"))
+def test_resume_pth_leaves_the_weights_to_the_checkpoint_of_its_epoch(
+    optimizer, flags, run_script, tiny_models
+):
+    """Where that is kept; which epochs are may change from one resume to the next."""
+    flags = f"{flags} --optimizer {optimizer} --lr-schedule onedrop"
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    args = TREE_FOLDER / "args.json"
+    for epochs, kept, inside in ((1, "0", False), (2, "0", True), (3, "::1", False)):
+        if args.exists():  # a longer run
+            former = f'"epochs": {epochs - 1}'
+            args.write_text(args.read_text().replace(former, f'"epochs": {epochs}'))
+        command = f"{flags} --epochs {epochs} --checkpoint-epochs {kept} --resume"
+        assert run_script(train, command)[0] == 0
+        content = torch.load(TREE_FOLDER / "resume.pth", weights_only=True)
+        assert content["epoch"] == epochs - 1
+        assert ("state_dict" in content) == inside != ("checkpoint_sha256" in content)
+    whole = Path("whole") / TREE_FOLDER.relative_to("models")
+    (whole / "model_1.pth").unlink()  # which the other run did not keep
+    assert_equal_runs(TREE_FOLDER, whole)
+
+
+@pytest.mark.parametrize(
+    ("kept", "units"),
+    (
+        # In units of the weights: checkpoints, a resume.pth that holds them beside the momentum,
+        # and the one before it, which needs them where not every epoch has a checkpoint.
+        ("::1", 3 + 2 + 1),
+        ("::2", 2 + 2 + 2),
+    ),
+)
+def test_the_disk_is_asked_for_what_a_run_may_take(
+    kept, units, flags, run_script, monkeypatch, tiny_models
+):
+    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict().values()
+    needed = units * sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    for free, expected in ((needed - 1, 1), (needed, 0)):
+        monkeypatch.setattr(train, "free_disk", lambda path, free=free: free)
+        assert run_script(train, f"{flags} --checkpoint-epochs {kept}")[0] == expected
+
+
+def stop_in_epoch(run_script, monkeypatch, flags, steps_of_it):
+    """Start a run of five steps an epoch that is stopped in epoch 2, after so many of its steps."""
+    taken, original = [], steps.update
+
+    def update(*args):
+        taken.append(1)
+        if len(taken) == 10 + steps_of_it:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "update", update)
+        assert run_script(train, flags)[0] == 143
+
+
+def test_a_stop_in_mid_epoch_needs_no_checkpoint(flags, run_script, monkeypatch, tiny_models):
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    stop_in_epoch(run_script, monkeypatch, flags, 3)
+    content = torch.load(TREE_FOLDER / "resume.pth", weights_only=True)
+    assert "state_dict" in content and content["unfinished"]["steps"] == 3
+    kept = {path: path.read_bytes() for path in TREE_FOLDER.glob("model_*.pth")}
+    for path in kept:
+        path.unlink()
+    assert run_script(train, f"{flags} --resume")[0] == 0
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert_equal_runs(TREE_FOLDER, Path("whole") / TREE_FOLDER.relative_to("models"))
+
+
+@pytest.mark.parametrize("fault", ("is missing", "is another file than it was"))
+def test_a_checkpoint_that_resume_pth_refers_to_is_asked_for_in_one_line(
+    fault, flags, run_script, monkeypatch, tiny_models
+):
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    stop_in_epoch(run_script, monkeypatch, flags, 0)  # after the last step of epoch 1
+    checkpoint = TREE_FOLDER / "model_1.pth"
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    if fault != "is missing":  # of the same epoch, seed and size
+        other = torch.load(TREE_FOLDER / "model_0.pth", weights_only=True) | {"epoch": 1}
+        torch.save(other, checkpoint)
+    code, _, error = run_script(train, f"{flags} --resume")
+    assert code == 1 and error.count("\n") == 1
+    assert error.endswith(
+        f"model_1.pth: {fault}, and resume.pth goes on from it: put it back, or "
+        "--resume 1 --overwrite goes on from model_0.pth\n"
+    )
+    checkpoint.write_bytes(content)
+    assert run_script(train, f"{flags} --resume")[0] == 0
+    assert_equal_runs(TREE_FOLDER, Path("whole") / TREE_FOLDER.relative_to("models"))
+    for path in TREE_FOLDER.glob("model_*.pth"):
+        path.unlink()
+    code, output, _ = run_script(train, f"{flags} --resume")
+    assert code == 0 and "is finished" in output
+
+
 def test_a_resume_file_of_mid_epoch_by_an_older_version_is_told_so(flags, run_script, tiny_models):
     assert run_script(train, flags)[0] == 0
     path = TREE_FOLDER / "resume.pth"
-    content = torch.load(path, weights_only=True)
+    content = whole_resume(TREE_FOLDER)
     older = {"steps": 1, "losses": torch.zeros(2, 5), "correct": torch.zeros(2), "perturbed": None}
     torch.save(content | {"epoch": 1, "unfinished": older}, path)
     code, _, error = run_script(train, f"{flags} --resume")
@@ -308,6 +409,60 @@ def test_an_error_of_the_writing_thread_stops_the_run(ending):
         if ending:
             raise ending
     assert not written
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Tensors on the CPU stand in for a GPU's; which were pinned, and how often it was waited."""
+    made, waits, empty = [], [], torch.empty
+
+    def pinned_empty(*args, pin_memory=False, **options):
+        tensor = empty(*args, **options)
+        made.extend([tensor] * pin_memory)
+        return tensor
+
+    stream = SimpleNamespace(synchronize=lambda: waits.append(1))
+    monkeypatch.setattr(torch, "empty", pinned_empty)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    return made, waits
+
+
+def test_snapshots_hold_until_they_are_written_in_two_sets_of_pinned_buffers(pinned):
+    """The writer is slower than the epochs here."""
+    made, waits = pinned
+    weight = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    state = {"weight": weight, "groups": [{"lr": torch.zeros(()), "params": [0, 1]}]}
+    snapshots, written = Snapshots(torch.device("cuda")), []
+
+    def write(taken, epoch):
+        time.sleep(0.05)
+        buffer = io.BytesIO()
+        torch.save(taken, buffer)
+        buffer.seek(0)
+        written.append((epoch, torch.load(buffer, weights_only=True)))
+
+    with Writer() as writer:
+        for epoch in range(6):
+            weight.fill_(epoch)
+            state["groups"][0]["lr"].fill_(epoch / 2)
+            writer.submit(write, snapshots.take(state), epoch)
+    assert len(made) == 2 * 2 and len(waits) == 6
+    for epoch, found in written:
+        assert found["groups"][0]["params"] == [0, 1]
+        assert found["groups"][0]["lr"] == epoch / 2
+        assert (found["weight"] == epoch).all() and found["weight"].is_contiguous()
+
+
+def test_a_snapshot_of_a_gpu_is_written_as_the_bytes_of_one_of_the_cpu(pinned):
+    torch.manual_seed(0)
+    weight = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    files = []
+    for device in ("cpu", "cuda"):
+        files.append(io.BytesIO())
+        taken = Snapshots(torch.device(device)).take({"weight": weight, "norm": [weight.sum()]})
+        assert taken["weight"].data_ptr() != weight.data_ptr()
+        torch.save(taken, files[-1])
+    assert files[0].getvalue() == files[1].getvalue()
 
 
 def test_only_chosen_epochs_keep_a_checkpoint_and_a_sweep_takes_those(
@@ -390,7 +545,7 @@ COUNTS = ("0", "-1", "1.5", "two", "1e3", "1000001", "nan", "")
 NUMBERS = ("-1", "nan", "inf", "-inf", "1e999", "much", "")
 SWITCHES = ("=1",)  # a switch takes no value
 BAD = {
-    "model": WORDS,
+    "model": (*WORDS, "torchvision.models:", ":resnet18", "json:no_such", "no_such_module:make"),
     "train_mode": WORDS,
     "trades_bn": WORDS,
     "seed": ("-1", "0.5", "one", "4294967296", "nan", ""),
@@ -401,6 +556,9 @@ BAD = {
     "data_dir": ("/dev/null",),
     "data_name": ("cifar", "a/b", "..", "", "cats"),  # the last without --dataset folder
     "data_url": ("file:///etc/passwd", "x", "ftp://x"),
+    "mean": ("-0.1", "1.5", "nan", "white", "", "0.5"),  # the last without --std
+    "std": ("0", "-1", "inf", "nan", "255", "", "0.5"),  # the last without --mean
+    "no_normalisation": SWITCHES,
     "image_size": ("31", "0", "big", "160"),
     "limit_train": COUNTS,
     "limit_test": COUNTS,

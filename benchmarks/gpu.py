@@ -1,0 +1,495 @@
+"""All that a GPU has to settle, in ten minutes at most; the figures go to benchmarks/gpu/.
+
+    make gpu                                                  # all stages but `profile`
+    python benchmarks/gpu.py --stages tests end-to-end        # some; the figures of others stay
+    python benchmarks/gpu.py --stages profile                 # where the time of a step goes
+
+Each stage is a process of its own with a limit of time. One that fails is noted and the others
+run; the exit code is then 1. benchmarks/gpu/NAME_OF_GPU.json holds every figure, the .md file
+beside it a table of them. The images are random and of CIFAR-10's shape.
+"""
+
+import argparse
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import benchmark
+
+from cuda_graphs import ReplayedStep
+from data import Dataset, as_float
+from files import Writer, atomic_open, read_json, write_json
+from flags import Parser, run_folder
+from run_folder import Snapshots, save_checkpoint
+from steps import MODES, mode_name
+from training import Training, prepare, run_epoch
+from utils import peak_memory, set_precision
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that a stage found.
+
+    target: what it should be at most, or with `at_least` at least; None: there is none.
+    """
+
+    what: str
+    value: float
+    unit: str
+    target: float | None = None
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a stage runs on, a share of 50,000 images, and where its figures go."""
+
+    device: torch.device
+    path: Path
+    stage: str
+    scale: float = 1.0
+
+    @property
+    def images(self) -> int:
+        return max(1, round(benchmark.IMAGES * self.scale))
+
+    def report(self, figure: Figure) -> None:
+        print(describe(figure), flush=True)
+        content = read_json(self.path) or {}
+        content["stages"][self.stage]["figures"].append(asdict(figure))
+        write_json(self.path, content)
+
+
+class StageError(Exception):
+    """What went wrong in a stage, in one line."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages, each in a process of its own
+# ---------------------------------------------------------------------------------------------
+
+
+def run_tests(bench: Bench) -> None:
+    """tests/test_gpu.py. What is skipped is not settled, and counts as a failure."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-rfEs",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+    ]
+    lines = []
+    with subprocess.Popen(
+        [*command, "tests/test_gpu.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line)
+    report_tests(bench, "".join(lines))
+
+
+def report_tests(bench: Bench, output: str) -> None:
+    """The figures of what pytest printed."""
+    counts = {
+        word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", output)
+    }
+    if not counts:
+        raise StageError("pytest ran no test")
+    bench.report(Figure("tests passed", counts.get("passed", 0), ""))
+    for word in ("failed", "error", "skipped"):
+        if counts.get(word):
+            bench.report(Figure(f"tests {word}", counts[word], "", target=0))
+    bad = re.findall(r"^(?:FAILED|ERROR|SKIPPED) (.*)$", output, re.MULTILINE)
+    if bad or counts.keys() & {"failed", "error", "skipped"}:
+        raise StageError("; ".join(line[:200] for line in bad[:20]) or "some did not pass")
+
+
+# Task -> how many times faster than the published way of working.
+RATIOS = {"st": 10.0, "at": 3.0, "sweep": 15.0}
+VARIANTS = ("tf32", "tf32+graph", "bf16", "bf16+graph")
+
+
+def compare(bench: Bench, scale: float = 0.04) -> None:
+    """benchmark.py against the baseline, on a share of the images."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seconds.json"
+        flags = f"--tasks {' '.join(RATIOS)} --models vgg11bn PreActResNet18 --variants"
+        flags += f" {' '.join(VARIANTS)} --scale {scale} --repeats 3"
+        command = [sys.executable, str(ROOT / "benchmarks" / "benchmark.py"), *flags.split()]
+        code = subprocess.run([*command, "--out", str(out)]).returncode
+        if code:
+            raise StageError(f"benchmark.py ended with exit code {code}")
+        report_ratios(bench, read_json(out) or {})
+
+
+def report_ratios(bench: Bench, measured: dict[str, Any]) -> None:
+    """The figures of what benchmark.py wrote with --out."""
+    medians = {tuple(row[:3]): statistics.median(row[3:]) for row in measured["seconds"]}
+    for (task, model, side), seconds in medians.items():
+        if side != "baseline":
+            ratio = medians[task, model, "baseline"] / seconds
+            what = f"{benchmark.TASKS[task]}, {model}, {side}: as fast as the baseline"
+            bench.report(Figure(what, ratio, "times", RATIOS[task], at_least=True))
+    for precision, rate in measured["rates"].items():
+        bench.report(Figure(f"matrix product in {precision}", rate / 1e12, "TFLOP/s"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task of benchmark.py with a model, in some variants, and the seconds that it may take."""
+
+    task: str
+    model: str
+    variants: tuple[str, ...]
+    target: float
+
+
+JOBS = (
+    Job("st", "vgg11bn", ("tf32", "tf32+graph", "bf16+graph"), 0.6),
+    Job("at", "vgg11bn", ("tf32", "tf32+graph", "bf16+graph"), 2.5),
+    Job("at", "PreActResNet18", ("bf16", "bf16+graph"), 7.0),
+    Job("sweep", "vgg11bn", ("tf32", "bf16"), 3.0),
+    Job("sweep", "PreActResNet18", ("tf32", "bf16"), 7.5),
+)
+
+
+def time_jobs(bench: Bench) -> None:
+    """Epochs with all that they write, and checkpoints of a sweep, against their targets."""
+    for job in JOBS:
+        for variant in job.variants:
+            training = make_training(bench, job.task, job.model, variant)
+            seconds = time_job(training, job.task)
+            del training
+            name = f"{benchmark.TASKS[job.task]}, {job.model}, {variant}"
+            bench.report(Figure(name, seconds, "s", job.target))
+            benchmark.forget()
+
+
+def make_training(bench: Bench, task: str, model: str, variant: str) -> Training:
+    """A run by the published command: AT and TRADES with the neural collapse of each epoch."""
+    mode = benchmark.TRAIN_MODES.get(task, "std_train")
+    settings = benchmark.our_settings(variant, mode, model, bench.device)
+    adversary = MODES[mode_name(mode, settings.trades_bn)].adversary
+    settings = settings.replace(neural_collapse=adversary)
+    set_precision(settings.precision)
+    data = benchmark.make_data(bench.images).to(bench.device)
+    return prepare(settings, run_folder(settings), data)
+
+
+def time_job(training: Training, task: str) -> float:
+    """Seconds of a task, of ST epochs the mean of three."""
+    few = replace(training, data=beginning(training))
+    if task == "sweep":
+        return time_sweep(training, few, benchmark.SWEPT)
+    count = 3 if task == "st" else 1
+    # The short batch, which comes once an epoch, is captured after as many epochs.
+    warm_up = partial(run_epochs, few, ReplayedStep.WARM_UP + 1)
+    return time_once(training, partial(run_epochs, training, count), warm_up) / count
+
+
+def time_sweep(training: Training, few: Training, kinds: tuple[str, ...]) -> float:
+    """Seconds of a sweep's checkpoint in these kinds of input."""
+    warm_up = partial(benchmark.sweep_checkpoint, few, kinds)
+    return time_once(training, partial(benchmark.sweep_checkpoint, training, kinds), warm_up)
+
+
+def time_once(training: Training, work: Callable, warm_up: Callable) -> float:
+    device = training.settings.device
+    warm_up()
+    benchmark.wait(device)
+    started = time.perf_counter()
+    work()
+    benchmark.wait(device)
+    return time.perf_counter() - started
+
+
+def beginning(training: Training) -> Dataset:
+    """The first images of both splits: enough for every size of batch that there is."""
+    data, size = training.data, training.evaluator.batch_size
+    splits = {}
+    for name, split in (("train", data.train), ("test", data.test)):
+        count = min(len(split), size + len(split) % size)
+        splits[name] = split.select(torch.arange(count, device=split.labels.device))
+    return replace(data, **splits)
+
+
+def run_epochs(training: Training, count: int) -> None:
+    """Epochs as train.py has them: what they leave is written while the next one runs."""
+    snapshots, learner = Snapshots(training.settings.device), training.learner
+    with tempfile.TemporaryDirectory() as name, Writer() as writer:
+        folder = Path(name)
+        for epoch in range(count):
+            run_epoch(training, epoch)
+            weights = learner.network.model.state_dict()
+            state = {"state_dict": weights, "optimizer": learner.optimizer.state_dict()}
+            writer.submit(write, folder, epoch, snapshots.take(state))
+
+
+def write(folder: Path, epoch: int, state: dict[str, Any]) -> None:
+    save_checkpoint(folder / f"model_{epoch}.pth", state_dict=state["state_dict"], epoch=epoch)
+    save_checkpoint(folder / "resume.pth", optimizer=state["optimizer"], epoch=epoch)
+
+
+EPOCHS, SEEDS = 400, 3
+COLUMN_VARIANTS = ("tf32", "tf32+graph", "bf16+graph")
+COLUMN_HOURS = 24.0
+
+
+def project_column(bench: Bench) -> None:
+    """Hours of the l_inf column of CIFAR-10: two models, three modes, three seeds, their sweeps.
+
+    From a fifth of the images. The sweep of an ST run has all kinds of input, those of the others
+    the noises alone: clean and PGD were measured in training.
+    """
+    share = replace(bench, scale=bench.scale / 5)
+    for variant in COLUMN_VARIANTS:
+        seconds = 0.0
+        for model in ("vgg11bn", "PreActResNet18"):
+            for task in benchmark.TRAIN_MODES:
+                training = make_training(share, task, model, variant)
+                few = replace(training, data=beginning(training))
+                kinds = benchmark.SWEPT if task == "st" else ("gaussian", "sign")
+                seconds += time_job(training, task) + time_sweep(training, few, kinds)
+                del training, few
+                benchmark.forget()
+        hours = seconds * bench.images / share.images * EPOCHS * SEEDS / 3600
+        what = f"l_inf column of CIFAR-10, projected, {variant}"
+        bench.report(Figure(what, hours, "h", COLUMN_HOURS))
+
+
+def limit_memory(bench: Bench) -> None:
+    """Peaks where the card has 8 GiB: an epoch and a checkpoint of the larger network.
+
+    What this process asks for beyond them is refused, as on a small card. cuDNN's trials take
+    workspaces of up to all free memory; there they have to do with less.
+    """
+    if bench.device.type == "cuda":
+        total = torch.cuda.get_device_properties(bench.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 8 * GIB / total), bench.device)
+    share = replace(bench, scale=bench.scale / 10)
+    for variant in ("tf32", "tf32+graph"):
+        training = make_training(share, "at", "PreActResNet18", variant)
+        epochs = partial(run_epochs, training, count=ReplayedStep.WARM_UP + 2)
+        checkpoint = partial(benchmark.sweep_checkpoint, training, benchmark.SWEPT)
+        for name, work in (("AT epochs", epochs), ("checkpoint", checkpoint)):
+            if bench.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(bench.device)
+            work()
+            what = f"peak memory within 8 GiB, {name}, PreActResNet18, {variant}"
+            bench.report(Figure(what, peak_memory(bench.device), "GiB", 8.0))
+        del training, epochs, checkpoint
+        benchmark.forget()
+
+
+def profile(bench: Bench) -> None:
+    """Share of a step's time in which the GPU computes, and its largest kernels."""
+    for job in JOBS:
+        if job.task == "sweep":
+            continue
+        for variant in job.variants:
+            training = make_training(bench, job.task, job.model, variant)
+            profile_steps(bench, training, f"{job.task}, {job.model}, {variant}")
+            benchmark.forget()
+
+
+def profile_steps(bench: Bench, training: Training, name: str, count: int = 10) -> None:
+    size, split = training.settings.batch_size, training.data.train
+    x, y = as_float(split.images[:size]), split.labels[:size]
+    training.learner.network.train()
+    for _ in range(ReplayedStep.WARM_UP + 2):
+        training.step(training.learner, x, y)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    benchmark.wait(bench.device)
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(count):
+            training.step(training.learner, x, y)
+        benchmark.wait(bench.device)
+    wall = time.perf_counter() - started
+    cuda = bench.device.type == "cuda"
+    kernels = {
+        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+        for event in profiler.key_averages()
+    }
+    bench.report(Figure(f"{name}: a step, profiled", 1000 * wall / count, "ms"))
+    bench.report(Figure(f"{name}: share computing", sum(kernels.values()) / wall, ""))
+    for kernel in sorted(kernels, key=lambda key: -kernels[key])[:6]:
+        what = f"{name}: {kernel[:80]}"
+        bench.report(Figure(what, 1000 * kernels[kernel] / count, "ms a step"))
+
+
+# Name -> what it does, and the seconds that it may take: 600 in all without the last.
+STAGES: dict[str, tuple[Callable[[Bench], None], int]] = {
+    "tests": (run_tests, 240),
+    "kernels": (compare, 110),
+    "end-to-end": (time_jobs, 120),
+    "column": (project_column, 90),
+    "memory": (limit_memory, 40),
+    "profile": (profile, 120),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# One after another, and what is left on disk
+# ---------------------------------------------------------------------------------------------
+
+
+UNENDED = "did not end"
+
+
+def main() -> None:
+    args = parse_args()
+    if args.worker:
+        torch.cuda.set_device(args.device)
+        run_worker(Bench(args.device, args.path, args.worker))
+        return
+    name = torch.cuda.get_device_name(args.device)
+    path = args.out / f"{slug(name)}.json"
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for stage in args.stages:
+        command = [sys.executable, __file__, "--worker", stage, "--path", str(path)]
+        if not run_stage(path, stage, command, STAGES[stage][1]):
+            failed.append(stage)
+        write_table(path)
+    print(f"\nfigures: {path.with_suffix('.md')}, {path}")
+    if failed:
+        sys.exit(f"gpu.py: error: failed: {', '.join(failed)}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    default = [stage for stage in STAGES if stage != "profile"]
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=default)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu")
+    parser.add_argument("--worker", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here that PyTorch can use")
+    args.device = torch.device("cuda", 0)
+    return args
+
+
+def slug(name: str) -> str:
+    """The name of a GPU as a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
+def run_stage(path: Path, stage: str, command: list[str], limit: float) -> bool:
+    """Run a stage as a process, for so many seconds at most; whether all of it went well."""
+    print(f"\n== {stage}, at most {limit:g} s", flush=True)
+    note(path, stage, figures=[], error=UNENDED, when=time.strftime("%Y-%m-%d %H:%M"))
+    started = time.perf_counter()
+    # With all that it starts in a group of its own, so that nothing is left of one that takes too
+    # long.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(timeout=limit)
+        said = (read_json(path) or {})["stages"][stage]["error"]
+        error = None if code == 0 else f"exit code {code}" if said == UNENDED else said
+    except subprocess.TimeoutExpired:
+        error = f"took more than {limit:g} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    note(path, stage, error=error, seconds=round(time.perf_counter() - started, 1))
+    print(f"== {stage}: {error or 'done'}", flush=True)
+    return error is None
+
+
+def run_worker(bench: Bench) -> None:
+    """A stage, in its own process; the file says what it found and where it failed."""
+    content = read_json(bench.path) or {}
+    write_json(bench.path, content | {"machine": benchmark.describe_machine(bench.device)})
+    try:
+        STAGES[bench.stage][0](bench)
+    except StageError as error:
+        note(bench.path, bench.stage, error=str(error))
+        sys.exit(1)
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        note(bench.path, bench.stage, error=f"{type(error).__name__}: {line}"[:500])
+        raise
+
+
+def note(path: Path, stage: str, **entries: Any) -> None:
+    """Put entries into a stage's part of the file; all others stay as they are."""
+    content = read_json(path) or {}
+    content.setdefault("stages", {}).setdefault(stage, {}).update(entries)
+    write_json(path, content)
+
+
+def write_table(path: Path) -> None:
+    """The Markdown file beside the JSON file, made from it alone."""
+    with atomic_open(path.with_suffix(".md")) as file:
+        file.write(to_markdown(read_json(path) or {}, path.stem).encode())
+
+
+def to_markdown(content: dict[str, Any], title: str) -> str:
+    """A table per stage."""
+    lines = [f"# {title}", "", content.get("machine", ""), ""]
+    lines += [f"Made from {title}.json by `make gpu` and `make gpu-run`."]
+    for stage, told in content.get("stages", {}).items():
+        lines += ["", f"## {stage}", "", f"{told.get('when')}, {told.get('seconds', '?')} s."]
+        if told.get("error"):
+            lines += ["", f"**Not finished:** {told['error']}"]
+        figures = [Figure(**figure) for figure in told.get("figures", [])]
+        if figures:
+            lines += ["", "| | measured | target | met |", "| --- | --- | --- | --- |"]
+            lines += [row_of(figure) for figure in figures]
+    return "\n".join(lines) + "\n"
+
+
+def row_of(figure: Figure) -> str:
+    target, met = "", ""
+    if figure.target is not None:
+        bound = "at least" if figure.at_least else "at most"
+        target, met = f"{bound} {figure.target:g} {figure.unit}", "yes" if figure.met else "**no**"
+    cells = (figure.what.replace("|", "\\|"), number(figure), target.strip(), met)
+    return "| " + " | ".join(cells) + " |"
+
+
+def number(figure: Figure) -> str:
+    digits = f"{figure.value:.0f}" if figure.value == int(figure.value) else f"{figure.value:.3g}"
+    return f"{digits} {figure.unit}".strip()
+
+
+def describe(figure: Figure) -> str:
+    """A figure as a line."""
+    target = "" if figure.target is None else f" (target {figure.target:g})"
+    return f"{figure.what}: {number(figure)}{target}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,445 @@
+"""What the figures show: which panels with which lines, in which style, under which title."""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from groups import (
+    PERTURBED,
+    Group,
+    Line,
+    LineName,
+    View,
+    average,
+    collect,
+    common,
+    differences,
+    in_words,
+    safe,
+    unit_of,
+)
+from inputs import INPUTS
+from records import ADAPTIVE, SPLITS, LayerRecord, radius_of
+from steps import MODES
+from utils import logger
+
+
+class Style(NamedTuple):
+    label: str
+    color: str
+    marker: str = ""
+    size: float = 4.5
+    line: Any = "-"
+    fill: str | None = None  # of the marker: "white", "none" for a ring, or else the line's colour
+
+
+def input_style(name: str) -> Style:
+    if name == ADAPTIVE:
+        return Style("PGD on the nearest-centre classifier itself", "#661100", "X")
+    kind = INPUTS[name]
+    return Style(kind.label, kind.color, kind.marker, kind.size)
+
+
+def mode_style(name: str) -> Style:
+    mode = MODES[name]
+    return Style(mode.label, mode.color, mode.marker or "o", line=mode.line)
+
+
+def split_style(style: Style, split: str) -> Style:
+    """Test images are dashed, with rings for markers that are seen around those of training."""
+    if split == "train":
+        return style
+    return style._replace(
+        label=f"{style.label}, {split}", size=style.size + 2.5, line="--", fill="none"
+    )
+
+
+CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
+AUTOATTACK = Style("AutoAttack, test", "#332288", "p", 6, "none")
+# Of further lines of one training mode in one figure; small and hollow, they are seen on others.
+MORE_MARKERS = "sDov^ph"
+
+
+class Panel(NamedTuple):
+    """One metric: the field of a row, its name, how its axis is labelled and scaled."""
+
+    field: str
+    name: str
+    label: str
+    scale: str = "linear"  # or "log", or "share" for values in [0, 1]
+    classifier: str | None = None  # the field that holds the metric of W
+    title: str = ""  # above the panel
+
+
+ACCURACY = Panel("accuracy", "accuracy", "Accuracy\n(share of images)", "share")
+NC1 = Panel("nc1", "NC1", r"NC1 = tr$(\Sigma_W\,\Sigma_B^+)$", "log")
+NC2_NORM = Panel(
+    "nc2_norm_activation", "NC2 norm", "NC2 norms\nstd / mean of $\\|\\mu_c-\\mu_G\\|$"
+)
+NC2_ANGLE = Panel("nc2_angle_activation", "NC2 angle", "NC2 angles\nmean $|\\cos + 1/(C-1)|$")
+NC3 = Panel("nc3", "NC3", "NC3\n$\\|W^\\top\\!/\\|W\\|_F - M/\\|M\\|_F\\|_F^2$")
+NC4 = Panel("nc4", "NC4", "NC4\nshare NCC $\\neq$ network", "share")
+EPOCH_PANELS = (
+    ACCURACY,
+    Panel("loss", "loss", "Loss\n(cross-entropy)", "log"),
+    NC1,
+    NC2_NORM._replace(classifier="nc2_norm_classifier"),
+    NC2_ANGLE._replace(classifier="nc2_angle_classifier"),
+    NC3,
+    NC4,
+    Panel("cdnv", "CDNV", "CDNV\n$(V_a+V_b)\\,/\\,2\\|\\mu_a-\\mu_b\\|^2$", "log"),
+    Panel("nc2_zhu", "NC2 (Zhu)", "NC2 (Zhu et al.)\n$WW^\\top$ to simplex"),
+    Panel("nc3_zhu", "NC3 (Zhu)", "NC3 (Zhu et al.)\n$WM$ to simplex"),
+)
+DISTANCE_PANELS = (
+    Panel("clean_distance", "distance", "Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$"),
+    Panel("clean_angle", "angle", "Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]"),
+)
+EPSILON_PANELS = (ACCURACY, NC1, NC2_NORM, NC2_ANGLE, NC3, NC4, DISTANCE_PANELS[1])
+# First how the inputs lie to the clean training class means, then to class means of their own.
+LAYER_PANELS = (
+    Panel("centre_accuracy", "", "Share nearest to own clean\ntraining class mean", "share"),
+    Panel(
+        "target_centre_accuracy",
+        "",
+        "Share nearest to target's\nclean training class mean",
+        "share",
+    ),
+    Panel("clean_distance", "", "Distance to clean\ntraining class means", "log"),
+    Panel("clean_angle", "", "Angle to clean\ntraining class means [rad]"),
+    NC1,
+    NC2_NORM._replace(field="nc2_norm"),
+    NC2_ANGLE._replace(field="nc2_angle"),
+    Panel("ncc_accuracy", "", "NCC accuracy, class means\nof the images themselves", "share"),
+    Panel("ncc_agreement", "", "NCC agreement\nshare NCC = network", "share"),
+)
+CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
+
+
+class Curve(NamedTuple):
+    """One line of a panel, and the field of its rows that it shows."""
+
+    style: Style
+    line: Line
+    field: str
+
+
+class Plot(NamedTuple):
+    """A figure to draw: its panels, each with its lines, and whose it is."""
+
+    name: str
+    title: str
+    groups: list[Group]
+    panels: list[tuple[Panel, list[Curve]]]
+    x_label: str = "Epoch"
+    x_names: dict[int, str] | None = None  # of the places on the x axis, where these are blocks
+
+
+def all_plots(groups: list[Group], view: View) -> list[Plot]:
+    """Every figure of the groups, each with the numbers of images that it is of."""
+    plots = [plot for group in groups for plot in group_plots(group, view)]
+    plots += distance_plots(groups, view) + epsilon_plots(groups, view)
+    return [with_sizes(plot) for plot in map(with_values, plots) if plot.panels]
+
+
+def with_values(plot: Plot) -> Plot:
+    """The figure without lines, and panels, that have no value; a line says which panels."""
+    panels = [
+        (panel, [c for c in curves if np.isfinite(average(c.line, c.field)[1]).any()])
+        for panel, curves in plot.panels
+    ]
+    empty = [panel.name or panel.label.replace("\n", " ") for panel, curves in panels if not curves]
+    if empty:
+        logger.info(f"{plot.name}: left out, not measured: {', '.join(empty)}")
+    return plot._replace(panels=[(panel, curves) for panel, curves in panels if curves])
+
+
+def with_sizes(plot: Plot) -> Plot:
+    """The title ends with how many images there are; lines of another number say so themselves."""
+    sizes: dict[str, int] = {}
+    others: dict[str, None] = {}
+
+    def sized(curve: Curve) -> Curve:
+        row = next(iter(curve.line[0].values()))
+        if row.images == sizes.setdefault(row.split, row.images):
+            return curve
+        size = f"n = {row.images}" if row.images else "n not told"
+        label = f"{curve.style.label}, {size}"
+        others[label] = None
+        return curve._replace(style=curve.style._replace(label=label))
+
+    panels = [(panel, [sized(curve) for curve in curves]) for panel, curves in plot.panels]
+    names = {"train": "training", "test": "test"}
+    images = [f"{sizes[split] or ''} {names[split]}".strip() for split in SPLITS if split in sizes]
+    told = re.sub(r"\d", r"n = \g<0>", f"{' and '.join(images)} images", count=1)
+    if others:
+        logger.info(f"{plot.name}: of {told}, but not all lines: {'; '.join(others)}")
+    return plot._replace(title=f"{plot.title}; {told}", panels=panels)
+
+
+def named(name: str, view: View) -> str:
+    """The name of a figure that depends on --split."""
+    return name if view.split == "train" else f"{name}_{view.split}"
+
+
+def group_plots(group: Group, view: View) -> list[Plot]:
+    """The figures of one setting: training, the targeted attack, layers, the NCC classifier."""
+    shown = group.shown(view)
+    targeted = {n: line for n, line in shown.items() if INPUTS[n.input].targeted}
+    others = {n: line for n, line in shown.items() if n not in targeted}
+    plots = [epoch_plot(group, "", others, view)] if others else []
+    if targeted:
+        clean = {n: line for n, line in others.items() if n.input == "clean"}
+        plots.append(epoch_plot(group, "targeted", clean | targeted, view))
+    return [*plots, *layer_plots(group), *centre_plots(group)]
+
+
+def epoch_plot(group: Group, figure: str, lines: dict[LineName, Line], view: View) -> Plot:
+    """Every metric against epochs; AutoAttack in the accuracy of test images."""
+    styles = line_styles(list(lines))
+    panels = []
+    for panel in EPOCH_PANELS + (DISTANCE_PANELS if figure == "targeted" else ()):
+        curves = [Curve(styles[n], line, panel.field) for n, line in lines.items()]
+        if panel.classifier:  # the same on every kind of input
+            curves.append(Curve(CLASSIFIER, next(iter(lines.values())), panel.classifier))
+        if panel is ACCURACY and "test" in view.splits and not figure:
+            curves += autoattack_curves(group)
+        panels.append((panel, curves))
+    name = named(group.file_name(figure), view)
+    return Plot(name, group.title(figure), [group], panels)
+
+
+def line_styles(names: list[LineName]) -> dict[LineName, Style]:
+    """A style for each line; of lines of one input the later, of fewer images, are dotted."""
+    styles: dict[LineName, Style] = {}
+    for name in names:
+        style = split_style(input_style(name.input), name.split)
+        if any((n.split, n.input) == (name.split, name.input) for n in styles):
+            style = style._replace(line=":", fill="white")
+        styles[name] = style
+    return styles
+
+
+def autoattack_curves(group: Group) -> list[Curve]:
+    """Accuracy of test images under AutoAttack at the run's epsilon, a line per number of them."""
+    tables = [group.at_own_epsilon(run.autoattack) for run in group.runs]
+    lines = collect(tables, lambda row: row.images)
+    return [Curve(AUTOATTACK, line, "robust_accuracy") for line in lines.values() if common(line)]
+
+
+def distance_plots(groups: list[Group], view: View) -> list[Plot]:
+    """Clean against perturbed class means of AT and TRADES, together where the place is one."""
+    shared = defaultdict(list)
+    for group in groups:
+        if not MODES[group.setting.mode].adversary:
+            continue
+        lines = [
+            (name, line)
+            for name, line in group.shown(view).items()
+            if name.input in PERTURBED and np.isfinite(average(line, "clean_angle")[1]).any()
+        ]
+        if lines:
+            shared[group.setting.place].append((group, lines))
+        else:
+            logger.info(f"{group.file_name()}: left out, not measured: distance to clean")
+    plots = []
+    for place, found in shared.items():
+        together = [group for group, _ in found]
+        kinds = {name.input for _, lines in found for name, _ in lines}
+        styled = []
+        for style, (_, lines) in zip(mode_styles(together), found, strict=True):
+            for name, line in lines:
+                label = (
+                    f"{style.label}: {INPUTS[name.input].label}" if kinds != {name.input} else ""
+                )
+                own = style._replace(label=label or style.label)
+                styled.append((split_style(own, name.split), line))
+        panels = [(p, [Curve(*line, p.field) for line in styled]) for p in DISTANCE_PANELS]
+        which = INPUTS[kinds.pop()].label if len(kinds) == 1 else "perturbed"
+        title = f"Class means, clean to {which}; {together[0].setting.description}"
+        title = ", ".join([title, *common_seeds(together)])
+        plots.append(Plot(named(f"distance_{place}", view), title, together, panels))
+    return plots
+
+
+def common_seeds(groups: list[Group]) -> list[str]:
+    """Where groups have other seeds, their labels say so."""
+    seeds = {group.seeds for group in groups}
+    return list(seeds) if len(seeds) == 1 else []
+
+
+def mode_styles(groups: list[Group]) -> list[Style]:
+    """A style for each group of one figure: its mode's, with what else differs in the label."""
+    of_mode = ("train_mode", "trades_bn")
+    flags = [
+        {name: value for name, value in group.flags.items() if name not in of_mode}
+        | {"epsilon": group.setting.epsilon, "seeds": tuple(run.seed for run in group.runs)}
+        for group in groups
+    ]
+    styles = []
+    seen: dict[str, int] = defaultdict(int)
+    for group, differs in zip(groups, differences(flags), strict=True):
+        style, number = mode_style(group.setting.mode), seen[group.setting.mode]
+        if number:
+            marker = MORE_MARKERS[(number - 1) % len(MORE_MARKERS)]
+            style = style._replace(marker=marker, size=2, fill="white")
+        seen[group.setting.mode] += 1
+        label = ", ".join(filter(None, (style.label, in_words(differs))))
+        styles.append(style._replace(label=label))
+    return styles
+
+
+def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
+    """Metrics under PGD against its epsilon at the last common checkpoint, the modes together.
+
+    Of runs of one data set, model and norm that were swept at two radii or more.
+    """
+    shared = defaultdict(list)
+    for group in groups:
+        lines = radius_lines(group, view)
+        if lines:
+            shared[group.setting[1:4]].append((group, lines))
+    plots = []
+    for place, found in shared.items():
+        together = [group for group, _ in found]
+        epochs = set.intersection(*({epoch for _, _, epoch in lines} for _, lines in found))
+        panels: dict[Panel, list[Curve]] = {panel: [] for panel in EPSILON_PANELS}
+        for style, (group, lines) in zip(mode_styles(together), found, strict=True):
+            own = max(epochs or {epoch for _, _, epoch in lines})
+            if not epochs:
+                style = style._replace(label=f"{style.label}, epoch {own}")
+            for (split, _, epoch), line in lines.items():
+                if epoch == own:
+                    styled = split_style(style, split)
+                    for panel, curves in panels.items():
+                        curves.append(Curve(styled, line, panel.field))
+            panels[ACCURACY] += autoattack_by_radius(group, own, style)
+        at = [f"epoch {max(epochs)}"] if epochs else []
+        title = ", ".join(["PGD of several radii", *place, *at, *common_seeds(together)])
+        name = named(safe("_".join(["epsilon", *place])), view)
+        unit = unit_of(place[0])
+        x_label = f"epsilon of the attack ({'in ' if unit == '[0, 1]' else ''}{unit})"
+        plots.append(Plot(name, title, together, list(panels.items()), x_label))
+    return plots
+
+
+def radius_lines(group: Group, view: View) -> dict[tuple[str, int, int], Line]:
+    """(split, images, epoch) -> rows by epsilon: clean images at 0, and PGD of at least two."""
+    tables = [
+        # By definition clean class means are at no distance from themselves.
+        [replace(r, clean_distance=0.0, clean_angle=0.0) if r.input == "clean" else r for r in rows]
+        for rows in (
+            [r for r in run.records if r.split in view.splits and r.input in ("clean", "pgd")]
+            for run in group.runs
+        )
+    ]
+    lines = collect(tables, lambda row: (row.split, row.images, row.epoch), radius_of)
+    lines = {name: line for name, line in lines.items() if len({*common(line)} - {0.0}) > 1}
+    return {name: lines[name] for name in sorted(lines, key=lambda n: (SPLITS.index(n[0]), -n[1]))}
+
+
+def autoattack_by_radius(group: Group, epoch: int, style: Style) -> list[Curve]:
+    """Accuracy under AutoAttack at one epoch, where it was measured, in a mode's style."""
+    tables = [[row for row in run.autoattack if row.epoch == epoch] for run in group.runs]
+    lines = collect(tables, lambda row: row.images, radius_of)
+    label = f"{style.label}: AutoAttack, test"
+    own = style._replace(label=label, marker="*", size=7, line="none", fill="white")
+    return [Curve(own, line, "robust_accuracy") for line in lines.values() if common(line)]
+
+
+def layer_plots(group: Group) -> list[Plot]:
+    """Each metric against the network's blocks at the last common epoch; test images are dashed."""
+    tables = [group.at_own_epsilon(run.layers) for run in group.runs]
+    epochs = common([{row.epoch: row for row in table} for table in tables])
+    if not epochs:
+        return left_out(group, "layers", any(tables))
+    tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
+    lines = collect(
+        tables, lambda row: LineName(row.split, row.input, row.images), lambda row: row.index
+    )
+    lines = {name: line for name, line in lines.items() if common(line)}
+    styles = line_styles(list(lines))
+    panels = [
+        (panel, [Curve(styles[name], line, panel.field) for name, line in lines.items()])
+        for panel in LAYER_PANELS
+    ]
+    title = group.title(f"layers at epoch {epochs[-1]}")
+    name, blocks = group.file_name("layers"), {row.index: row.layer for row in tables[0]}
+    return [Plot(name, title, [group], panels, "Block", blocks)]
+
+
+def centre_plots(group: Group) -> list[Plot]:
+    """Accuracy of the nearest class centre and, dashed, of the network.
+
+    Against epochs, for each layer and for class means of clean and of perturbed images; and where
+    several layers were measured against these.
+    """
+    tables = [group.at_own_epsilon(run.ncc) for run in group.runs]
+    lines = collect(tables, lambda row: (row.layer, row.means, row.images, row.input))
+    lines = {name: line for name, line in lines.items() if common(line)}
+    if not lines:
+        return left_out(group, "ncc", any(tables))
+    blocks = layer_order(group, {layer for layer, *_ in lines})
+    panels: dict[tuple[int, str], list[Curve]] = defaultdict(list)
+    for (layer, means, _, kind), line in lines.items():
+        panels[blocks.index(layer), means] += centre_curves(kind, line)
+    drawn = [
+        (centre_panel(curves, f"{blocks[place]}, "), curves + autoattack_curves(group))
+        for (place, _), curves in sorted(panels.items(), key=lambda item: item[0][0])
+    ]
+    title = group.title("nearest-centre classifier")
+    plots = [Plot(group.file_name("ncc"), title, [group], drawn)]
+    if len(blocks) > 1:
+        plots.append(centre_layer_plot(group, tables, blocks))
+    return plots
+
+
+def centre_layer_plot(group: Group, tables: list[list], blocks: list[str]) -> Plot:
+    """The nearest-centre classifier against the layers at the last common epoch."""
+    epochs = common([{row.epoch: row for row in table} for table in tables])
+    tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
+    lines = collect(
+        tables,
+        lambda row: (row.means, row.images, row.input),
+        lambda row: blocks.index(row.layer),
+    )
+    panels: dict[str, list[Curve]] = defaultdict(list)
+    for (means, _, kind), line in lines.items():
+        if common(line):
+            panels[means] += centre_curves(kind, line)
+    drawn = [(centre_panel(curves, ""), curves) for curves in panels.values()]
+    name = group.file_name("ncc_layers")
+    title = group.title(f"nearest-centre classifier by layer at epoch {epochs[-1]}")
+    return Plot(name, title, [group], drawn, "Block", dict(enumerate(blocks)))
+
+
+def centre_curves(kind: str, line: Line) -> list[Curve]:
+    """The nearest-centre classifier and, dashed, the network on one kind of input."""
+    style = input_style(kind)
+    network = style._replace(label=f"{style.label}: network", line="--", fill="white")
+    return [Curve(style, line, "ncc_accuracy"), Curve(network, line, "network_accuracy")]
+
+
+def centre_panel(curves: list[Curve], layer: str) -> Panel:
+    """Its title says of how many training images the class means are."""
+    row = next(iter(curves[0].line[0].values()))
+    number = f"{row.centre_images} " if row.centre_images else ""
+    title = f"{layer}means of {number}{INPUTS[row.means].label} training images"
+    return Panel("", "", CENTRE_LABEL, "share", title=title)
+
+
+def layer_order(group: Group, names: set[str]) -> list[str]:
+    """Names of blocks in forward order where layers.csv tells it, the others after them."""
+    rows: list[LayerRecord] = [row for run in group.runs for row in run.layers]
+    index = {row.layer: row.index for row in rows}
+    return sorted(names, key=lambda name: (index.get(name, math.inf), name == "features", name))
+
+
+def left_out(group: Group, figure: str, recorded: bool) -> list[Plot]:
+    if recorded:
+        logger.info(f"{group.file_name(figure)}: left out, not measured by all seeds")
+    return []
