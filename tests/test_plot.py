@@ -746,7 +746,7 @@ class TestLayers:
             *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
         ]
         assert fields[4:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
-        assert figure.panels[0][0].label == "Share nearest to own clean\ntraining class mean"
+        assert figure.panels[0][0].label == "Share nearest to own\nclean training\nclass mean"
 
     def test_last_epoch_own_epsilon_and_both_splits(self, run_script):
         path = self.run()
@@ -770,9 +770,12 @@ class TestLayers:
     def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
         drawn = plot.draw(figures.layer_plots(group_of(self.run(blocks)))[0])
         drawn.draw_without_rendering()
-        ticks = drawn.axes[0].get_xticklabels()
-        assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
-        assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
+        *others, left, right, _ = drawn.axes
+        for ax in (left, right):  # at the foot of each column
+            ticks = ax.get_xticklabels()
+            assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
+            assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
+        assert not any(ax.xaxis.get_tick_params()["labelbottom"] for ax in others)
 
     def test_tables_of_older_versions_lack_the_clean_simplices_and_a_line_says_so(
         self, run_script, undrawn
@@ -820,10 +823,10 @@ class TestCentres:
         label = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
         assert [panel.label for panel, _ in figure.panels] == [label] * 2
         assert [panel.title for panel, _ in figure.panels] == [
-            "features, means of 100 clean training images",
-            "features, means of 100 PGD training images",
+            "features\nmeans of 100 clean training images",
+            "features\nmeans of 100 PGD training images",
         ]
-        adaptive = "PGD on the nearest-centre classifier itself"
+        adaptive = "PGD on this classifier"
         assert labels(figure) == [
             *("clean", "clean: network", "PGD", "PGD: network", adaptive, f"{adaptive}: network")
         ]
@@ -837,11 +840,9 @@ class TestCentres:
     def test_a_panel_for_each_layer_and_means_and_a_figure_against_the_layers(self, here):
         layers = ("stem", "conv10", "conv9", "features")
         plots = {f.name.split("_cifar")[0]: f for f in group_plots(group_of(self.run(layers)))}
-        titles = [panel.title.split(" means of 100 ") for panel, _ in plots["st_ncc"].panels]
+        titles = [panel.title.split("\nmeans of 100 ") for panel, _ in plots["st_ncc"].panels]
         assert titles == [
-            [f"{layer},", f"{means} training images"]
-            for layer in layers
-            for means in ("clean", "PGD")
+            [layer, f"{means} training images"] for layer in layers for means in ("clean", "PGD")
         ]
         by_layer = plots["st_ncc_layers"]
         assert list(by_layer.x_names.items()) == list(enumerate(layers))
@@ -856,7 +857,7 @@ class TestCentres:
     def test_autoattack_is_a_mark_beside_the_network(self, here):
         [figure] = [f for f in group_plots(group_of(self.run(autoattack=True))) if "_ncc" in f.name]
         for _, curves in figure.panels:
-            assert curves[-1].style.label == "AutoAttack, test"
+            assert curves[-1].style.label == "AutoAttack: network"
             assert [v.tolist() for v in average(*curves[-1][1:])[:2]] == [[2], [0.125]]
 
 
@@ -921,9 +922,10 @@ class TestEpsilons:
         )
 
     def test_seeds_that_differ_are_told_in_the_legend(self, here):
-        figure = self.one(self.run(seed=1), self.run("pgd_train", seed=2))
-        assert "seed" not in figure.title
-        assert labels(figure) == ["ST, seeds 1", "AT, seeds 2"]
+        paths = [self.run(), self.run("pgd_train"), self.run("pgd_train", seed=2)]
+        figure = self.one(*paths)
+        assert ", seeds 1, 2; " in figure.title
+        assert labels(figure) == ["ST, seed 1", "AT, seeds 1, 2"]
 
     @pytest.mark.parametrize(
         ("split", "names"), [("test", ["ST, test"]), ("both", ["ST", "ST, test"])]
