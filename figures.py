@@ -118,7 +118,7 @@ LAYER_PANELS = (
 )
 CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
 # Of the modes in one figure where dashes tell test images: Tol's, none of them an input's.
-COLORS = ("#882255", "#117733", "#DDCC77", "#44AA99", "#AA4499", "#332288", "#999933")
+COLORS = ("#882255", "#117733", "#332288", "#999933", "#AA4499", "#44AA99", "#DDCC77")
 
 
 class Curve(NamedTuple):

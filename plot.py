@@ -250,7 +250,7 @@ def draw(plot: Plot) -> Figure:
     drawn = axes[: len(plot.panels)]
     for ax in drawn[-2:]:
         ax.set_xlabel(plot.x_label)
-    for ax in drawn[:-2] if plot.x_names else ():  # the same names below
+    for ax in drawn[: -2 - odd] if plot.x_names else ():  # the same names below
         ax.tick_params("x", labelbottom=False)
     if odd:
         axes[-1].axis("off")
@@ -284,9 +284,12 @@ def draw_line(ax: Axes, style: Style, values: tuple, scale: str) -> None:
 
 
 def wrapped(title: str) -> str:
-    """A long title, of how many images on a line of its own."""
-    parts = title.rsplit("; ", 1) if len(title) > TITLE_WIDTH else [title]
-    return "\n".join(textwrap.fill(part, TITLE_WIDTH) for part in parts)
+    """A long title on several lines, which end with its parts where they can."""
+    lines: list[str] = []
+    for part in title.split("; "):
+        joined = f"{lines[-1]}; {part}" if lines else part
+        lines = [*lines[:-1], joined] if len(joined) <= TITLE_WIDTH else [*lines, part]
+    return "\n".join(textwrap.fill(line, TITLE_WIDTH) for line in lines)
 
 
 def crowded(plot: Plot) -> bool:

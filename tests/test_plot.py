@@ -304,6 +304,20 @@ class TestGroups:
                 assert all(ax.get_window_extent().height > 30 for ax in figure.axes)
 
 
+class TestTitles:
+    @pytest.mark.parametrize(
+        ("title", "lines"),
+        [
+            ("ST, cifar; n = 200 images", ["ST, cifar; n = 200 images"]),
+            ("a" * 90 + "; n = 200 images", ["a" * 90, "n = 200 images"]),
+            ("a" * 60 + "; " + "b" * 60 + "; n = 2", ["a" * 60, "b" * 60 + "; n = 2"]),
+            ("word " * 30 + "; n = 2", [" ".join(["word"] * 20), " ".join(["word"] * 10), "n = 2"]),
+        ],
+    )
+    def test_long_ones_end_their_lines_with_their_parts(self, title, lines):
+        assert plot.wrapped(title).split("\n") == lines
+
+
 class TestFigures:
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script):
         runs = [make_run(seed, inputs=(*NOISY, "targeted")) for seed in (1, 2)]
@@ -570,12 +584,13 @@ class TestImages:
         rows += [record(e, kind, 2.0, images=swept) for e in (0, 2) for kind in ("clean", "sign")]
         return make_run(records=rows)
 
-    def test_lines_of_other_numbers_are_apart_and_say_so(self, run_script):
-        path = self.run()
-        output = run_script(plot, str(path))[1]
+    def test_a_line_tells_that_numbers_differ(self, run_script, undrawn):
+        output = run_script(plot, str(self.run()))[1]
         told = "of n = 200 training images, but not all lines: clean, n = 100; sign noise, n = 100"
         assert f"{self.NAME}: {told}" in output.splitlines()
-        [drawing] = group_plots(group_of(path))
+
+    def test_lines_of_other_numbers_are_apart_and_say_so(self, here):
+        [drawing] = group_plots(group_of(self.run()))
         assert drawing.title.endswith("epsilon 8/255, seed 1; n = 200 training images")
         heights = {
             curve.style.label: average(curve.line, curve.field)[1].tolist()
@@ -748,7 +763,7 @@ class TestLayers:
         assert fields[4:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
         assert figure.panels[0][0].label == "Share nearest to own\nclean training\nclass mean"
 
-    def test_last_epoch_own_epsilon_and_both_splits(self, run_script):
+    def test_last_epoch_own_epsilon_and_both_splits(self, run_script, undrawn):
         path = self.run()
         assert run_script(plot, str(path))[0] == 0
         assert Path("figures/st_layers_cifar_vgg11bn_l_inf_eps8.0.png").exists()
@@ -770,8 +785,8 @@ class TestLayers:
     def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
         drawn = plot.draw(figures.layer_plots(group_of(self.run(blocks)))[0])
         drawn.draw_without_rendering()
-        *others, left, right, _ = drawn.axes
-        for ax in (left, right):  # at the foot of each column
+        *others, above, right, left, _ = drawn.axes
+        for ax in (above, right, left):  # at the foot of each column
             ticks = ax.get_xticklabels()
             assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
             assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
@@ -815,7 +830,7 @@ class TestCentres:
             write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
         return path
 
-    def test_the_axis_says_whose_accuracy_and_the_legend_whose_attack(self, run_script):
+    def test_the_axis_says_whose_accuracy_and_the_legend_whose_attack(self, run_script, undrawn):
         path = self.run()
         assert run_script(plot, str(path))[0] == 0
         assert Path("figures/st_ncc_cifar_vgg11bn_l_inf_eps8.0.png").exists()
@@ -878,11 +893,12 @@ class TestEpsilons:
         [figure] = figures.epsilon_plots(groups_of(*paths), view)
         return figures.with_sizes(figures.with_values(figure))
 
-    def test_metrics_against_epsilon_from_the_clean_images_on(self, run_script):
-        path = self.run()
-        assert run_script(plot, str(path))[0] == 0
+    def test_it_is_a_file_of_its_own(self, run_script, undrawn):
+        assert run_script(plot, str(self.run()))[0] == 0
         assert Path("figures/epsilon_cifar_vgg11bn_l_inf.pdf").exists()
-        figure = self.one(path)
+
+    def test_metrics_against_epsilon_from_the_clean_images_on(self, here):
+        figure = self.one(self.run())
         names = [panel.name for panel, _ in figure.panels]
         assert names == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", "angle"]
         for panel, [curve] in figure.panels:
