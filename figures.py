@@ -20,6 +20,7 @@ from groups import (
     differences,
     in_words,
     safe,
+    seeds_in_words,
     unit_of,
 )
 from inputs import INPUTS
@@ -39,7 +40,7 @@ class Style(NamedTuple):
 
 def input_style(name: str) -> Style:
     if name == ADAPTIVE:
-        return Style("PGD on the nearest-centre classifier itself", "#661100", "X")
+        return Style("PGD on this classifier", "#661100", "X")
     kind = INPUTS[name]
     return Style(kind.label, kind.color, kind.marker, kind.size)
 
@@ -102,22 +103,22 @@ DISTANCE_PANELS = (
 EPSILON_PANELS = (ACCURACY, NC1, NC2_NORM, NC2_ANGLE, NC3, NC4, DISTANCE_PANELS[1])
 # First how the inputs lie to the clean training class means, then to class means of their own.
 LAYER_PANELS = (
-    Panel("centre_accuracy", "", "Share nearest to own clean\ntraining class mean", "share"),
+    Panel("centre_accuracy", "", "Share nearest to own\nclean training\nclass mean", "share"),
     Panel(
-        "target_centre_accuracy",
-        "",
-        "Share nearest to target's\nclean training class mean",
-        "share",
+        *("target_centre_accuracy", "", "Share nearest to target's\nclean training\nclass mean"),
+        scale="share",
     ),
-    Panel("clean_distance", "", "Distance to clean\ntraining class means", "log"),
-    Panel("clean_angle", "", "Angle to clean\ntraining class means [rad]"),
+    Panel("clean_distance", "", "Distance to\nclean training\nclass means", "log"),
+    Panel("clean_angle", "", "Angle to\nclean training\nclass means [rad]"),
     NC1,
     NC2_NORM._replace(field="nc2_norm"),
     NC2_ANGLE._replace(field="nc2_angle"),
-    Panel("ncc_accuracy", "", "NCC accuracy, class means\nof the images themselves", "share"),
+    Panel("ncc_accuracy", "", "NCC accuracy,\nclass means of the\nimages themselves", "share"),
     Panel("ncc_agreement", "", "NCC agreement\nshare NCC = network", "share"),
 )
 CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
+# Of the modes in one figure where dashes tell test images: Tol's, none of them an input's.
+COLORS = ("#882255", "#117733", "#332288", "#999933", "#AA4499", "#44AA99", "#DDCC77")
 
 
 class Curve(NamedTuple):
@@ -261,15 +262,14 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
         panels = [(p, [Curve(*line, p.field) for line in styled]) for p in DISTANCE_PANELS]
         which = INPUTS[kinds.pop()].label if len(kinds) == 1 else "perturbed"
         title = f"Class means, clean to {which}; {together[0].setting.description}"
-        title = ", ".join([title, *common_seeds(together)])
+        title = f"{title}, {seeds_of(together)}"
         plots.append(Plot(named(f"distance_{place}", view), title, together, panels))
     return plots
 
 
-def common_seeds(groups: list[Group]) -> list[str]:
-    """Where groups have other seeds, their labels say so."""
-    seeds = {group.seeds for group in groups}
-    return list(seeds) if len(seeds) == 1 else []
+def seeds_of(groups: list[Group]) -> str:
+    """The seeds of all of one figure; where they are not the same, the legend tells which."""
+    return seeds_in_words({run.seed for group in groups for run in group.runs})
 
 
 def mode_styles(groups: list[Group]) -> list[Style]:
@@ -277,7 +277,7 @@ def mode_styles(groups: list[Group]) -> list[Style]:
     of_mode = ("train_mode", "trades_bn")
     flags = [
         {name: value for name, value in group.flags.items() if name not in of_mode}
-        | {"epsilon": group.setting.epsilon, "seeds": tuple(run.seed for run in group.runs)}
+        | {"epsilon": group.setting.epsilon}
         for group in groups
     ]
     styles = []
@@ -288,7 +288,8 @@ def mode_styles(groups: list[Group]) -> list[Style]:
             marker = MORE_MARKERS[(number - 1) % len(MORE_MARKERS)]
             style = style._replace(marker=marker, size=2, fill="white")
         seen[group.setting.mode] += 1
-        label = ", ".join(filter(None, (style.label, in_words(differs))))
+        seeds = group.seeds if len({group.seeds for group in groups}) > 1 else ""
+        label = ", ".join(filter(None, (style.label, in_words(differs), seeds)))
         styles.append(style._replace(label=label))
     return styles
 
@@ -308,7 +309,8 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
         together = [group for group, _ in found]
         epochs = set.intersection(*({epoch for _, _, epoch in lines} for _, lines in found))
         panels: dict[Panel, list[Curve]] = {panel: [] for panel in EPSILON_PANELS}
-        for style, (group, lines) in zip(mode_styles(together), found, strict=True):
+        for i, (style, (group, lines)) in enumerate(zip(mode_styles(together), found, strict=True)):
+            style = style._replace(color=COLORS[i % len(COLORS)], line="-")
             own = max(epochs or {epoch for _, _, epoch in lines})
             if not epochs:
                 style = style._replace(label=f"{style.label}, epoch {own}")
@@ -319,7 +321,7 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
                         curves.append(Curve(styled, line, panel.field))
             panels[ACCURACY] += autoattack_by_radius(group, own, style)
         at = [f"epoch {max(epochs)}"] if epochs else []
-        title = ", ".join(["PGD of several radii", *place, *at, *common_seeds(together)])
+        title = ", ".join(["PGD of several radii", *place, *at, seeds_of(together)])
         name = named(safe("_".join(["epsilon", *place])), view)
         unit = unit_of(place[0])
         x_label = f"epsilon of the attack ({'in ' if unit == '[0, 1]' else ''}{unit})"
@@ -387,8 +389,10 @@ def centre_plots(group: Group) -> list[Plot]:
     panels: dict[tuple[int, str], list[Curve]] = defaultdict(list)
     for (layer, means, _, kind), line in lines.items():
         panels[blocks.index(layer), means] += centre_curves(kind, line)
+    style = AUTOATTACK._replace(label="AutoAttack: network")
+    marks = [curve._replace(style=style) for curve in autoattack_curves(group)]
     drawn = [
-        (centre_panel(curves, f"{blocks[place]}, "), curves + autoattack_curves(group))
+        (centre_panel(curves, f"{blocks[place]}\n"), curves + marks)
         for (place, _), curves in sorted(panels.items(), key=lambda item: item[0][0])
     ]
     title = group.title("nearest-centre classifier")

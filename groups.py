@@ -131,7 +131,7 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        return f"seed{'s' * (len(self.runs) > 1)} {', '.join(str(run.seed) for run in self.runs)}"
+        return seeds_in_words(run.seed for run in self.runs)
 
     def at_own_epsilon(self, rows: list) -> list:
         """The rows that no attack at another radius than the run's has made."""
@@ -313,6 +313,11 @@ def word(value: Any, digits: int) -> str:
 
 def in_words(differs: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in differs.items())
+
+
+def seeds_in_words(seeds: Iterable[int]) -> str:
+    told = [str(seed) for seed in sorted(seeds)]
+    return f"seed{'s' * (len(told) > 1)} {', '.join(told)}"
 
 
 def safe(name: str) -> str:

@@ -83,6 +83,7 @@ RC: Any = {
 WIDTH, PANEL_HEIGHT = 5.5, 1.45  # inches; the width of a column of text
 MARKERS_PER_LINE = 12
 TITLE_WIDTH, LEGEND_WIDTH, X_WIDTH = 100, 105, 40  # characters
+TITLED_HEIGHT, NAMES_HEIGHT = 0.35, 0.3  # inches, of titles of panels and names of blocks
 LEGEND_LINES = 9  # that the place of one panel holds
 
 
@@ -234,8 +235,10 @@ def draw(plot: Plot) -> Figure:
     columns = min(3, max(1, LEGEND_WIDTH // widest))
     inside = odd and len(handles) <= LEGEND_LINES and widest <= LEGEND_WIDTH // 2
     below = 0 if inside else 0.2 + 0.15 * math.ceil(len(handles) / columns)
-    figure = Figure(figsize=(WIDTH, 0.3 + rows * PANEL_HEIGHT + below), layout="constrained")
-    figure.suptitle(textwrap.fill(plot.title, TITLE_WIDTH), fontsize=7.5)
+    titled = TITLED_HEIGHT * any(panel.title for panel, _ in plot.panels)
+    height = 0.3 + rows * (PANEL_HEIGHT + titled) + below + NAMES_HEIGHT * crowded(plot)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle(wrapped(plot.title), fontsize=7.5)
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for ax, (panel, curves) in zip(axes, plot.panels, strict=False):
         for style, line, field in curves:
@@ -244,8 +247,11 @@ def draw(plot: Plot) -> Figure:
         finish_y_axis(ax, panel)
         for epoch in drops:
             ax.axvline(epoch, color=LR_DROP.color, linestyle=LR_DROP.line, linewidth=0.8, zorder=0)
-    for ax in axes[: len(plot.panels)][-2:]:
+    drawn = axes[: len(plot.panels)]
+    for ax in drawn[-2:]:
         ax.set_xlabel(plot.x_label)
+    for ax in drawn[: -2 - odd] if plot.x_names else ():  # the same names below
+        ax.tick_params("x", labelbottom=False)
     if odd:
         axes[-1].axis("off")
     if inside:
@@ -277,15 +283,28 @@ def draw_line(ax: Axes, style: Style, values: tuple, scale: str) -> None:
     ax.fill_between(x, low, mean + std, color=style.color, alpha=0.2, linewidth=0)
 
 
+def wrapped(title: str) -> str:
+    """A long title on several lines, which end with its parts where they can."""
+    lines: list[str] = []
+    for part in title.split("; "):
+        joined = f"{lines[-1]}; {part}" if lines else part
+        lines = [*lines[:-1], joined] if len(joined) <= TITLE_WIDTH else [*lines, part]
+    return "\n".join(textwrap.fill(line, TITLE_WIDTH) for line in lines)
+
+
+def crowded(plot: Plot) -> bool:
+    """Whether the names on the x axis need a slant."""
+    return sum(len(name) + 2 for name in (plot.x_names or {}).values()) > X_WIDTH
+
+
 def finish_x_axis(ax: Axes, plot: Plot) -> None:
     ax.autoscale_view()
     if plot.x_names is None:
         epochs = plot.x_label == "Epoch"
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=epochs, min_n_ticks=1))
         return
-    crowded = sum(len(name) + 2 for name in plot.x_names.values()) > X_WIDTH
     ax.set_xticks(list(plot.x_names), list(plot.x_names.values()))
-    if crowded:
+    if crowded(plot):
         ax.tick_params("x", labelrotation=45)
         for label in ax.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")

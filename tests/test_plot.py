@@ -324,6 +324,20 @@ class TestGroups:
                 assert all(ax.get_window_extent().height > 30 for ax in figure.axes)
 
 
+class TestTitles:
+    @pytest.mark.parametrize(
+        ("title", "lines"),
+        [
+            ("ST, cifar; n = 200 images", ["ST, cifar; n = 200 images"]),
+            ("a" * 90 + "; n = 200 images", ["a" * 90, "n = 200 images"]),
+            ("a" * 60 + "; " + "b" * 60 + "; n = 2", ["a" * 60, "b" * 60 + "; n = 2"]),
+            ("word " * 30 + "; n = 2", [" ".join(["word"] * 20), " ".join(["word"] * 10), "n = 2"]),
+        ],
+    )
+    def test_long_ones_end_their_lines_with_their_parts(self, title, lines):
+        assert plot.wrapped(title).split("\n") == lines
+
+
 class TestFigures:
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script):
         runs = [make_run(seed, inputs=(*NOISY, "targeted")) for seed in (1, 2)]
@@ -591,12 +605,13 @@ class TestImages:
         rows += [record(e, kind, 2.0, images=swept) for e in (0, 2) for kind in ("clean", "sign")]
         return make_run(records=rows)
 
-    def test_lines_of_other_numbers_are_apart_and_say_so(self, run_script):
-        path = self.run()
-        output = run_script(plot, str(path))[1]
+    def test_a_line_tells_that_numbers_differ(self, run_script, undrawn):
+        output = run_script(plot, str(self.run()))[1]
         told = "of n = 200 training images, but not all lines: clean, n = 100; sign noise, n = 100"
         assert f"{self.NAME}: {told}" in output.splitlines()
-        [drawing] = group_plots(group_of(path))
+
+    def test_lines_of_other_numbers_are_apart_and_say_so(self, here):
+        [drawing] = group_plots(group_of(self.run()))
         assert drawing.title.endswith("epsilon 8/255, seed 1; n = 200 training images")
         heights = {
             curve.style.label: average(curve.line, curve.field)[1].tolist()
@@ -767,9 +782,9 @@ class TestLayers:
             *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
         ]
         assert fields[4:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
-        assert figure.panels[0][0].label == "Share nearest to own clean\ntraining class mean"
+        assert figure.panels[0][0].label == "Share nearest to own\nclean training\nclass mean"
 
-    def test_last_epoch_own_epsilon_and_both_splits(self, run_script):
+    def test_last_epoch_own_epsilon_and_both_splits(self, run_script, undrawn):
         path = self.run()
         assert run_script(plot, str(path))[0] == 0
         assert Path("figures/st_layers_cifar_vgg11bn_l_inf_eps8.0.png").exists()
@@ -791,9 +806,12 @@ class TestLayers:
     def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
         drawn = plot.draw(figures.layer_plots(group_of(self.run(blocks)))[0])
         drawn.draw_without_rendering()
-        ticks = drawn.axes[0].get_xticklabels()
-        assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
-        assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
+        *others, above, right, left, _ = drawn.axes
+        for ax in (above, right, left):  # at the foot of each column
+            ticks = ax.get_xticklabels()
+            assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
+            assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
+        assert not any(ax.xaxis.get_tick_params()["labelbottom"] for ax in others)
 
     def test_tables_of_older_versions_lack_the_clean_simplices_and_a_line_says_so(
         self, run_script, undrawn
@@ -833,7 +851,7 @@ class TestCentres:
             write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
         return path
 
-    def test_the_axis_says_whose_accuracy_and_the_legend_whose_attack(self, run_script):
+    def test_the_axis_says_whose_accuracy_and_the_legend_whose_attack(self, run_script, undrawn):
         path = self.run()
         assert run_script(plot, str(path))[0] == 0
         assert Path("figures/st_ncc_cifar_vgg11bn_l_inf_eps8.0.png").exists()
@@ -841,10 +859,10 @@ class TestCentres:
         label = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
         assert [panel.label for panel, _ in figure.panels] == [label] * 2
         assert [panel.title for panel, _ in figure.panels] == [
-            "features, means of 100 clean training images",
-            "features, means of 100 PGD training images",
+            "features\nmeans of 100 clean training images",
+            "features\nmeans of 100 PGD training images",
         ]
-        adaptive = "PGD on the nearest-centre classifier itself"
+        adaptive = "PGD on this classifier"
         assert labels(figure) == [
             *("clean", "clean: network", "PGD", "PGD: network", adaptive, f"{adaptive}: network")
         ]
@@ -858,11 +876,9 @@ class TestCentres:
     def test_a_panel_for_each_layer_and_means_and_a_figure_against_the_layers(self, here):
         layers = ("stem", "conv10", "conv9", "features")
         plots = {f.name.split("_cifar")[0]: f for f in group_plots(group_of(self.run(layers)))}
-        titles = [panel.title.split(" means of 100 ") for panel, _ in plots["st_ncc"].panels]
+        titles = [panel.title.split("\nmeans of 100 ") for panel, _ in plots["st_ncc"].panels]
         assert titles == [
-            [f"{layer},", f"{means} training images"]
-            for layer in layers
-            for means in ("clean", "PGD")
+            [layer, f"{means} training images"] for layer in layers for means in ("clean", "PGD")
         ]
         by_layer = plots["st_ncc_layers"]
         assert list(by_layer.x_names.items()) == list(enumerate(layers))
@@ -877,7 +893,7 @@ class TestCentres:
     def test_autoattack_is_a_mark_beside_the_network(self, here):
         [figure] = [f for f in group_plots(group_of(self.run(autoattack=True))) if "_ncc" in f.name]
         for _, curves in figure.panels:
-            assert curves[-1].style.label == "AutoAttack, test"
+            assert curves[-1].style.label == "AutoAttack: network"
             assert [v.tolist() for v in average(*curves[-1][1:])[:2]] == [[2], [0.125]]
 
 
@@ -898,11 +914,12 @@ class TestEpsilons:
         [figure] = figures.epsilon_plots(groups_of(*paths), view)
         return figures.with_sizes(figures.with_values(figure))
 
-    def test_metrics_against_epsilon_from_the_clean_images_on(self, run_script):
-        path = self.run()
-        assert run_script(plot, str(path))[0] == 0
+    def test_it_is_a_file_of_its_own(self, run_script, undrawn):
+        assert run_script(plot, str(self.run()))[0] == 0
         assert Path("figures/epsilon_cifar_vgg11bn_l_inf.pdf").exists()
-        figure = self.one(path)
+
+    def test_metrics_against_epsilon_from_the_clean_images_on(self, here):
+        figure = self.one(self.run())
         names = [panel.name for panel, _ in figure.panels]
         assert names == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", "angle"]
         for panel, [curve] in figure.panels:
@@ -942,9 +959,10 @@ class TestEpsilons:
         )
 
     def test_seeds_that_differ_are_told_in_the_legend(self, here):
-        figure = self.one(self.run(seed=1), self.run("pgd_train", seed=2))
-        assert "seed" not in figure.title
-        assert labels(figure) == ["ST, seeds 1", "AT, seeds 2"]
+        paths = [self.run(), self.run("pgd_train"), self.run("pgd_train", seed=2)]
+        figure = self.one(*paths)
+        assert ", seeds 1, 2; " in figure.title
+        assert labels(figure) == ["ST, seed 1", "AT, seeds 1, 2"]
 
     @pytest.mark.parametrize(
         ("split", "names"), [("test", ["ST, test"]), ("both", ["ST", "ST, test"])]
