@@ -596,6 +596,7 @@ BAD_EVAL = {
     "neural_collapse_targeted": SWITCHES,
     "layerwise": (*SWITCHES, " --compile"),
     "ncc": SWITCHES,
+    "ncc_layers": ("conv99", "", "conv1 --compile"),
     "layer_batch_size": (*COUNTS, "8"),  # without --layerwise
     "checkpoints": ("400", "-1", "a", "::0", "1:2:3:4", "", "0,400", "9:3"),
     "checkpoint": ("no.pth",),
