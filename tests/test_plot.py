@@ -947,7 +947,10 @@ class TestEpsilons:
 
     def test_of_the_last_checkpoint_that_all_have(self, here):
         st, at = self.run(epochs=(0, 2, 4)), self.run("pgd_train", epochs=(0, 2, 3))
-        assert ", epoch 2, " in self.one(st, at).title
+        together = self.one(st, at)
+        assert ", epoch 2, " in together.title
+        rows = [row for c in together.panels[0][1] for row in c.line[0].values()]
+        assert {row.epoch for row in rows} == {2}
         apart = self.one(st, self.run("pgd_train_TRADES", epochs=(7,)))
         assert "epoch" not in apart.title
         assert labels(apart) == ["ST, epoch 4", "TRADES (frozen), epoch 7"]
@@ -980,7 +983,7 @@ class TestEpsilons:
     def test_autoattack_is_in_the_panel_of_the_accuracy(self, here):
         path = self.run()
         rows = [AutoAttackRecord(2, "test", 40, 0.5, r / 100, r) for r in (4.0, 8.0)]
-        rows.append(AutoAttackRecord(0, "test", 40, 0.5, 0.9, 8.0))
+        rows += [AutoAttackRecord(e, "test", 40, 0.5, 0.9, 8.0) for e in (0, 5)]
         write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
         figure = self.one(path)
         assert labels(figure) == ["ST", "ST: AutoAttack, test"]
