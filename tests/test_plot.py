@@ -47,7 +47,8 @@ def record(epoch, input, value, source="eval", split="train", **known):
 
 def filled(row_type, value, **known):
     """A row that has the value in every field that is not known."""
-    values = {f.name: 100 if "images" in f.name else value for f in fields(row_type)}
+    counts = {"images": 100, "centre_images": 100, "attempts": 1}
+    values = {f.name: counts.get(f.name, value) for f in fields(row_type)}
     none = {"epsilon": math.nan} if "epsilon" in values else {}
     return row_type(**values | none | known)
 
@@ -301,9 +302,9 @@ class TestGroups:
         ]
         labels = [style.label for style in figures.mode_styles(groups)]
         assert labels == [
-            "TRADES (frozen), trades-beta 6",
-            "TRADES (frozen), trades-beta 3",
-            "AT",
+            "TRADES (frozen), trades-beta 6, seeds 1, 2",
+            "TRADES (frozen), trades-beta 3, seed 2",
+            "AT, seed 1",
         ]
 
     def test_title_and_legend_fit_the_figure_when_much_differs(self, here):

@@ -105,14 +105,16 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp
 
 
 @pytest.mark.parametrize("killed_at", ("RunFolder.add", "save_resume"))
-def test_a_run_killed_while_its_first_epoch_is_written_begins_again(killed_at, flags, tmp_path):
+def test_a_run_killed_while_its_first_epoch_is_written_begins_again(
+    killed_at, flags, run_script, tmp_path
+):
     """resume.pth comes last: without it there is a checkpoint, with rows or without."""
     kill = f"import os, train; train.{killed_at} = lambda *a, **b: os.kill(os.getpid(), 9)"
-    assert finish(start("train", f"{flags} --models-dir whole", tmp_path))[0] == 0
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
     assert finish(start("train", flags, tmp_path, kill))[0] == -signal.SIGKILL
     folder = tmp_path / TREE_FOLDER
     assert (folder / "model_0.pth").exists() and not (folder / "resume.pth").exists()
-    assert finish(start("train", f"{flags} --resume", tmp_path))[0] == 0
+    assert run_script(train, f"{flags} --resume")[0] == 0
     assert_equal_runs(folder, tmp_path / "whole" / TREE_FOLDER.relative_to("models"))
 
 
