@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/python plot.py models/digits/vgg11bn/l_inf/eps20.0/std_train/seed1 --out figures --table
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What takes minutes: compiled networks, whole golden trajectories, kills at random moments.
 test-slow: $(INSTALLED)

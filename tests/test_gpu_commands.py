@@ -217,12 +217,14 @@ def test_memory_and_profile_are_measured(tiny_bench, path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", ("gpu.py", "gpu_run.py"))
-def test_without_a_gpu_one_line_says_so(script, tmp_path):
-    command = [sys.executable, str(BENCHMARKS / script), "--out", str(tmp_path / "gpu")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "there is no GPU here" in result.stderr and not (tmp_path / "gpu").exists()
+@pytest.mark.parametrize("script", (gpu, gpu_run))
+def test_without_a_gpu_one_line_says_so(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script.__name__, "--out", str(tmp_path / "gpu")])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "there is no GPU here" in error and not (tmp_path / "gpu").exists()
 
 
 SCRIPT = """
