@@ -11,7 +11,7 @@ FLOORS = (
     {"records", "data", "networks"},
     {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs", "layers"},
-    {"training", "groups", "claims"},
+    {"training", "groups", "claims", "parts"},
     {"figures"},
     {"train", "eval", "plot"},
     {"reproduce"},
