@@ -40,7 +40,7 @@ class Style(NamedTuple):
 
 def input_style(name: str) -> Style:
     if name == ADAPTIVE:
-        return Style("PGD on this classifier", "#661100", "X")
+        return Style("attack on this classifier", "#661100", "X")
     kind = INPUTS[name]
     return Style(kind.label, kind.color, kind.marker, kind.size)
 

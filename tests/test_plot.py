@@ -870,7 +870,7 @@ class TestCentres:
             "features\nmeans of 100 clean training images",
             "features\nmeans of 100 PGD training images",
         ]
-        adaptive = "PGD on this classifier"
+        adaptive = "attack on this classifier"
         assert labels(figure) == [
             *("clean", "clean: network", "PGD", "PGD: network", adaptive, f"{adaptive}: network")
         ]
