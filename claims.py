@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from files import read_json
-from records import ADAPTIVE, CentreRecord, LayerRecord, Record, radius_of
+from records import ADAPTIVE, CentreRecord, LayerRecord, Record
 from run_folder import RunFolder
 from steps import mode_name
 
@@ -63,21 +63,24 @@ class Run:
 
     @cached_property
     def records(self) -> list[Record]:
-        return [r for r in self.folder.rows(Record) if radius_of(r) in (0, self.setting.epsilon)]
+        return [row for row in self.folder.rows(Record) if self.is_own(row)]
 
     @cached_property
     def layers(self) -> list[LayerRecord]:
-        rows = self.folder.rows(LayerRecord)
-        return [r for r in rows if radius_of(r) in (0, self.setting.epsilon)]
+        return [row for row in self.folder.rows(LayerRecord) if self.is_own(row)]
+
+    def is_own(self, row: Record | LayerRecord) -> bool:
+        """Whether no attack at another radius than the run's has made it."""
+        return math.isnan(row.epsilon) or row.epsilon == self.setting.epsilon
 
     @cached_property
     def centres(self) -> list[CentreRecord]:
         return [r for r in self.folder.rows(CentreRecord) if r.epsilon == self.setting.epsilon]
 
     def series(self, input: str, metric: str, split: str = "train") -> dict[int, float]:
-        """Epoch -> a metric of one kind of input; of two sources a sweep's row counts."""
+        """Epoch -> a metric of one kind of input; of two sources train.py's, as figures have it."""
         rows = [r for r in self.records if (r.input, r.split) == (input, split)]
-        rows.sort(key=lambda row: (row.epoch, row.source == "eval"))
+        rows.sort(key=lambda row: (row.epoch, row.source == "train"))
         return {row.epoch: getattr(row, metric) for row in rows}
 
     def last(self, input: str, metric: str, split: str = "train") -> float:
@@ -301,7 +304,7 @@ CRITERIA = [
     ),
     *against_at(FROZEN, "TRADES (frozen)"),
     *against_at(BATCH, "TRADES (batch)"),
-    *against_at(MART, "MART"),
+    *against_at(MART, "MART, an addition"),
     Criterion(
         6,
         "ST, PGD, training images: centre accuracy of the first half of the blocks, less the "

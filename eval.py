@@ -17,6 +17,7 @@ once; the same command, started again, goes on after the last one.
 """
 
 import argparse
+import re
 from collections import Counter
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     # The run may tell what it was trained with; a value given here must agree with it.
     parser.set_defaults(lr_max=None, epochs=None)
     args = parser.parse_args(argv)
-    args.alpha_given = args.pgd_alpha is not None
+    args.alpha_given, args.epsilon_given = args.pgd_alpha is not None, args.epsilon is not None
     flags.finish_run_flags(parser, args)
     if args.epsilons is None:
         args.epsilons = (args.epsilon,)
@@ -216,18 +217,30 @@ def unknown_layer(args: argparse.Namespace, blocks: list[tuple[str, Any]]) -> st
 
 
 def at_other_radius(settings: Settings) -> Settings:
-    """Where the run was trained with another epsilon than the one given, the run's own.
+    """Where the only run was trained with another epsilon than the one given, that of the run.
 
-    The one given is then the radius to attack it at.
+    The one given is then the radius to attack it at. --overwrite, which drops what a run has, is
+    for the run that the flags name.
     """
     path = flags.run_folder(settings).path
-    if settings.out or path.exists():
+    if settings.out or path.exists() or settings.overwrite or not settings.epsilon_given:
         return settings
-    place = Path(*path.parts[-2:])
-    others = [folder for folder in path.parents[2].glob("eps*") if (folder / place).is_dir()]
-    if len(others) != 1:
+    others = [
+        float(folder.name.removeprefix("eps"))
+        for folder in path.parents[2].glob("eps*")
+        if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
+        and any((folder / Path(*path.parts[-2:])).glob("model_*.pth"))
+    ]
+    return settings.replace(epsilon=others[0]) if len(others) == 1 else settings
+
+
+def with_step_of_run(settings: Settings, run: RunFolder) -> Settings:
+    """Among several radii, the run's own is attacked as before: as swept, or else as trained."""
+    own = f"{settings.epsilon:g}"
+    if settings.alpha_given or settings.epsilons == (settings.epsilon,):
         return settings
-    return settings.replace(epsilon=float(others[0].name.removeprefix("eps")))
+    trained = run.trained_with().get("pgd_alpha", settings.pgd_alpha)
+    return settings.replace(pgd_alpha=former_steps(run).get(own, trained))
 
 
 def results_folder(settings: Settings) -> RunFolder:
@@ -292,6 +305,7 @@ def main() -> None:
     if not settings.checkpoint:
         settings = as_trained(settings, run)
     files = checkpoint_files(settings, run)
+    settings = with_step_of_run(settings, run)
     sweep = prepare(settings, run, files, ranks)
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
         run.open()
@@ -398,26 +412,29 @@ def open_results(sweep: Sweep) -> None:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(rows_of(run, row_type) for row_type in TABLES):
         refuse_other_sweep(settings, run, now)
-        now["step_sizes"] = step_sizes(read_json(run.sweep_file) or {}) | now["step_sizes"]
+        now["step_sizes"] = former_steps(run) | now["step_sizes"]
     run.settle()  # what a killed sweep had found
     write_json(run.sweep_file, now)
 
 
-def step_sizes(told: dict[str, Any]) -> dict[str, float]:
-    """Radius -> step size, of eval_args.json; older ones tell one of each."""
-    if "step_sizes" in told or "pgd_alpha" not in told:
-        return told.get("step_sizes", {})
-    return {f"{told['epsilon']:g}": told["pgd_alpha"]}
+def former_steps(run: RunFolder) -> dict[str, float]:
+    """Radius -> step size of the attacks that sweeps have recorded."""
+    rows = [row for row_type in TABLES for row in rows_of(run, row_type)]
+    measured = {f"{row.epsilon:g}" for row in rows}
+    told = flags.step_sizes(read_json(run.sweep_file) or {})
+    return {radius: size for radius, size in told.items() if radius in measured}
 
 
 def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) -> None:
     """Stop where the records were made with other flags, images or files."""
     earlier = read_json(run.sweep_file) or {}
+    if earlier:
+        earlier = {"equal_n": False} | earlier  # older sweeps had no such flag
     naming = NAMING_FLAGS if settings.checkpoint else set()
     # The step size is one of each radius: those of other radii stay beside it.
     compared = flags.MEASURING_FLAGS - {"pgd_alpha"} | naming
     differing = flags.difference(now, earlier, compared)
-    former = step_sizes(earlier)
+    former = former_steps(run)
     for radius, size in now["step_sizes"].items():
         if not differing and former.get(radius, size) != size:
             differing = f"--pgd-alpha was {former[radius]} at epsilon {radius}, is {size} now"

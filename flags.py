@@ -413,10 +413,11 @@ def parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
         radii = sorted({non_negative_float(text) for text in args.epsilons.split(",")})
     except argparse.ArgumentTypeError:
         radii = []
-    if not radii or radii[-1] > highest:
+    if not radii or radii[0] == 0 or radii[-1] > highest:
         units = "[0, 1] units" if unit == 1 else "1/255 units"
         parser.error(
-            f"argument --epsilons: expected radii in {units} like 2,4,8,16; got {args.epsilons!r}"
+            f"argument --epsilons: expected radii above 0 in {units} like 2,4,8,16; got "
+            f"{args.epsilons!r}"
         )
     return tuple(radii)
 
@@ -439,6 +440,13 @@ def step_size(settings: Settings, radius: float) -> float:
         return settings.pgd_alpha
     published_radius, published_step = PUBLISHED_ATTACKS[settings.norm]
     return radius * published_step / published_radius
+
+
+def step_sizes(told: dict[str, Any]) -> dict[str, float]:
+    """Radius -> step size, of eval_args.json; older ones tell one of each."""
+    if "step_sizes" in told or "pgd_alpha" not in told:
+        return told.get("step_sizes", {})
+    return {f"{told['epsilon']:g}": told["pgd_alpha"]}
 
 
 def load_data(settings: Settings) -> Dataset:

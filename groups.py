@@ -11,7 +11,7 @@ import numpy as np
 
 from data import DATASETS
 from files import read_json, read_rows
-from flags import MEASURING_FLAGS, with_constants
+from flags import MEASURING_FLAGS, step_sizes, with_constants
 from inputs import INPUTS
 from records import (
     ADAPTIVE,
@@ -240,7 +240,10 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
 def read_flags(told: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
     """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples."""
     flags = {name: value for name, value in told.items() if name not in FREE}
-    flags |= {f"{name} of the sweep": swept[name] for name in MEASURING_FLAGS if name in swept}
+    measuring = MEASURING_FLAGS - {"pgd_alpha"}  # of which there is one for each radius
+    flags |= {f"{name} of the sweep": swept[name] for name in measuring if name in swept}
+    for radius, size in step_sizes(swept).items():
+        flags[f"pgd_alpha at epsilon {radius}"] = size
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in flags.items()

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from claims import (
     judge,
     read_runs,
 )
-from files import atomic_open, free_disk, read_rows
+from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
 from networks import Network, build_model
 from records import TABLES, EpochSummary, Record
@@ -68,6 +68,7 @@ class Experiment:
 
 # The claims that a way to train is evidence for.
 CLAIMS_OF = {ST: (1, 2, 3, 6, 7), AT: (4, 5, 6, 7), FROZEN: (5,), BATCH: (5,), MART: (5,)}
+DEEP_CLAIMS = {6, 7}  # for which blocks and nearest centres are measured
 SMALL = (
     Experiment(ST, seeds=3),
     Experiment(AT, seeds=2),
@@ -173,7 +174,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.list and args.report:
         parser.error("--list prints commands, --report writes a report: give one of them")
-    if args.scale == "small" and args.data_dir and not args.data_dir.is_dir():
+    reads_images = args.scale == "small" and args.data_dir and not args.report
+    if reads_images and not args.data_dir.is_dir():
         parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
     return args
 
@@ -226,11 +228,16 @@ def words(flags_by_name: dict[str, Any]) -> list[str]:
 def plan(args: argparse.Namespace) -> list[Planned]:
     """Every run that the flags ask for; first seeds first, since they answer most."""
     experiments = SMALL if args.scale == "small" else FULL
-    chosen = [e for e in experiments if not args.only or set(args.only) & set(CLAIMS_OF[e.mode])]
+    chosen = [e for e in experiments if not args.only or set(args.only) & claims_of(e)]
     planned = []
     for place, seed in enumerate(args.seeds):
         planned += [plan_run(args, e, seed) for e in chosen if place < e.seeds]
     return planned
+
+
+def claims_of(experiment: Experiment) -> set[int]:
+    """The claims that an experiment is evidence for."""
+    return set(CLAIMS_OF[experiment.mode]) - (set() if experiment.deep else DEEP_CLAIMS)
 
 
 def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
@@ -250,6 +257,8 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
         "precision": args.precision,
         "models_dir": args.models_dir,
     }
+    if args.only and not DEEP_CLAIMS & set(args.only):
+        experiment = replace(experiment, deep=False)
     training = training_of(args, experiment, dataset)
     last = training["epochs"] - 1
     kept = [epoch for epoch in range(0, last, 10)] if args.scale == "full" else SWEPT
@@ -394,6 +403,15 @@ def tell_cost(planned: list[Planned]) -> list[float]:
     return expected
 
 
+TRAINING_SHARE = 0.8  # of the time of a run, about
+
+
+def progress(planned: Planned) -> float:
+    """Share of a run's epochs that are trained."""
+    history = read_rows(planned.folder / "history.csv", EpochSummary)
+    return min(1.0, len(history) / planned.training["epochs"])
+
+
 class Child:
     """The script that is running, to which signals are handed on."""
 
@@ -409,6 +427,8 @@ class Child:
     def run(self, command: list[str]) -> int:
         """Exit code of one of our scripts."""
         self.process = subprocess.Popen([sys.executable, str(CODE / command[0]), *command[1:]])
+        if self.received:  # in between
+            self.process.send_signal(self.received)
         while True:
             try:
                 return self.process.wait()
@@ -416,26 +436,31 @@ class Child:
                 self.received = signal.SIGINT
 
 
-def run_all(planned: list[Planned], expected: list[float]) -> list[str]:
-    """Train and sweep one after the other; the names of those that failed."""
-    child, failed, started = Child(), [], time.perf_counter()
+def run_all(planned: list[Planned], expected: list[float]) -> list[Planned]:
+    """Train and sweep one after the other; those that failed."""
+    child, failed = Child(), []
     former = signal.signal(signal.SIGTERM, child.hand_on)
-    done = 0.0
+    # What is trained already is not trained again; of the sweeps the rest is measured.
+    expected = [
+        t * (1 - TRAINING_SHARE * progress(p)) for p, t in zip(planned, expected, strict=True)
+    ]
+    done = spent = 0.0
     try:
-        for number, (one, seconds) in enumerate(zip(planned, expected, strict=True), 1):
+        for number, one in enumerate(planned, 1):
             # What was done so far tells how far the expectation is from the truth.
-            pace = (time.perf_counter() - started) / done if done else 1.0
-            left = sum(expected[number - 1 :]) * pace / 3600
+            left = sum(expected[number - 1 :]) * (spent / done if done else 1.0) / 3600
             logger.info(f"run {number} of {len(planned)}: {one.name}; about {left:.1f} hours left")
+            begun, started = progress(one), time.perf_counter()
             for command in one.commands:
                 code = child.run(command)
                 if child.received:
                     raise Stopped(child.received, "; the same command goes on from there")
                 if code:
-                    failed.append(one.name)
+                    failed.append(one)
                     logger.warning(f"{command[0]} ended with {code}: the run is left out")
                     break
-            done += seconds
+            if begun < 1:
+                done, spent = done + expected[number - 1], spent + time.perf_counter() - started
     finally:
         signal.signal(signal.SIGTERM, former)
     return failed
@@ -449,10 +474,26 @@ def run_all(planned: list[Planned], expected: list[float]) -> list[str]:
 PRIVATE = {"data_dir", "models_dir", "data_url", "out"}
 
 
-def write_report(args: argparse.Namespace, folders: list[Path]) -> None:
-    """claims, figures, table and runs of the folders, into reproduction/SCALE/."""
+def is_as_planned(planned: Planned) -> bool:
+    """Whether a run is there, whole, and trained as the flags say; one line if it is there only."""
+    told = read_json(planned.folder / "args.json")
+    if not told:
+        return False
+    asked = {"epochs": planned.training["epochs"]}
+    asked |= {name: planned.run[name] for name in ("limit_train", "limit_test")}
+    differing = [name for name, value in asked.items() if told.get(name) != value]
+    if differing:
+        flag = f"--{differing[0].replace('_', '-')}"
+        logger.info(f"left out: {planned.folder}: {flag} was {told.get(differing[0])}")
+    elif progress(planned) < 1:
+        logger.info(f"left out: {planned.folder}: not trained to the end yet")
+    return not differing and progress(planned) == 1
+
+
+def write_report(args: argparse.Namespace, planned: list[Planned]) -> None:
+    """claims, figures, table and runs, of those that are whole, into reproduction/SCALE/."""
     out = args.out / args.scale
-    runs = read_runs(folders)
+    runs = read_runs([one.folder for one in planned if is_as_planned(one)])
     if not runs:
         raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
     findings = judge(runs, args.only or CLAIMS)
@@ -509,14 +550,14 @@ def copy_results(run: Run, out: Path) -> None:
 def run_row(run: Run) -> dict[str, Any]:
     """A line of runs.csv."""
     history = read_rows(run.folder.path / "history.csv", EpochSummary)
-    images = {r.split: r.images for r in run.folder.rows(Record) if r.source == "train"}
+    images = {row.split: row.images for row in run.folder.rows(Record)}
     return {
         **{field.name: getattr(run.setting, field.name) for field in fields(run.setting)},
         "mode": run.mode,
         "seed": run.seed,
         "epochs": f"{len(history)} of {run.told['epochs']}",
-        "train_images": run.told.get("limit_train") or images.get("train", "all"),
-        "test_images": images.get("test", run.told.get("limit_test") or "all"),
+        "train_images": images.get("train", ""),
+        "test_images": images.get("test", ""),
         "training_seconds": round(sum(row.seconds for row in history), 1),
         "precision": run.told["precision"],
         "commit": run.told.get("git_commit"),
@@ -535,13 +576,14 @@ def main() -> None:
             python = ["python"]
             print(" && ".join(shlex.join(python + command) for command in one.commands))
         return
-    failed: list[str] = []
+    failed: list[Planned] = []
     if not args.report:
         expected = tell_cost(planned)
         failed = run_all(planned, expected)
-    write_report(args, [one.folder for one in planned])
+    write_report(args, [one for one in planned if one not in failed])
     if failed:
-        raise InputError(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
+        names = "; ".join(one.name for one in failed)
+        raise InputError(f"{len(failed)} of {len(planned)} runs failed: {names}")
 
 
 if __name__ == "__main__":

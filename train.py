@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, optim
 
 import flags
-from files import Writer, free_disk, sha256, write_json
+from files import Writer, free_disk, read_rows, sha256, write_json
 from flags import Settings
 from networks import Network, Statistics, load_checkpoint, load_weights, read_tensors
 from records import NC1_DEFINITION, EpochSummary, Record, describe_record
@@ -254,7 +254,11 @@ def check_disk(training: Training) -> None:
     buffers = 2 if isinstance(learner.optimizer, optim.Adam) else 1
     deleted = run.to_delete(settings.resume or 0) if settings.overwrite else []
     present = {epoch for epoch in run.epochs() if run.checkpoint(epoch) not in deleted}
-    count = len(set(kept_epochs(settings)) - present)
+    first = settings.resume if isinstance(settings.resume, int) else 0
+    if settings.resume == "last":
+        first = len(read_rows(run.path / "history.csv", EpochSummary))
+    to_come = [epoch for epoch in kept_epochs(settings) if epoch >= first]
+    count = len(set(to_come) - present)
     if count == 0:
         return
     # resume.pth may hold the weights too: after a stop in mid-epoch, or where not all checkpoints

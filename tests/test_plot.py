@@ -246,6 +246,23 @@ class TestGroups:
         assert line in output.splitlines()
         assert Path(f"figures/st_{self.PLACE}_attack-iters-of-the-sweep20.png").exists()
 
+    def test_a_step_size_counts_at_its_own_radius(self, here):
+        paths = [run_with(seed, epochs=3) for seed in (1, 2, 3, 4)]
+        older = {"pgd_alpha": 2.0, "epsilon": 8.0}  # before there were several radii
+        for path, told in zip(
+            paths,
+            (
+                older,
+                {"pgd_alpha": 1.0, "step_sizes": {"8": 2.0, "4": 1.0}},
+                {"pgd_alpha": 2.0, "step_sizes": {"8": 2.0}},
+                {"pgd_alpha": 2.0, "step_sizes": {"8": 2.0, "4": 3.0}},
+            ),
+            strict=True,
+        ):
+            (path / "results" / "eval_args.json").write_text(json.dumps(told))
+        groups = groups_of(*paths)
+        assert [[run.seed for run in group.runs] for group in groups] == [[1, 2, 3], [4]]
+
     def test_one_line_says_what_differs_and_names_and_titles_do(self, run_script, undrawn):
         paths = [run_with(seed, lr_max=lr, epochs=9) for seed in (1, 2) for lr in (0.1, 0.05)]
         paths.append(make_run(mode="pgd_train", flags={"lr_max": 0.2}))

@@ -139,7 +139,9 @@ def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
     assert values[f"{name}: NC1 of the images seen in training, last epoch, over AT's"] == 10
     assert values[f"{name}: NC1 under PGD on the checkpoint, last epoch, over AT's"] == 2
     assert found[f"{name}: NC1 of clean training images fell less than tenfold"].verdict == "holds"
-    assert found["MART: PGD accuracy on test images, less AT's"].verdict == "not measured"
+    assert (
+        found["MART, an addition: PGD accuracy on test images, less AT's"].verdict == "not measured"
+    )
     # No epoch of AT within 0.02 of the accuracy.
     other = make_run(FROZEN, 1, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.85))
     far = findings(at, other, claim=5)
@@ -296,14 +298,41 @@ def test_a_run_that_fails_is_left_out_and_told(in_process, run_script, monkeypat
     whole = reproduce.Child.run
 
     def run(child, command):
-        return 1 if "pgd_train" in command else whole(child, command)
+        failing = "pgd_train" in command and command[0] == "eval.py"
+        return 1 if failing else whole(child, command)
 
     monkeypatch.setattr(reproduce.Child, "run", run)
     code, _, error = run_script(reproduce, f"{SHORT} --seeds 4")
     assert code == 1 and "1 of 2 runs failed: AT, vgg11bn, l_inf, digits, seed 4" in error
-    assert {
-        row["verdict"] for row in rows("reproduction/small/claims.csv") if row["claim"] == "4"
-    } == {"not measured"}
+    made = rows("reproduction/small/claims.csv")
+    assert {row["verdict"] for row in made if row["claim"] == "4"} == {"not measured"}
+    assert [row["mode"] for row in rows("reproduction/small/runs.csv")] == ["std_train"]
+
+
+def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
+    in_process, run_script, tmp_path
+):
+    assert run_script(reproduce, f"{SHORT} --seeds 4")[0] == 0
+    code, output, error = run_script(reproduce, f"{SHORT} --seeds 4 --report --epochs 3")
+    assert code == 1 and "holds none of the runs" in error
+    assert output.count("--epochs was 2") == 2
+    [history] = tmp_path.glob("models/*/*/*/*/pgd_train/seed4/history.csv")
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
+    assert run_script(reproduce, f"{SHORT} --seeds 4 --report")[0] == 0
+    assert [(row["mode"], row["train_images"]) for row in rows("reproduction/small/runs.csv")] == [
+        ("std_train", "20")
+    ]
+
+
+def test_only_what_the_claims_need_is_measured():
+    def commands(flags):
+        planned = reproduce.plan(reproduce.parse_args(f"--scale small {flags}".split()))
+        return [" ".join(command) for one in planned for command in one.commands]
+
+    assert any("--dataset mnist" in c for c in commands("--only 2"))
+    assert not any("--layerwise" in c or "--epsilons" in c for c in commands("--only 2"))
+    assert any("--layerwise" in c for c in commands("--only 6"))
+    assert not any("--dataset mnist" in c for c in commands("--only 6 7"))
 
 
 def test_bad_input_is_told_in_one_line(run_script):

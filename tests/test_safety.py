@@ -597,7 +597,7 @@ BAD_TRAIN = {
 }
 BAD_EVAL = {
     "split": WORDS,
-    "epsilons": ("", "two", "8,", "-1,8", "8;16", "nan", "inf", "8:16"),
+    "epsilons": ("", "two", "8,", "-1,8", "8;16", "nan", "inf", "8:16", "0,8"),
     "equal_n": SWITCHES,
     "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,
@@ -658,3 +658,15 @@ def test_every_flag_refuses_bad_values_with_one_line(
             tried += 1
     assert not [path for path in tmp_path.iterdir() if path.name != "tree"]
     print(f"{tried} bad values")
+
+
+def test_a_run_that_goes_on_needs_no_disk_for_what_is_behind_it(
+    flags, run_script, monkeypatch, tmp_path, tiny_models
+):
+    """Checkpoints of finished epochs that were deleted are not written again."""
+    assert run_script(train, flags)[0] == 0
+    for epoch in (0, 1):
+        (tmp_path / TREE_FOLDER / f"model_{epoch}.pth").unlink()
+    monkeypatch.setattr(train, "free_disk", lambda _: 0)
+    code, output, _ = run_script(train, f"{flags} --resume")
+    assert code == 0 and "is finished" in output

@@ -323,6 +323,40 @@ class TestEpsilons:
         code, _, error = run_script(eval_script, f"{flags} --epsilon 2")
         assert code == 1 and "eps2.0" in error and "no such checkpoint" in error
 
+    def test_what_drops_a_sweep_never_goes_to_a_run_that_was_not_named(
+        self, run_of_three, run_script
+    ):
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        before = (TREE_FOLDER / "results/metrics.csv").read_bytes()
+        TREE_FOLDER.parents[1].rename(TREE_FOLDER.parents[2] / "eps20.0")
+        for more in ("", "--overwrite", "--epsilon 4 --overwrite"):  # 8 is the default
+            code, _, error = run_script(eval_script, f"{flags} {more}")
+            assert code == 1 and "no such checkpoint" in error, more
+        moved = TREE_FOLDER.parents[2] / "eps20.0/std_train/seed1/results/metrics.csv"
+        assert moved.read_bytes() == before
+        shutil.copytree(moved.parents[3], moved.parents[4] / "eps20.0_backup")
+        code, output, _ = run_script(eval_script, f"{flags} --epsilon 4")
+        assert code == 0 and "trained with epsilon 20, is attacked at 4" in output
+
+    def test_among_radii_the_run_s_own_is_attacked_as_before(
+        self, run_of_three, run_script, monkeypatch
+    ):
+        used = {}
+        original = inputs.pgd
+
+        def pgd(*args, **keywords):
+            used[round(keywords["epsilon"] * 255)] = keywords["step_size"] * 255
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(inputs, "pgd", pgd)
+        flags = f"{run_of_three} --neural-collapse"
+        # A step size binds only where an attack was recorded.
+        assert run_script(eval_script, f"{flags}-gaussian --checkpoints 2 --pgd-alpha 7")[0] == 0
+        assert run_script(eval_script, f"{flags} --checkpoints 2 --pgd-alpha 3")[0] == 0
+        assert run_script(eval_script, f"{flags} --checkpoints 1,2 --epsilons 4,8")[0] == 0
+        assert used == {8: pytest.approx(3), 4: pytest.approx(1)}
+
     def test_all_tables_have_the_radius(self, run_of_three, run_script):
         flags = f"{run_of_three} --layerwise --ncc --checkpoints 2 --epsilons 2,8"
         assert run_script(eval_script, flags)[0] == 0
@@ -353,6 +387,16 @@ class TestHowManyImages:
         assert {r.images for r in table(Record, "metrics.csv") if r.source == "eval"} == {6}
         code, _, error = run_script(eval_script, flags)
         assert code == 1 and "--equal-n was True, is False now" in error
+
+    def test_equal_n_is_not_mixed_with_an_older_sweep(self, run_of_three, run_script):
+        flags = f"{run_of_three} --checkpoints 2 --neural-collapse"
+        assert run_script(eval_script, flags)[0] == 0
+        told = json.loads((TREE_FOLDER / "results/eval_args.json").read_text())
+        del told["equal_n"]  # which older versions did not know
+        (TREE_FOLDER / "results/eval_args.json").write_text(json.dumps(told))
+        code, _, error = run_script(eval_script, f"{flags} --equal-n --split both")
+        assert code == 1 and "--equal-n was False, is True now" in error
+        assert run_script(eval_script, flags)[0] == 0
 
 
 class TestOlderTables:
