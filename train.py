@@ -266,7 +266,10 @@ def check_disk(training: Training) -> None:
     largest = 1 + buffers
     usual = buffers if len(kept_epochs(settings)) == settings.epochs else largest
     there = run.resume_file.exists() and run.resume_file not in deleted
-    needed = (count + largest + (0 if there else usual)) * weights
+    # A stop in mid-epoch keeps the perturbed images as well, as float32.
+    keeps_images = settings.neural_collapse and training.mode.adversary
+    images = training.data.train.images.numel() * 4 if keeps_images else 0
+    needed = (count + largest + (0 if there else usual)) * weights + images
     free = free_disk(run.path) + sum(path.stat().st_size for path in deleted)
     figures = (
         f"{count} checkpoints of {weights / 2**20:.1f} MiB and resume.pth take "

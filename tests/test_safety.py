@@ -315,6 +315,19 @@ def test_the_disk_is_asked_for_what_a_run_may_take(
         assert run_script(train, f"{flags} --checkpoint-epochs {kept}")[0] == expected
 
 
+def test_the_disk_holds_the_images_of_a_stop_in_mid_epoch(
+    flags, run_script, monkeypatch, tiny_models
+):
+    """18 training images, of which AT keeps the perturbed ones for their neural collapse."""
+    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict().values()
+    # Three checkpoints, resume.pth with the weights, and the one before it without.
+    needed = (3 + 2 + 1) * sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    needed += 18 * 3 * 32 * 32 * 4
+    for free, expected in ((needed - 1, 1), (needed, 0)):
+        monkeypatch.setattr(train, "free_disk", lambda path, free=free: free)
+        assert run_script(train, f"{flags} --train-mode pgd_train")[0] == expected
+
+
 def stop_in_epoch(run_script, monkeypatch, flags, steps_of_it):
     """Start a run of five steps an epoch that is stopped in epoch 2, after so many of its steps."""
     taken, original = [], steps.update
