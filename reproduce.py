@@ -231,7 +231,11 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     chosen = [e for e in experiments if not args.only or set(args.only) & claims_of(e)]
     planned = []
     for place, seed in enumerate(args.seeds):
-        planned += [plan_run(args, e, seed) for e in chosen if place < e.seeds]
+        for experiment in chosen:
+            if place < experiment.seeds:
+                # On two cores what takes long is measured of one seed.
+                deep = experiment.deep and (place == 0 or args.scale == "full")
+                planned.append(plan_run(args, replace(experiment, deep=deep), seed))
     return planned
 
 

@@ -244,6 +244,8 @@ def test_first_seeds_come_first_and_given_seeds_take_their_place():
     seeds = [one.seed for one in planned]
     assert seeds == sorted(seeds) and set(seeds) == {7, 8}
     assert sum(one.experiment.mode == ST for one in planned if one.seed == 8) == 1
+    deep = {one.seed for one in planned if any("--layerwise" in c for c in one.commands)}
+    assert deep == {7}
 
 
 @pytest.fixture
