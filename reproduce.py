@@ -554,7 +554,8 @@ def copy_results(run: Run, out: Path) -> None:
 def run_row(run: Run) -> dict[str, Any]:
     """A line of runs.csv."""
     history = read_rows(run.folder.path / "history.csv", EpochSummary)
-    images = {row.split: row.images for row in run.folder.rows(Record)}
+    # Rows of older versions do not tell it.
+    images = {row.split: row.images for row in run.folder.rows(Record) if row.images}
     return {
         **{field.name: getattr(run.setting, field.name) for field in fields(run.setting)},
         "mode": run.mode,
