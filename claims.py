@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from files import read_json
-from records import ADAPTIVE, CentreRecord, LayerRecord, Record
+from records import ADAPTIVE, CentreRecord, LayerRecord, Record, at_epsilon
 from run_folder import RunFolder
 from steps import mode_name
 
@@ -63,19 +63,15 @@ class Run:
 
     @cached_property
     def records(self) -> list[Record]:
-        return [row for row in self.folder.rows(Record) if self.is_own(row)]
+        return at_epsilon(self.folder.rows(Record), self.setting.epsilon)
 
     @cached_property
     def layers(self) -> list[LayerRecord]:
-        return [row for row in self.folder.rows(LayerRecord) if self.is_own(row)]
-
-    def is_own(self, row: Record | LayerRecord) -> bool:
-        """Whether no attack at another radius than the run's has made it."""
-        return math.isnan(row.epsilon) or row.epsilon == self.setting.epsilon
+        return at_epsilon(self.folder.rows(LayerRecord), self.setting.epsilon)
 
     @cached_property
     def centres(self) -> list[CentreRecord]:
-        return [r for r in self.folder.rows(CentreRecord) if r.epsilon == self.setting.epsilon]
+        return at_epsilon(self.folder.rows(CentreRecord), self.setting.epsilon)
 
     def series(self, input: str, metric: str, split: str = "train") -> dict[int, float]:
         """Epoch -> a metric of one kind of input; of two sources train.py's, as figures have it."""
@@ -132,6 +128,16 @@ def ratio(one: float, other: float) -> float:
     return one / other if other > 0 else math.nan
 
 
+def nc1_ratio(one: tuple[str, str], other: tuple[str, str]) -> Callable[[Study], float]:
+    """NC1 after the last epoch of one (mode, kind of input) over that of another."""
+
+    def value(study: Study) -> float:
+        (mode, input), (other_mode, other_input) = one, other
+        return ratio(study[mode].last(input, "nc1"), study[other_mode].last(other_input, "nc1"))
+
+    return value
+
+
 def early_to_late(run: Run, metric: str, split: str = "train") -> tuple[float, float]:
     """Mean of a metric under PGD over the first half of the blocks, and the last block's."""
     values = run.by_layer("pgd", metric, split)
@@ -179,7 +185,7 @@ def against_at(mode: str, name: str) -> list[Criterion]:
         Criterion(
             5,
             f"{name}: NC1 of clean training images, last epoch, over AT's",
-            lambda study: ratio(study[mode].last("clean", "nc1"), study[AT].last("clean", "nc1")),
+            nc1_ratio((mode, "clean"), (AT, "clean")),
             ">= 5",
         ),
         Criterion(
@@ -191,13 +197,13 @@ def against_at(mode: str, name: str) -> list[Criterion]:
         Criterion(
             5,
             f"{name}: NC1 of the images seen in training, last epoch, over AT's",
-            lambda study: ratio(study[mode].last("seen", "nc1"), study[AT].last("seen", "nc1")),
+            nc1_ratio((mode, "seen"), (AT, "seen")),
             ">= 5",
         ),
         Criterion(
             5,
             f"{name}: NC1 under PGD on the checkpoint, last epoch, over AT's",
-            lambda study: ratio(study[mode].last("pgd", "nc1"), study[AT].last("pgd", "nc1")),
+            nc1_ratio((mode, "pgd"), (AT, "pgd")),
             ">= 5",
         ),
         Criterion(
@@ -224,7 +230,7 @@ CRITERIA = [
     Criterion(
         2,
         "ST: NC1 under PGD over clean NC1",
-        lambda s: ratio(s[ST].last("pgd", "nc1"), s[ST].last("clean", "nc1")),
+        nc1_ratio((ST, "pgd"), (ST, "clean")),
         ">= 10",
     ),
     Criterion(
@@ -236,13 +242,13 @@ CRITERIA = [
     Criterion(
         2,
         "ST: NC1 under Gaussian noise over clean NC1",
-        lambda s: ratio(s[ST].last("gaussian", "nc1"), s[ST].last("clean", "nc1")),
+        nc1_ratio((ST, "gaussian"), (ST, "clean")),
         "<= 1.5",
     ),
     Criterion(
         2,
         "ST: NC1 under sign noise over clean NC1",
-        lambda s: ratio(s[ST].last("sign", "nc1"), s[ST].last("clean", "nc1")),
+        nc1_ratio((ST, "sign"), (ST, "clean")),
         "<= 1.5",
     ),
     Criterion(
@@ -254,7 +260,7 @@ CRITERIA = [
     Criterion(
         3,
         "ST: NC1 under PGD over that of the targeted attack (target labels)",
-        lambda s: ratio(s[ST].last("pgd", "nc1"), s[ST].last("targeted", "nc1")),
+        nc1_ratio((ST, "pgd"), (ST, "targeted")),
         ">= 5",
     ),
     Criterion(

@@ -380,9 +380,9 @@ def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
 def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: Ranks) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = flags.load_data(settings)
-    statistics = flags.normalisation(settings, data)
+    trained = None if settings.checkpoint else run.trained_with()
+    statistics = flags.normalisation(settings, data, trained)
     if not settings.checkpoint:
-        statistics = flags.normalisation(settings, data, run.trained_with())
         flags.refuse_other_data(run, data, statistics)
     if settings.equal_n:
         data = equal_splits(data, settings.seed)

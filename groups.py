@@ -21,7 +21,7 @@ from records import (
     EpochSummary,
     LayerRecord,
     Record,
-    radius_of,
+    at_epsilon,
 )
 from run_folder import RunFolder
 from steps import MODE_FLAGS, MODES, mode_name
@@ -134,9 +134,7 @@ class Group:
         return seeds_in_words(run.seed for run in self.runs)
 
     def at_own_epsilon(self, rows: list) -> list:
-        """The rows that no attack at another radius than the run's has made."""
-        own = self.setting.epsilon
-        return [row for row in rows if not radius_of(row) or row.epsilon == own]
+        return at_epsilon(rows, self.setting.epsilon)
 
     def shown(self, view: View) -> dict[LineName, Line]:
         """The lines of all seeds that the figures show, training images first.

@@ -56,6 +56,11 @@ def build_model(name: str, image_size: int, in_channels: int, num_classes: int) 
     return ARCHITECTURES[name][image_size](num_classes=num_classes, in_channels=in_channels)
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """What a model's weights and statistics take in a checkpoint."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
 class Network(nn.Module):
     """A model behind the normalisation of its data, so that attacks see images in [0, 1].
 

@@ -192,6 +192,11 @@ class EpochSummary:
         return (self.epoch,)
 
 
+def at_epsilon(rows: list, epsilon: float) -> list:
+    """The rows that no attack at another radius has made."""
+    return [row for row in rows if math.isnan(row.epsilon) or row.epsilon == epsilon]
+
+
 def as_now(row: Any, epsilon: float) -> Any:
     """A row of TABLES as this version writes it, of a run with that epsilon.
 

@@ -42,7 +42,7 @@ from claims import (
 )
 from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
-from networks import Network, build_model
+from networks import Network, build_model, weight_bytes
 from records import TABLES, EpochSummary, Record
 from steps import MODES
 from utils import InputError, Stopped, logger, run_script, select_device, set_precision
@@ -265,7 +265,7 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
         experiment = replace(experiment, deep=False)
     training = training_of(args, experiment, dataset)
     last = training["epochs"] - 1
-    kept = [epoch for epoch in range(0, last, 10)] if args.scale == "full" else SWEPT
+    kept = range(0, last, 10) if args.scale == "full" else SWEPT
     swept = ",".join(str(epoch) for epoch in (*(e for e in kept if e < last), last))
     if args.scale == "full":
         training["checkpoint_epochs"] = swept
@@ -285,13 +285,8 @@ def attack_of(dataset: str, norm: str) -> dict[str, float]:
     if dataset == "mnist":
         return {"epsilon": 0.2, "pgd_alpha": 0.05}
     if dataset == "digits":
-        return dict(
-            zip(
-                ("epsilon", "pgd_alpha"),
-                (DIGITS_RADIUS * value for value in PUBLISHED_ATTACKS[norm]),
-                strict=True,
-            )
-        )
+        radius, step = PUBLISHED_ATTACKS[norm]
+        return {"epsilon": DIGITS_RADIUS * radius, "pgd_alpha": DIGITS_RADIUS * step}
     return {}
 
 
@@ -394,11 +389,11 @@ def tell_cost(planned: list[Planned]) -> list[float]:
     of_model = {p.experiment.model: p for p in planned}
     rates = {model: seconds_of_a_pass(p) for model, p in of_model.items()}
     expected = [work_of(p, *images_of(p)) * rates[p.experiment.model] for p in planned]
+    size_of = {model: weight_bytes(build_model(model, 32, 3, 10)) for model in of_model}
     disk = 0
     for p in planned:
-        weights = build_model(p.experiment.model, 32, 3, 10).state_dict().values()
         kept = flags.select_epochs(p.training["checkpoint_epochs"], p.training["epochs"])
-        disk += (len(kept) + 2) * sum(t.numel() * t.element_size() for t in weights)
+        disk += (len(kept) + 2) * size_of[p.experiment.model]
     logger.info(
         f"{len(planned)} runs: about {sum(expected) / 3600:.1f} hours on this machine if none is "
         f"done yet, and {disk / 2**30:.1f} GiB of disk, of which "

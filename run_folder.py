@@ -40,6 +40,7 @@ from records import (
     EpochSummary,
     Record,
     as_now,
+    at_epsilon,
     published_series,
     series_names,
     swept_by_eval,
@@ -195,8 +196,7 @@ class RunFolder:
 
     def _series(self) -> dict[str, np.ndarray]:
         """Of the run's own epsilon alone."""
-        epsilon = self.epsilon()
-        records = [row for row in self.records if math.isnan(row.epsilon) or row.epsilon == epsilon]
+        records = at_epsilon(self.records, self.epsilon())
         return published_series(records, self.history, self.standard)
 
     # Deleting

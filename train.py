@@ -20,7 +20,7 @@ from torch import Tensor, optim
 import flags
 from files import Writer, free_disk, read_rows, sha256, write_json
 from flags import Settings
-from networks import Network, Statistics, load_checkpoint, load_weights, read_tensors
+from networks import Network, Statistics, load_checkpoint, load_weights, read_tensors, weight_bytes
 from records import NC1_DEFINITION, EpochSummary, Record, describe_record
 from run_folder import RunFolder, Snapshots, save_checkpoint, to_cpu
 from steps import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
@@ -250,7 +250,7 @@ def check_disk(training: Training) -> None:
     it may have to say only that it is finished.
     """
     settings, run, learner = training.settings, training.run, training.learner
-    weights = sum(t.numel() * t.element_size() for t in learner.network.model.state_dict().values())
+    weights = weight_bytes(learner.network.model)
     buffers = 2 if isinstance(learner.optimizer, optim.Adam) else 1
     deleted = run.to_delete(settings.resume or 0) if settings.overwrite else []
     present = {epoch for epoch in run.epochs() if run.checkpoint(epoch) not in deleted}

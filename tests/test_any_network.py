@@ -11,7 +11,7 @@ import torch
 import torchvision
 from conftest import CIFAR_STATISTICS
 from test_fast_paths import relative, warnings_of, with_statistics
-from test_scripts import TREE_FOLDER, assert_equal_runs, rows
+from test_scripts import TREE_FOLDER, assert_equal_runs, dying_after_the_second_checkpoint, rows
 from torch import nn
 
 import any_network
@@ -395,15 +395,7 @@ def test_torchvision_s_resnet18_is_trained_attacked_swept_and_measured_by_layer(
 def test_a_resumed_run_is_the_uninterrupted_one(mode, tree, run_script, monkeypatch):
     flags = f"{tree} --model their_nets:Net --train-mode {mode} --epochs 3 --neural-collapse"
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
-    save = train.save_checkpoint
-
-    def die_after_the_second_checkpoint(path, **content):
-        save(path, **content)
-        if path.name == "model_1.pth":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "save_checkpoint", die_after_the_second_checkpoint)
+    with dying_after_the_second_checkpoint(monkeypatch):
         assert run_script(train, flags)[0] == 130
     assert run_script(train, f"{flags} --resume")[0] == 0
     folder = folder_of("their_nets.Net", mode)

@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,20 +216,25 @@ def assert_equal_runs(folder, other):
     assert rows(folder / "results/metrics.csv") == rows(other / "results/metrics.csv")
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tree_flags, run_script, monkeypatch):
-    flags = f"{tree_flags} --train-mode pgd_train --neural-collapse"
-    folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train"))
-    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
-
+@contextmanager
+def dying_after_the_second_checkpoint(monkeypatch):
     save = train.save_checkpoint
 
-    def die_after_the_second_checkpoint(path, **content):
+    def save_and_die(path, **content):
         save(path, **content)
         if path.name == "model_1.pth":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "save_checkpoint", die_after_the_second_checkpoint)
+        patched.setattr(train, "save_checkpoint", save_and_die)
+        yield
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tree_flags, run_script, monkeypatch):
+    flags = f"{tree_flags} --train-mode pgd_train --neural-collapse"
+    folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train"))
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    with dying_after_the_second_checkpoint(monkeypatch):
         assert run_script(train, flags)[0] == 130
     code, output, _ = run_script(train, f"{flags} --resume")
     assert code == 0 and "resuming at epoch 1" in output
