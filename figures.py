@@ -101,6 +101,7 @@ DISTANCE_PANELS = (
     Panel("clean_angle", "angle", "Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]"),
 )
 EPSILON_PANELS = (ACCURACY, NC1, NC2_NORM, NC2_ANGLE, NC3, NC4, DISTANCE_PANELS[1])
+COLLAPSE_PANELS = (NC1, NC2_ANGLE, NC3, NC4)
 # First how the inputs lie to the clean training class means, then to class means of their own.
 LAYER_PANELS = (
     Panel("centre_accuracy", "", "Share nearest to own\nclean training\nclass mean", "share"),
@@ -143,7 +144,7 @@ class Plot(NamedTuple):
 def all_plots(groups: list[Group], view: View) -> list[Plot]:
     """Every figure of the groups, each with the numbers of images that it is of."""
     plots = [plot for group in groups for plot in group_plots(group, view)]
-    plots += distance_plots(groups, view) + epsilon_plots(groups, view)
+    plots += distance_plots(groups, view) + mode_plots(groups, view) + epsilon_plots(groups, view)
     return [with_sizes(plot) for plot in map(with_values, plots) if plot.panels]
 
 
@@ -265,6 +266,55 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
         title = f"{title}, {seeds_of(together)}"
         plots.append(Plot(named(f"distance_{place}", view), title, together, panels))
     return plots
+
+
+def mode_plots(groups: list[Group], view: View) -> list[Plot]:
+    """Clean and perturbed images of AT, TRADES and MART, two or more of them, in one figure.
+
+    Once against epochs and once against the accuracy on clean images: whether a mode collapses
+    less, or only later, is seen at equal accuracy.
+    """
+    shared = defaultdict(list)
+    for group in groups:
+        if MODES[group.setting.mode].adversary:
+            shared[group.setting.place].append(group)
+    plots = []
+    for place, together in shared.items():
+        if len(together) < 2:
+            continue
+        found = []
+        for i, (style, group) in enumerate(zip(mode_styles(together), together, strict=True)):
+            style = style._replace(color=COLORS[i % len(COLORS)], line="-")
+            shown = group.shown(view)
+            for of, line in shown.items():
+                if of.input == "clean" or of.input in PERTURBED:
+                    clean = shown.get(of._replace(input="clean"), [])
+                    found.append((split_style(style, of.split), of.input, line, clean))
+        by_epoch: dict[Panel, list[Curve]] = defaultdict(list)
+        by_accuracy: dict[Panel, list[Curve]] = defaultdict(list)
+        for panel in (ACCURACY, *COLLAPSE_PANELS):  # a row of panels each
+            for style, input, line, clean in found:
+                titled = panel._replace(title=INPUTS[input].label)
+                by_epoch[titled].append(Curve(style, line, panel.field))
+                if panel is not ACCURACY:
+                    by_accuracy[titled] += accuracy_curves(style, (clean, line), panel.field)
+        title = f"AT, TRADES and MART, {together[0].setting.description}, {seeds_of(together)}"
+        name = named(f"modes_{place}", view)
+        plots.append(Plot(name, title, together, list(by_epoch.items())))
+        name = named(f"modes_accuracy_{place}", view)
+        x_label = "Accuracy on clean images"
+        plots.append(Plot(name, title, together, list(by_accuracy.items()), x_label))
+    return plots
+
+
+def accuracy_curves(style: Style, lines: tuple[Line, Line], field: str) -> list[Curve]:
+    """A curve per run of the second line's rows against the accuracy of the first's, by epoch."""
+    return [
+        Curve(
+            style, [{clean[epoch].accuracy: rows[epoch] for epoch in common([clean, rows])}], field
+        )
+        for clean, rows in zip(*lines, strict=True)
+    ]
 
 
 def seeds_of(groups: list[Group]) -> str:

@@ -12,7 +12,6 @@ with the table of last values, runs.csv, and runs/ with the tables of every run.
 import argparse
 import csv
 import io
-import json
 import platform
 import shlex
 import signal
@@ -43,7 +42,7 @@ from claims import (
 from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
 from networks import Network, build_model, weight_bytes
-from records import TABLES, EpochSummary, Record
+from records import EpochSummary, Record
 from steps import MODES
 from utils import InputError, Stopped, logger, run_script, select_device, set_precision
 
@@ -469,9 +468,6 @@ def run_all(planned: list[Planned], expected: list[float]) -> list[Planned]:
 # The report
 # ---------------------------------------------------------------------------------------------
 
-# Where things lay is no part of a result.
-PRIVATE = {"data_dir", "models_dir", "data_url", "out"}
-
 
 def is_as_planned(planned: Planned) -> bool:
     """Whether a run is there, whole, and trained as the flags say; one line if it is there only."""
@@ -498,7 +494,7 @@ def write_report(args: argparse.Namespace, planned: list[Planned]) -> None:
     findings = judge(runs, args.only or CLAIMS)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for run in runs:
-        copy_results(run, out / "runs")
+        run.folder.copy_tables(out / "runs")
     write(out / "claims.csv", to_csv([finding_row(finding) for finding in findings]))
     write(out / "runs.csv", to_csv([run_row(run) for run in runs]))
     words_ = findings_in_words(findings)
@@ -522,28 +518,6 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return lines.getvalue()
-
-
-def copy_results(run: Run, out: Path) -> None:
-    """The tables of a run, in a folder that plot.py reads like the run's own."""
-    place = Path(*run.folder.path.parts[-6:])
-    (out / place / "results").mkdir(parents=True, exist_ok=True)
-    tables = [run.folder.table(row_type) for row_type in TABLES]
-    for source, name in [
-        (run.folder.path / "history.csv", "history.csv"),
-        *((table, f"results/{table.name}") for table in tables),
-    ]:
-        if source.exists():
-            with atomic_open(out / place / name) as file:
-                file.write(source.read_bytes())
-    for source, name in (
-        (run.folder.args_file, "args.json"),
-        (run.folder.sweep_file, "results/eval_args.json"),
-    ):
-        if source.exists():
-            told = {k: v for k, v in json.loads(source.read_text()).items() if k not in PRIVATE}
-            with atomic_open(out / place / name) as file:
-                file.write((json.dumps(told, indent=2) + "\n").encode())
 
 
 def run_row(run: Run) -> dict[str, Any]:

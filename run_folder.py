@@ -10,6 +10,7 @@ results/            metrics.csv (Record), the published .npy series made from it
 output.log, eval.log
 """
 
+import json
 import math
 import os
 import re
@@ -46,6 +47,9 @@ from records import (
     swept_by_eval,
 )
 from utils import InputError
+
+# What of args.json tells where things lay, which is no part of a result.
+PLACES = {"data_dir", "models_dir", "data_url", "out"}
 
 
 class RunFolder:
@@ -173,6 +177,22 @@ class RunFolder:
         settled = read_rows(path, row_type)
         now = [[as_now(row, epsilon) for row in rows] for rows in (settled, appended)]
         return merge_rows(*now)
+
+    def copy_tables(self, out: Path) -> None:
+        """The tables, below `out` in a folder that is read like the run's own; no checkpoints."""
+        place = out / Path(*self.path.resolve().parts[-6:])
+        (place / "results").mkdir(parents=True, exist_ok=True)
+        tables = {self.table(row_type): (row_type, self.rows(row_type)) for row_type in TABLES}
+        history = self.path / "history.csv"
+        tables[history] = (EpochSummary, read_rows(history, EpochSummary))
+        for source, (row_type, rows) in tables.items():
+            if rows:
+                write_rows(place / source.relative_to(self.path), row_type, rows)
+        for source in (self.args_file, self.sweep_file):
+            if source.exists():
+                told = {k: v for k, v in json.loads(source.read_text()).items() if k not in PLACES}
+                with atomic_open(place / source.relative_to(self.path)) as file:
+                    file.write((json.dumps(told, indent=2) + "\n").encode())
 
     def table(self, row_type: type) -> Path:
         return self.results / TABLES[row_type]

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -359,7 +359,7 @@ class TestTitles:
 class TestFigures:
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script, monkeypatch):
         drawn = plot.draw
-        takes_long = ("at_", "trades_", "mart_")  # and other tests draw their like
+        takes_long = ("at_", "trades_", "mart_", "modes_")  # and other tests draw their like
         monkeypatch.setattr(
             plot,
             "draw",
@@ -371,6 +371,7 @@ class TestFigures:
         code, output, error = run_script(plot, " ".join(map(str, runs)) + " --out drawn")
         place = "cifar_vgg11bn_l_inf_eps8.0"
         names = ("st", "st_targeted", "at", "trades", "trades_batch", "mart", "distance")
+        names += ("modes", "modes_accuracy")
         expected = {f"{name}_{place}.{kind}" for name in names for kind in ("png", "pdf")}
         assert (code, error) == (0, "")
         assert {path.name for path in Path("drawn").iterdir()} == expected
@@ -600,6 +601,35 @@ class TestPerturbed:
         assert "drawn is" not in output.replace(told, "")  # ST has seen no perturbed images
         [epochs, *_] = group_plots(group_of(at), View(perturbed=asked))
         assert INPUTS[there].label in labels(epochs)
+
+    def test_modes_are_compared_at_equal_epochs_and_at_equal_accuracy(self, here):
+        def graded(seed, mode, share):
+            rows = [record(e, name, 0.5 + e) for e in range(3) for name in SEEN[:2]]
+            at = {("clean", e): share * e for e in range(3)}
+            rows = [replace(r, accuracy=at.get((r.input, r.epoch), 0.01)) for r in rows]
+            return make_run(seed, mode, records=rows)
+
+        paths = [graded(1, "pgd_train", 0.5), graded(2, "pgd_train", 0.4)]
+        paths += [graded(1, "pgd_train_TRADES", 0.2), make_run()]
+        by_epoch, by_accuracy = figures.mode_plots(groups_of(*paths), View())
+        place = "cifar_vgg11bn_l_inf_eps8.0"
+        assert (by_epoch.name, by_accuracy.name) == (f"modes_{place}", f"modes_accuracy_{place}")
+        kinds = [INPUTS[name].label for name in SEEN[:2]]
+        assert [panel.title for panel, _ in by_epoch.panels] == kinds * 5
+        measured = [panel.field for panel, _ in by_accuracy.panels[::2]]
+        assert measured == ["nc1", "nc2_angle_activation", "nc3", "nc4"]
+        at, trades = "AT, seeds 1, 2", "TRADES (frozen), seed 1"
+        for drawn, runs in ((by_epoch, [at, trades]), (by_accuracy, [at, at, trades])):
+            for _, curves in drawn.panels:
+                assert [curve.style.label for curve in curves] == runs
+        # The images seen in training lie at the accuracy of the clean ones of the same epoch.
+        panel, curves = by_accuracy.panels[1]
+        x_y = [dict(zip(*average(curve.line, panel.field)[:2], strict=True)) for curve in curves]
+        assert x_y == [{share * e: 0.5 + e for e in range(3)} for share in (0.5, 0.4, 0.2)]
+
+    def test_one_mode_alone_is_not_compared(self, here):
+        paths = [make_run(1, mode="pgd_train", inputs=SEEN), make_run()]
+        assert figures.mode_plots(groups_of(*paths), View()) == []
 
     def test_distance_figure_of_both_kinds_says_which_line_is_which(self, here):
         groups = groups_of(self.run(), self.run("pgd_train_TRADES", kinds=["pgd"]))
