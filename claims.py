@@ -434,19 +434,30 @@ def finding_row(finding: Finding) -> dict[str, Any]:
 
 
 def findings_in_words(findings: list[Finding]) -> str:
-    """claims.md: a heading and a table for each claim."""
+    """claims.md: a heading and a table for each claim.
+
+    A criterion that was not measured in a setting has no line for it, and one line if in none.
+    """
+    told = {finding.criterion for finding in findings if finding.values}
     lines = []
     for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
         lines += [f"## Claim {claim}: {CLAIMS[claim]}", ""]
         lines += ["| criterion | setting | bound | measured | seeds | verdict |"]
         lines += ["| --- | --- | --- | ---: | ---: | --- |"]
         for finding in findings:
-            if finding.criterion.claim == claim:
-                spread = "" if math.isnan(finding.std) else f" ± {finding.std:.3g}"
-                mean = "-" if math.isnan(finding.mean) else f"{finding.mean:.4g}{spread}"
-                lines.append(
-                    f"| {finding.criterion.text} | {finding.setting} | {finding.criterion.bound} "
-                    f"| {mean} | {len(finding.values) or '-'} | {finding.verdict} |"
-                )
+            criterion = finding.criterion
+            if criterion.claim != claim or (not finding.values and criterion in told):
+                continue
+            told.add(criterion)
+            spread = "" if math.isnan(finding.std) else f" ± {finding.std:.3g}"
+            cells = (
+                criterion.text,
+                str(finding.setting) if finding.values else "-",
+                criterion.bound,
+                f"{finding.mean:.4g}{spread}" if finding.values else "-",
+                str(len(finding.values) or "-"),
+                finding.verdict,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

@@ -73,6 +73,10 @@ def beside(values: list[PublishedValue], runs: list[Run]) -> str:
     return "\n".join([*lines, "", f"Ours: {seeds}{spread}.", ""])
 
 
+def read_published() -> list[PublishedValue]:
+    return read_rows(PUBLISHED, PublishedValue)
+
+
 def series_of(run: Run) -> dict[str, np.ndarray]:
     history = read_rows(run.folder.path / "history.csv", EpochSummary)
     series = published_series(run.records, history, run.mode == ST)
@@ -86,7 +90,7 @@ def main() -> None:
     missing = {*args.folders} - {run.folder.path for run in runs}
     if missing:
         raise InputError(f"{missing.pop()}: not a run folder")
-    values = [v for v in read_rows(PUBLISHED, PublishedValue) if v.run == args.run]
+    values = [value for value in read_published() if value.run == args.run]
     print(beside(values, runs), end="")
     for run in runs if args.tables else ():
         run.folder.copy_tables(args.tables)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--list", action="store_true", help="print the commands, a line per run, and run nothing"
     )
     parser.add_argument(
+        "--cost", action="store_true", help="print what the runs cost, and run nothing"
+    )
+    parser.add_argument(
         "--report", action="store_true", help="write the report on what there is, and run nothing"
     )
     parser.add_argument(
@@ -171,8 +175,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="where the report goes, in a folder of the scale's name (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    if args.list and args.report:
-        parser.error("--list prints commands, --report writes a report: give one of them")
+    if args.list + args.cost + args.report > 1:
+        parser.error("--list, --cost and --report each do one thing: give one of them")
     reads_images = args.scale == "small" and args.data_dir and not args.report
     if reads_images and not args.data_dir.is_dir():
         parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
@@ -383,19 +387,42 @@ def images_of(planned: Planned) -> tuple[int, int]:
     return (min(known[0], limits[0] or known[0]), min(known[1], limits[1] or known[1]))
 
 
+def disk_of(planned: Planned) -> int:
+    """Bytes of a run's checkpoints."""
+    kept = flags.select_epochs(planned.training["checkpoint_epochs"], planned.training["epochs"])
+    return (len(kept) + 2) * model_bytes(planned.experiment.model)
+
+
+@cache
+def model_bytes(name: str) -> int:
+    return weight_bytes(build_model(name, 32, 3, 10))
+
+
+def cost_table(planned: list[Planned]) -> str:
+    """Markdown: passes of an image forward and backward, and disk, of each experiment's runs."""
+    heads = ("mode", "model", "norm", "data", "runs", "passes (million)", "disk (GiB)")
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- | ---: | ---: | ---: |"]
+    rows: dict[tuple, list[Planned]] = {}
+    for one in planned:
+        it = one.experiment
+        place = (MODES[it.mode].label, it.model, it.norm, one.run["dataset"])
+        rows.setdefault(place, []).append(one)
+    for place, runs in [*rows.items(), (("all", "", "", ""), planned)]:
+        passes = sum(work_of(one, *images_of(one)) for one in runs) / 1e6
+        disk = sum(map(disk_of, runs)) / 2**30
+        cells = (*place, str(len(runs)), f"{passes:.1f}", f"{disk:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tell_cost(planned: list[Planned]) -> list[float]:
     """One line on hours and disk; the expected seconds of each run."""
     of_model = {p.experiment.model: p for p in planned}
     rates = {model: seconds_of_a_pass(p) for model, p in of_model.items()}
     expected = [work_of(p, *images_of(p)) * rates[p.experiment.model] for p in planned]
-    size_of = {model: weight_bytes(build_model(model, 32, 3, 10)) for model in of_model}
-    disk = 0
-    for p in planned:
-        kept = flags.select_epochs(p.training["checkpoint_epochs"], p.training["epochs"])
-        disk += (len(kept) + 2) * size_of[p.experiment.model]
     logger.info(
         f"{len(planned)} runs: about {sum(expected) / 3600:.1f} hours on this machine if none is "
-        f"done yet, and {disk / 2**30:.1f} GiB of disk, of which "
+        f"done yet, and {sum(map(disk_of, planned)) / 2**30:.1f} GiB of disk, of which "
         f"{free_disk(planned[0].run['models_dir']) / 2**30:.0f} are free"
     )
     return expected
@@ -549,6 +576,9 @@ def main() -> None:
         for one in planned:
             python = ["python"]
             print(" && ".join(shlex.join(python + command) for command in one.commands))
+        return
+    if args.cost:
+        print(cost_table(planned))
         return
     failed: list[Planned] = []
     if not args.report:

@@ -24,13 +24,13 @@ from steps import MODES
 SCRIPTS = {"train.py": train, "eval.py": eval_script, "plot.py": plot}
 
 
-def make_run(mode, seed=1, epochs=(0, 9), **metrics):
+def make_run(mode, seed=1, epochs=(0, 9), model="vgg11bn", **metrics):
     """A finished run of ten epochs; `metrics` hold (input, metric, split) -> values by epoch."""
     train_mode = mode.removesuffix("_batch")
-    path = Path("models/cifar/vgg11bn/l_inf/eps8.0") / mode / f"seed{seed}"
+    path = Path("models/cifar") / model / "l_inf" / "eps8.0" / mode / f"seed{seed}"
     run = RunFolder(path, standard=mode == ST)
     run.open()
-    told = {"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf", "epsilon": 8.0}
+    told = {"dataset": "cifar", "model": model, "norm": "l_inf", "epsilon": 8.0}
     told |= {"train_mode": train_mode, "seed": seed, "epochs": 10, "precision": "fp32"}
     told |= {"trades_bn": "batch" if mode != train_mode else "frozen", "data_dir": "/private"}
     run.args_file.write_text(json.dumps(told))
@@ -92,6 +92,15 @@ def test_what_is_missing_is_not_measured(here):
     assert found["ST: nearest-centre test accuracy under the attack on it"].values == {}
     unfinished = findings(make_run(ST, 3, epochs=(0, 4)))
     assert unfinished["ST: training accuracy"].verdict == "not measured"  # of the last epoch
+
+
+def test_the_words_tell_what_was_measured_and_once_what_was_not(here):
+    paths = [make_run(ST, clean__nc1=(80.0, 2.0)), make_run(AT, model="PreActResNet18")]
+    lines = claims.findings_in_words(claims.judge(claims.read_runs(paths))).splitlines()
+    fall = [line for line in lines if line.startswith("| ST: NC1, first epoch over last")]
+    assert [line.split(" | ")[1] for line in fall] == ["cifar, vgg11bn, l_inf, epsilon 8"]
+    [nowhere] = [line for line in lines if "under the attack on it" in line]
+    assert nowhere.endswith("| - | <= 0.1 | - | - | not measured |")
 
 
 def test_noise_and_attack_are_compared_with_clean(here):
@@ -342,6 +351,7 @@ def test_bad_input_is_told_in_one_line(run_script):
         ("--scale tiny", "--scale"),
         ("--scale small --only 8", "--only"),
         ("--scale small --list --report", "--list"),
+        ("--scale small --cost --report", "--cost"),
         ("--scale small --data-dir nowhere", "--data-dir"),
         ("--scale small --seeds -1", "--seeds"),
         ("--scale small --epochs 0", "--epochs"),
