@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from files import read_json
-from records import ADAPTIVE, CentreRecord, LayerRecord, Record, at_epsilon
+from inputs import INPUTS
+from records import ADAPTIVE, SPLITS, CentreRecord, LayerRecord, Record, at_epsilon
 from run_folder import RunFolder
-from steps import mode_name
+from steps import MODES, mode_name
 
 ST, AT = "std_train", "pgd_train"
 FROZEN, BATCH = "pgd_train_TRADES", "pgd_train_TRADES_batch"
@@ -461,3 +462,45 @@ def findings_in_words(findings: list[Finding]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+# Columns of summary.md: a field of Record, its name, and how it is written.
+SUMMARY = (
+    ("accuracy", "accuracy", ".3f"),
+    ("nc1", "NC1", ".2f"),
+    ("nc2_angle_activation", "NC2 angle", ".3f"),
+    ("nc3", "NC3", ".3f"),
+    ("nc4", "NC4", ".3f"),
+    ("clean_angle", "angle to clean means", ".3f"),
+)
+
+
+def summary_in_words(runs: list[Run]) -> str:
+    """summary.md: after the last epoch, mean and unbiased deviation over the seeds of a mode."""
+    heads = ("trained", "setting", "seeds", "images", *(name for _, name, _ in SUMMARY))
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | --- |" + " ---: |" * len(SUMMARY)]
+    for setting, mode in dict.fromkeys((run.setting, run.mode) for run in runs):
+        alike = [run for run in runs if (run.setting, run.mode) == (setting, mode)]
+        for split in SPLITS:
+            for input, kind in INPUTS.items():
+                cells = [
+                    with_spread([run.last(input, field, split) for run in alike], form)
+                    for field, _, form in SUMMARY
+                ]
+                if cells[0]:
+                    of = (
+                        MODES[mode].label,
+                        str(setting),
+                        str(len(alike)),
+                        f"{split}, {kind.label}",
+                    )
+                    lines.append(f"| {' | '.join((*of, *cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_spread(values: list[float], form: str) -> str:
+    """Mean and deviation of the seeds that have a value; of one seed the value alone."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2:
+        return f"{known[0]:{form}}" if known else ""
+    return f"{np.mean(known):{form}} ± {np.std(known, ddof=1):{form}}"

@@ -39,6 +39,7 @@ from claims import (
     findings_in_words,
     judge,
     read_runs,
+    summary_in_words,
 )
 from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
@@ -526,6 +527,7 @@ def write_report(args: argparse.Namespace, planned: list[Planned]) -> None:
     write(out / "runs.csv", to_csv([run_row(run) for run in runs]))
     words_ = findings_in_words(findings)
     write(out / "claims.md", f"# The claims, at the {args.scale} scale\n\n{words_}")
+    write(out / "summary.md", f"# After the last epoch\n\n{summary_in_words(runs)}")
     logger.info(words_)
     drawn = [str(run.folder.path) for run in runs if run.records]
     code = Child().run(["plot.py", *drawn, "--out", str(out / "figures"), "--table"])

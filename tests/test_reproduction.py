@@ -8,7 +8,7 @@ import pytest
 
 import compare_published
 import reproduce
-from claims import CLAIMS, finding_row, findings_in_words, judge, read_runs
+from claims import CLAIMS, finding_row, findings_in_words, judge, read_runs, summary_in_words
 
 ROOT = Path(__file__).parent.parent
 REPORT = (ROOT / "REPRODUCTION.md").read_text()
@@ -56,6 +56,8 @@ def test_the_verdicts_are_those_of_the_tables():
     assert (SMALL / "claims.csv").read_text() == reproduce.to_csv(list(map(finding_row, findings)))
     text = f"# The claims, at the small scale\n\n{findings_in_words(findings)}"
     assert (SMALL / "claims.md").read_text() == text
+    text = f"# After the last epoch\n\n{summary_in_words(runs)}"
+    assert (SMALL / "summary.md").read_text() == text
 
 
 @pytest.mark.parametrize("name", ["st", "at"])
