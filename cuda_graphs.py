@@ -23,7 +23,7 @@ class ReplayedStep:
 
     - The last of the first steps is watched. One that waits for the device, by `.item()` for
       example, is the usual reason for a capture to fail, and is never captured.
-    - What a failed capture leaves behind is put right. Up to PyTorch 2.14 `torch.cuda.graph` leaves
+    - What a failed capture leaves is put right. Up to PyTorch 2.14 `torch.cuda.graph` leaves
       its stream the current one, and in some versions the generator in capturing mode and the
       allocator with the graph's memory pool. Graphs of other batch sizes draw from the generator
       state that was replaced and go with it.

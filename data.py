@@ -43,16 +43,27 @@ class Split:
     def select(self, indices: Tensor) -> "Split":
         return Split(self.images[indices], self.labels[indices])
 
+    def digest(self) -> str:
+        """What tells these images and labels from others: 16 hexadecimal digits of a SHA-256."""
+        key = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            key.update(np.ascontiguousarray(tensor.numpy()).data)
+        return key.hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, and the statistics per channel, in [0, 1] units, that normalise them."""
+    """Both splits, and the statistics per channel, in [0, 1] units, that normalise them.
+
+    digests: of the training and the test split, before a subset was taken of it.
+    """
 
     train: Split
     test: Split
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    digests: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Dataset":
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -106,7 +117,8 @@ def load_dataset(name: str, chosen: Selection) -> Dataset:
     for split in (train, test):
         if len(split.images) != len(split) or split.labels.max() >= num_classes:
             raise InputError(f"{folder}: labels of {name} do not fit its images and classes")
-    # Before any subset is taken: the same normalisation for every subset of the data.
+    # Before any subset is taken: the same for every subset of the data.
+    digests = (train.digest(), test.digest())
     mean, std = source.statistics or channel_statistics(train.images)
     if source.per_class:
         count = source.per_class * num_classes
@@ -125,7 +137,7 @@ def load_dataset(name: str, chosen: Selection) -> Dataset:
             if limit is None
             else split.select(balanced_subset(split.labels, limit, chosen.seed))
         )
-    return Dataset(splits[0], splits[1], num_classes, mean, std)
+    return Dataset(splits[0], splits[1], num_classes, mean, std, digests)
 
 
 def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:

@@ -72,6 +72,7 @@ NAMING_FLAGS = {
     "trades_bn",
     "seed",
 }
+HASHES = "checkpoint_sha256"  # in eval_args.json, of the files of --checkpoint
 PUBLISHED_EPOCHS = 400  # where neither the flags nor the folder tell
 
 
@@ -185,12 +186,19 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         check_layers(parser, args)
     if (args.checkpoint is None) != (args.out is None):
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
+    out = args.out and args.out.resolve()
+    if out and ((out / "args.json").exists() or is_results_of_run(out)):
+        parser.error(f"argument --out: {args.out} belongs to a run: name a folder of its own")
     if args.checkpoint and args.checkpoints:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
     settings = at_other_radius(Settings(**vars(args)))
     epochs = epochs_of(settings, results_folder(settings))
     flags.parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
     return settings
+
+
+def is_results_of_run(path: Path) -> bool:
+    return path.name == "results" and (path.parent / "args.json").exists()
 
 
 def check_layers(parser: flags.Parser, args: argparse.Namespace) -> None:
@@ -405,13 +413,13 @@ def open_results(sweep: Sweep) -> None:
     now["step_sizes"] = {f"{r:g}": flags.step_size(settings, r) for r in settings.epsilons}
     if settings.checkpoint:
         now["own_normalisation"] = not flags.statistics_given(settings)
-        now["checkpoint_sha256"] = [sha256(file) for file in settings.checkpoint]
+        now[HASHES] = [sha256(file) for file in settings.checkpoint]
     if settings.overwrite:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(rows_of(run, row_type) for row_type in TABLES):
-        refuse_other_sweep(settings, run, now)
+        refuse_other_sweep(sweep, now)
         now["step_sizes"] = former_steps(run) | now["step_sizes"]
     run.settle()  # what a killed sweep had found
     write_json(run.sweep_file, now)
@@ -425,22 +433,25 @@ def former_steps(run: RunFolder) -> dict[str, float]:
     return {radius: size for radius, size in told.items() if radius in measured}
 
 
-def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) -> None:
+def refuse_other_sweep(sweep: Sweep, now: dict[str, Any]) -> None:
     """Stop where the records were made with other flags, images or files."""
+    settings, run = sweep.settings, sweep.run
     earlier = read_json(run.sweep_file) or {}
     if earlier:
         earlier = {"equal_n": False} | earlier  # older sweeps had no such flag
     naming = NAMING_FLAGS if settings.checkpoint else set()
     # The step size is one of each radius: those of other radii stay beside it.
     compared = flags.MEASURING_FLAGS - {"pgd_alpha"} | naming
+    if settings.checkpoint and len(settings.checkpoint) == len(earlier.get(HASHES, ())):
+        compared -= {"checkpoint"}  # whatever its name, a file is known by its content
     differing = flags.difference(now, earlier, compared)
     former = former_steps(run)
     for radius, size in now["step_sizes"].items():
         if not differing and former.get(radius, size) != size:
             differing = f"--pgd-alpha was {former[radius]} at epsilon {radius}, is {size} now"
-    images = flags.mean_of_images(earlier)
-    if not differing and images not in (None, list(now["data_mean"])):
-        differing = "its images were others: check --data-dir"
+    other = flags.other_images(sweep.data, earlier)
+    if not differing and other:
+        differing = f"its images were others: {other}"
     differing = differing or flags.difference(now, earlier, flags.STATISTICS)
     own = now.get("own_normalisation")
     if not differing and earlier.get("own_normalisation", own) != own:
@@ -448,8 +459,8 @@ def refuse_other_sweep(settings: Settings, run: RunFolder, now: dict[str, Any]) 
     if not differing and settings.checkpoint:
         hashes = zip(
             settings.checkpoint,
-            now["checkpoint_sha256"],
-            earlier.get("checkpoint_sha256", now["checkpoint_sha256"]),
+            now[HASHES],
+            earlier.get(HASHES, now[HASHES]),
             strict=True,
         )
         changed = [file for file, present, former in hashes if present != former]

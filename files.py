@@ -191,7 +191,7 @@ def lock_file(file: Any, wait: bool) -> bool:
 
 
 class Writer:
-    """Writes in a thread of its own, so that training goes on; one epoch behind it at most.
+    """Writes in a thread of its own, so that training goes on; at most one epoch later.
 
     An error there is raised by the next `submit`, or at the end of the `with` block.
     """

@@ -537,30 +537,40 @@ def eval_batch_size(settings: Settings) -> int:
 
 
 def refuse_other_data(run: RunFolder, data: Dataset, statistics: Statistics) -> None:
-    """Stop if the run in the folder was trained on other images, or if these were normalised else.
-
-    Other images are known by their mean.
-    """
+    """Stop if the run in the folder had other images, or if these were normalised otherwise."""
     trained = run.trained_with()
-    if mean_of_images(trained) not in (None, list(data.mean)):
-        raise InputError(f"{run.path} was trained on other images: check --data-dir")
+    other = other_images(data, trained)
+    if other:
+        raise InputError(f"{run.path} was trained on other images: {other}")
     differing = difference(dict(zip(STATISTICS, statistics, strict=True)), trained, STATISTICS)
     if differing:
         raise InputError(f"{run.path} was trained with other flags: {differing}")
 
 
-def mean_of_images(told: dict[str, Any]) -> list[float] | None:
-    """The mean of the images themselves that a run's or sweep's arguments tell.
+# In args.json, what tells the images and labels of each split from others.
+DIGESTS = ("train_digest", "test_digest")
 
-    Older ones tell only what images were normalised with, which was the same then.
+
+def other_images(data: Dataset, told: dict[str, Any]) -> str | None:
+    """One line if a run's or sweep's arguments tell of other images or labels than these.
+
+    Older ones tell but the mean of the training images, or what they were normalised with, which
+    was the same then.
     """
-    return told.get("data_mean", told.get("mean"))
+    for name, digest in zip(DIGESTS, data.digests, strict=False):
+        if told.get(name, digest) != digest:
+            split = name.removesuffix("_digest")
+            return f"those of the {split} split have changed; check --data-dir"
+    if told.get("data_mean", told.get("mean")) not in (None, list(data.mean)):
+        return "their mean was another; check --data-dir"
+    return None
 
 
 def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> dict[str, Any]:
     """What args.json records: every flag as resolved, and what the run was made with.
 
-    `mean` and `std` are what images are normalised with, `data_mean` is the mean of the images.
+    `mean` and `std` are what images are normalised with, `data_mean` is the mean of the images, or
+    the published one of the data set; the digests tell the images and labels themselves.
     """
     gpu = settings.device.type == "cuda"
     changes = _git("status", "--porcelain", "--untracked-files=no")
@@ -568,6 +578,7 @@ def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> d
         "mean": statistics[0],
         "std": statistics[1],
         "data_mean": data.mean,
+        **dict(zip(DIGESTS, data.digests, strict=False)),
         "git_commit": _git("rev-parse", "HEAD") or None,
         "git_dirty": None if changes is None else bool(changes),
         "torch": torch.__version__,

@@ -1,5 +1,6 @@
 """Run folders in groups that differ in the seed alone, and the lines of their measurements."""
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -35,10 +36,14 @@ FREE = {
     *("device", "compile", "cuda_graph", "eval_batch_size", "resume", "overwrite"),
     *("neural_collapse", "neural_collapse_gaussian"),
     *("git_commit", "git_dirty", "torch", "ran_on"),
-    *("data_mean", "no_normalisation"),  # mean and std tell it
+    "no_normalisation",  # mean and std tell it
 }
 # What else sets runs apart: what images are normalised with, what was measured, and on how many.
-NO_FLAGS = ("mean", "std", "perturbed", "images", "test images")
+NO_FLAGS = (
+    *("mean", "std", "perturbed", "images", "test images"),
+    *("data-mean", "train-digest", "test-digest"),
+)
+LONGEST_DIFFERENCE = 100  # characters of a figure's name
 # The images perturbed during training, and by PGD on the checkpoint: figures show one of the two.
 PERTURBED = ("seen", "pgd")
 
@@ -153,8 +158,11 @@ class Group:
         return found
 
     def file_name(self, figure: str = "") -> str:
-        differs = [safe(name + value) for name, value in self.differs.items()]
-        return "_".join([self.setting.file_name(figure), *differs])
+        differs = "_".join(safe(name + value) for name, value in self.differs.items())
+        if len(differs) > LONGEST_DIFFERENCE:  # file systems take 255 bytes
+            told, rest = differs[:LONGEST_DIFFERENCE], differs.encode()
+            differs = f"{told}_{hashlib.sha256(rest).hexdigest()[:8]}"
+        return "_".join(filter(None, (self.setting.file_name(figure), differs)))
 
     def title(self, figure: str = "") -> str:
         mode, description = MODES[self.setting.mode].label, self.setting.description
@@ -226,6 +234,8 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
         setting = Setting(mode, dataset, model, norm, float(epsilon))
         swept = read_json(path / "results" / "eval_args.json") or {}
         unread = MODE_FLAGS - set(MODES[mode].flags)
+        if told and told.get("lr_schedule") != "onedrop":
+            unread |= {"lr_drop_epoch", "lr_one_drop"}
         flags = read_flags(with_constants(told or {}), swept)
         return setting, int(seed), {k: v for k, v in flags.items() if k not in unread}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

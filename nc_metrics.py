@@ -399,5 +399,9 @@ def _simplex_deviation(cosines: Tensor) -> float:
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:
-    """Angle in radians between vectors along the last dimension."""
-    return F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).arccos()
+    """Angle in radians between vectors along the last dimension; NaN where all of a set are zero.
+
+    A zero vector among others, a class without samples, is at a right angle, as published.
+    """
+    angle = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).arccos()
+    return angle.masked_fill(~(a.any() & b.any()), math.nan)

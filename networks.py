@@ -62,7 +62,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 class Network(nn.Module):
-    """A model behind the normalisation of its data, so that attacks see images in [0, 1].
+    """A model after the normalisation of its data, so that attacks see images in [0, 1].
 
     With `bf16` the model runs under autocast; logits and features come out as float32 all the
     same. Checkpoints hold the bare `model`. Without an `anatomy` it has the interface of

@@ -21,7 +21,7 @@ import flags
 from files import Writer, free_disk, read_rows, sha256, write_json
 from flags import Settings
 from networks import Network, Statistics, load_checkpoint, load_weights, read_tensors, weight_bytes
-from records import NC1_DEFINITION, EpochSummary, Record, describe_record
+from records import NC1_DEFINITION, TABLES, EpochSummary, Record, describe_record
 from run_folder import RunFolder, Snapshots, save_checkpoint, to_cpu
 from steps import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
 from training import Interrupted, Training, prepare, run_epoch
@@ -290,6 +290,10 @@ def restore(training: Training) -> Start | None:
     settings, run, learner = training.settings, training.run, training.learner
     resume = settings.resume
     if resume is None and settings.overwrite:
+        tables = [run.table(row_type).name for row_type in TABLES if run.table(row_type).exists()]
+        if run.epochs() or tables:
+            what = ", ".join([f"{len(run.epochs())} checkpoints", *tables])
+            logger.info(f"--overwrite deletes the run that is there: {what}")
         run.delete()
     if resume is None or (resume == "last" and not run.resume_file.exists()):
         if run.holds_run() and not run.cut_off_in_first_epoch():

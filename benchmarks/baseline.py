@@ -20,7 +20,7 @@ BATCH_SIZE = 128
 
 
 class PlainNetwork(nn.Module):
-    """A model behind its normalisation."""
+    """A model after its normalisation."""
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()

@@ -344,7 +344,7 @@ def sweep_checkpoint(training: Training, kinds: tuple[str, ...]) -> None:
 def matrix_rate(precision: str, device: torch.device) -> float:
     """The best rate in FLOP/s of a matrix product, as torch.mm or as a 1x1 convolution.
 
-    Which of the two is faster depends on the library behind it; the networks are convolutions.
+    Which of the two is faster depends on its library; the networks are convolutions.
     """
     set_precision(precision)
     size, batch = (8192, 4096) if device.type == "cuda" else (2048, 128)

@@ -157,6 +157,13 @@ def test_angles_between_simplices_are_in_radians():
         simplex_distance(means, means[:1])
 
 
+def test_class_means_that_coincide_have_a_distance_and_no_angle():
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    apart = simplex_distance(torch.ones(2, 2), means)
+    assert apart.angle.isnan().all() and apart.angle_abs.isfinite().all()
+    np.testing.assert_allclose(apart.distance, 1.0)
+
+
 def test_features_and_labels_that_cannot_be_measured_are_refused():
     h, y, w, logits = map(torch.from_numpy, cases.features(20, 16, 5, 0.5, seed=0))
     broken = h.clone()

@@ -156,6 +156,8 @@ class TestGroups:
             ("limit_train", None, 1000, ("limit-trainnone", "limit-train1000")),
             ("precision", "tf32", "a b/c", ("precisiontf32", "precisiona-b-c")),
             ("mean", [0.25, 0.5], [0.25, 0.125], ("mean0.25-0.5", "mean0.25-0.125")),
+            ("train_digest", "0a", "0b", ("train-digest0a", "train-digest0b")),
+            ("data_mean", [0.25], [0.5], ("data-mean0.25", "data-mean0.5")),
             ("a_flag_to_come", False, True, ("a-flag-to-comeoff", "a-flag-to-comeon")),
         ],
     )
@@ -184,6 +186,7 @@ class TestGroups:
             ("ran_on", "CPU", "GPU"),
             ("versions", {"torch": "2"}, {"torch": "3"}),
             ("epsilon", 8, 8.0),
+            ("lr_drop_epoch", 100, 50),  # of another schedule
         ],
     )
     def test_what_cannot_change_a_number_may_differ(self, here, flag, first, second):
@@ -191,6 +194,18 @@ class TestGroups:
         assert [run.seed for run in group.runs] == [1, 2]
         assert group.file_name() == f"st_{self.PLACE}"
         assert group.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8/255, seeds 1, 2"
+
+    def test_the_drop_of_onedrop_sets_its_runs_apart(self, here):
+        onedrop = {"lr_schedule": "onedrop"}
+        paths = [run_with(s, **onedrop, lr_drop_epoch=d) for s, d in ((1, 100), (2, 50))]
+        assert [len(group.runs) for group in groups_of(*paths)] == [1, 1]
+
+    def test_runs_that_differ_in_many_flags_have_names_that_files_can_have(self, here):
+        many = [{f"flag_number_{i}": value for i in range(30)} for value in (0, 1)]
+        paths = [make_run(s, models=f"m{s}", flags=flags) for s, flags in enumerate(many, 1)]
+        names = [group.file_name("layers") for group in groups_of(*paths)]
+        assert len(set(names)) == 2 and max(map(len, names)) < 200
+        assert all("flag-number-0" in name for name in names)
 
     def test_a_run_joins_the_first_group_that_it_agrees_with_in_what_it_tells(self, here):
         first = run_with(1, lr_max=0.1, optimizer="sgd")

@@ -449,7 +449,9 @@ def test_an_existing_run_is_never_overwritten_unasked(tree_flags, run_script):
     assert code == 1 and "--epochs was 1, is 3 now" in error
     assert (TREE_FOLDER / "model_0.pth").read_bytes() == before
     (TREE_FOLDER / "mine.txt").write_text("notes")
-    assert run_script(train, f"{tree_flags} --epochs 1 --seed 1 --lr-max 0.2 --overwrite")[0] == 0
+    again = f"{tree_flags} --epochs 1 --seed 1 --lr-max 0.2 --overwrite"
+    code, output, _ = run_script(train, again)
+    assert code == 0 and "--overwrite deletes the run that is there: 1 checkpoints" in output
     assert (TREE_FOLDER / "model_0.pth").read_bytes() != before
     assert (TREE_FOLDER / "mine.txt").exists()
 

@@ -205,6 +205,39 @@ class TestAnyFile:
         code, _, error = run_script(eval_script, flags)
         assert code == 1 and "its images were others" in error and error.count("\n") == 1
 
+    def test_other_test_images_and_other_labels_are_noticed(self, flags, run_script, image_tree):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        train_split, test_split = image_tree / "train", image_tree / "val"
+        for split, name in ((train_split, "train"), (test_split, "test")):
+            # The same images with two classes exchanged: their mean is what it was.
+            for old, new in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
+                (split / old).rename(split / new)
+            code, _, error = run_script(eval_script, flags)
+            assert code == 1 and error.count("\n") == 1
+            assert f"its images were others: those of the {name} split have changed" in error
+            for old, new in (("bee", "x"), ("ant", "bee"), ("x", "ant")):
+                (split / old).rename(split / new)
+        assert rows("res/metrics.csv") == before
+        assert "1 done before" in run_script(eval_script, flags)[1]
+
+    def test_a_file_is_known_by_its_content_whatever_its_name(self, flags, run_script, tmp_path):
+        assert run_script(eval_script, flags)[0] == 0
+        shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
+        for name in (tmp_path / "a.pth", "b.pth"):
+            code, output, _ = run_script(eval_script, flags.replace("a.pth", str(name)))
+            assert code == 0 and "1 done before" in output
+
+    def test_the_folder_of_a_run_takes_no_results_of_other_files(self, flags, run_script):
+        run = Path("run")
+        (run / "results").mkdir(parents=True)
+        (run / "args.json").write_text("{}")
+        for folder in ("run", "run/results"):
+            code, _, error = run_script(eval_script, flags.replace("--out res", f"--out {folder}"))
+            assert code == 2 and error.count("\n") == 1
+            assert f"argument --out: {folder} belongs to a run" in error
+        assert not list((run / "results").iterdir())
+
 
 class TestSayingSo:
     def test_overwrite_names_every_table_that_it_drops(self, run_of_three, run_script):
