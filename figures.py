@@ -351,9 +351,10 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
     """
     shared = defaultdict(list)
     for group in groups:
-        lines = radius_lines(group, view)
+        part = group.measured(lambda run: len({radius_of(row) for row in run.records} - {0.0}) > 1)
+        lines = radius_lines(part, view)
         if lines:
-            shared[group.setting[1:4]].append((group, lines))
+            shared[part.setting[1:4]].append((part, lines))
     plots = []
     for place, found in shared.items():
         together = [group for group, _ in found]
@@ -404,7 +405,11 @@ def autoattack_by_radius(group: Group, epoch: int, style: Style) -> list[Curve]:
 
 
 def layer_plots(group: Group) -> list[Plot]:
-    """Each metric against the network's blocks at the last common epoch; test images are dashed."""
+    """Each metric against the network's blocks at the last common epoch; test images are dashed.
+
+    Of the seeds whose blocks were measured.
+    """
+    group = group.measured(lambda run: group.at_own_epsilon(run.layers))
     tables = [group.at_own_epsilon(run.layers) for run in group.runs]
     epochs = common([{row.epoch: row for row in table} for table in tables])
     if not epochs:
@@ -428,8 +433,9 @@ def centre_plots(group: Group) -> list[Plot]:
     """Accuracy of the nearest class centre and, dashed, of the network.
 
     Against epochs, for each layer and for class means of clean and of perturbed images; and where
-    several layers were measured against these.
+    several layers were measured against these. Of the seeds that were measured.
     """
+    group = group.measured(lambda run: group.at_own_epsilon(run.ncc))
     tables = [group.at_own_epsilon(run.ncc) for run in group.runs]
     lines = collect(tables, lambda row: (row.layer, row.means, row.images, row.input))
     lines = {name: line for name, line in lines.items() if common(line)}

@@ -138,6 +138,15 @@ class Group:
     def seeds(self) -> str:
         return seeds_in_words(run.seed for run in self.runs)
 
+    def measured(self, rows: Callable[[Run], Any]) -> "Group":
+        """Of the runs for which `rows` is not empty; of all of them if it is for all, or none."""
+        runs = [run for run in self.runs if rows(run)]
+        if len(runs) in (0, len(self.runs)):
+            return self
+        part = Group(runs)
+        part.differs = self.differs
+        return part
+
     def at_own_epsilon(self, rows: list) -> list:
         return at_epsilon(rows, self.setting.epsilon)
 

@@ -872,6 +872,16 @@ class TestLayers:
                 x, mean, _ = average(curve.line, curve.field)
                 np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
 
+    def test_seeds_whose_blocks_were_not_measured_are_left_out_of_them(self, here):
+        [figure] = figures.layer_plots(group_of(self.run(), make_run(2)))
+        assert ", seed 1;" in f"{figure.title};"
+        x, mean, _ = average(figure.panels[0][1][0].line, "centre_accuracy")
+        np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
+        [centres] = figures.centre_plots(group_of(TestCentres().run(), make_run(2)))
+        assert centres.title.endswith(", seed 1")
+        both = group_of(make_run(models="other"), make_run(2))
+        assert [f.name.split("_cifar")[0] for f in group_plots(both)] == ["st"]
+
     @pytest.mark.parametrize("blocks", (3, 9))
     def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
         drawn = plot.draw(figures.layer_plots(group_of(self.run(blocks)))[0])
