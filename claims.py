@@ -491,7 +491,7 @@ def summary_in_words(runs: list[Run]) -> str:
                     of = (
                         MODES[mode].label,
                         str(setting),
-                        str(len(alike)),
+                        str(sum(not math.isnan(run.last(input, "nc1", split)) for run in alike)),
                         f"{split}, {kind.label}",
                     )
                     lines.append(f"| {' | '.join((*of, *cells))} |")
