@@ -18,6 +18,7 @@ from inputs import INPUTS
 from records import ADAPTIVE, SPLITS, CentreRecord, LayerRecord, Record, at_epsilon
 from run_folder import RunFolder
 from steps import MODES, mode_name
+from tables import mean_and_std, with_spread
 
 ST, AT = "std_train", "pgd_train"
 FROZEN, BATCH = "pgd_train_TRADES", "pgd_train_TRADES_batch"
@@ -368,14 +369,12 @@ class Finding:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(list(self.values.values()))) if self.values else math.nan
+        return mean_and_std(list(self.values.values()))[0]
 
     @property
     def std(self) -> float:
         """Unbiased, over the seeds; NaN of one seed."""
-        return (
-            float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
-        )
+        return mean_and_std(list(self.values.values()))[1]
 
     @property
     def verdict(self) -> str:
@@ -450,12 +449,11 @@ def findings_in_words(findings: list[Finding]) -> str:
             if criterion.claim != claim or (not finding.values and criterion in told):
                 continue
             told.add(criterion)
-            spread = "" if math.isnan(finding.std) else f" ± {finding.std:.3g}"
             cells = (
                 criterion.text,
                 str(finding.setting) if finding.values else "-",
                 criterion.bound,
-                f"{finding.mean:.4g}{spread}" if finding.values else "-",
+                with_spread(finding.mean, finding.std, ".4g", ".3g"),
                 str(len(finding.values) or "-"),
                 finding.verdict,
             )
@@ -483,24 +481,18 @@ def summary_in_words(runs: list[Run]) -> str:
         alike = [run for run in runs if (run.setting, run.mode) == (setting, mode)]
         for split in SPLITS:
             for input, kind in INPUTS.items():
-                cells = [
-                    with_spread([run.last(input, field, split) for run in alike], form)
-                    for field, _, form in SUMMARY
-                ]
-                if cells[0]:
+                number = sum(not math.isnan(run.last(input, "nc1", split)) for run in alike)
+                if number:
+                    values = [[r.last(input, field, split) for r in alike] for field, *_ in SUMMARY]
+                    cells = [
+                        with_spread(*mean_and_std(of_seeds), form)
+                        for of_seeds, (_, _, form) in zip(values, SUMMARY, strict=True)
+                    ]
                     of = (
                         MODES[mode].label,
                         str(setting),
-                        str(sum(not math.isnan(run.last(input, "nc1", split)) for run in alike)),
+                        str(number),
                         f"{split}, {kind.label}",
                     )
                     lines.append(f"| {' | '.join((*of, *cells))} |")
     return "\n".join(lines) + "\n"
-
-
-def with_spread(values: list[float], form: str) -> str:
-    """Mean and deviation of the seeds that have a value; of one seed the value alone."""
-    known = [value for value in values if not math.isnan(value)]
-    if len(known) < 2:
-        return f"{known[0]:{form}}" if known else ""
-    return f"{np.mean(known):{form}} ± {np.std(known, ddof=1):{form}}"

@@ -18,6 +18,7 @@ from files import read_rows
 from flags import Parser
 from groups import seeds_in_words
 from records import EpochSummary, published_series
+from tables import mean_and_std, with_spread
 from utils import InputError, run_script
 
 PUBLISHED = Path(__file__).resolve().parent / "reproduction" / "published" / "published.csv"
@@ -65,8 +66,8 @@ def beside(values: list[PublishedValue], runs: list[Run]) -> str:
             told = [v.value for v in values if (v.series, v.epoch) == (name, end)]
             cells.append(f"{told[0]:.4g}" if told else "-")
             found = [series[name][end] if end < len(series[name]) else np.nan for series in ours]
-            spread = f" ± {np.std(found, ddof=1):.2g}" if len(found) > 1 else ""
-            cells.append("-" if np.isnan(found).any() else f"{np.mean(found):.4g}{spread}")
+            found = [] if np.isnan(found).any() else found
+            cells.append(with_spread(*mean_and_std(found), ".4g", ".2g"))
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     seeds = seeds_in_words(run.seed for run in runs)
     spread = ", mean and unbiased standard deviation" if len(runs) > 1 else ""

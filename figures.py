@@ -296,7 +296,7 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
             for style, input, line, clean in found:
                 titled = panel._replace(title=INPUTS[input].label)
                 by_epoch[titled].append(Curve(style, line, panel.field))
-                if panel is not ACCURACY:
+                if clean and panel is not ACCURACY:
                     by_accuracy[titled] += accuracy_curves(style, (clean, line), panel.field)
         title = f"AT, TRADES and MART, {together[0].setting.description}, {seeds_of(together)}"
         name = named(f"modes_{place}", view)

@@ -63,6 +63,7 @@ from records import (
     radius_of,
 )
 from steps import MODES
+from tables import with_spread
 from utils import InputError, logger, run_script
 
 LR_DROP = Style("learning-rate drop", "0.5", line=":")
@@ -367,7 +368,7 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
             cells = [kind, split, str(images or "-"), attack if radius else "-", str(epoch)]
             for name, field in metrics:
                 mean, std = last_values(line, field)
-                cells.append(markdown_value(mean, std, ".2e" if name == "NC1" else ".4f"))
+                cells.append(with_spread(mean, std, ".2e" if name == "NC1" else ".4f"))
                 numbers = ["" if math.isnan(value) else value for value in (mean, std)]
                 row = [kind, split, images or "", radius or "", epoch, name, *numbers]
                 writer.writerow([*group.setting, seeds, *row, in_words(group.differs)])
@@ -404,13 +405,6 @@ def last_values(line: Line, field: str) -> tuple[float, float]:
     """Mean and deviation of a field at the last common epoch."""
     _, mean, std = average(line, field)
     return float(mean[-1]), float(std[-1])
-
-
-def markdown_value(mean: float, std: float, form: str) -> str:
-    """One seed has no deviation."""
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:{form}}" if math.isnan(std) else f"{mean:{form}} ± {std:{form}}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ results/            metrics.csv (Record), the published .npy series made from it
 output.log, eval.log
 """
 
-import json
 import math
 import os
 import re
@@ -34,6 +33,7 @@ from files import (
     read_appended,
     read_json,
     read_rows,
+    write_json,
     write_rows,
 )
 from records import (
@@ -189,10 +189,10 @@ class RunFolder:
             if rows:
                 write_rows(place / source.relative_to(self.path), row_type, rows)
         for source in (self.args_file, self.sweep_file):
-            if source.exists():
-                told = {k: v for k, v in json.loads(source.read_text()).items() if k not in PLACES}
-                with atomic_open(place / source.relative_to(self.path)) as file:
-                    file.write((json.dumps(told, indent=2) + "\n").encode())
+            told = read_json(source)
+            if told:
+                told = {name: value for name, value in told.items() if name not in PLACES}
+                write_json(place / source.relative_to(self.path), told)
 
     def table(self, row_type: type) -> Path:
         return self.results / TABLES[row_type]

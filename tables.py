@@ -1,7 +1,10 @@
-"""Rows of the results as tables in words, for the end of a log."""
+"""Results in words: tables for the end of a log, and values with their spread over seeds."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from inputs import INPUTS
 from records import (
@@ -13,6 +16,20 @@ from records import (
     Record,
     radius_of,
 )
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and unbiased deviation of the values that are no NaN; NaN of too few."""
+    known = [value for value in values if not math.isnan(value)]
+    mean = float(np.mean(known)) if known else math.nan
+    return mean, float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+
+def with_spread(mean: float, std: float, form: str, std_form: str = "") -> str:
+    """A value with its deviation, if it has one; a dash where there is none."""
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:{form}}" + ("" if math.isnan(std) else f" ± {std:{std_form or form}}")
 
 
 def table_lines(rows: list) -> list[str]:

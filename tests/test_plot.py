@@ -642,6 +642,12 @@ class TestPerturbed:
         x_y = [dict(zip(*average(curve.line, panel.field)[:2], strict=True)) for curve in curves]
         assert x_y == [{share * e: 0.5 + e for e in range(3)} for share in (0.5, 0.4, 0.2)]
 
+    def test_perturbed_images_without_clean_ones_have_no_accuracy_to_be_drawn_against(self, here):
+        paths = [make_run(mode=mode, inputs=("seen",)) for mode in ("pgd_train", "pgd_train_MART")]
+        by_epoch, by_accuracy = figures.mode_plots(groups_of(*paths), View())
+        assert [len(curves) for _, curves in by_epoch.panels] == [2] * 5
+        assert not by_accuracy.panels
+
     def test_one_mode_alone_is_not_compared(self, here):
         paths = [make_run(1, mode="pgd_train", inputs=SEEN), make_run()]
         assert figures.mode_plots(groups_of(*paths), View()) == []
