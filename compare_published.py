@@ -18,7 +18,7 @@ from files import read_rows
 from flags import Parser
 from groups import seeds_in_words
 from records import EpochSummary, published_series
-from tables import mean_and_std, with_spread
+from tables import markdown, mean_and_std, with_spread
 from utils import InputError, run_script
 
 PUBLISHED = Path(__file__).resolve().parent / "reproduction" / "published" / "published.csv"
@@ -57,7 +57,7 @@ def beside(values: list[PublishedValue], runs: list[Run]) -> str:
     ours = [series_of(run) for run in runs]
     ends = [epoch(value.epoch for value in values) for epoch in (min, max)]
     heads = [f"{whose}, epoch {epoch}" for epoch in ends for whose in ("published", "ours")]
-    lines = [f"| series | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    rows = []
     for name in dict.fromkeys(value.series for value in values):
         if not all(name in series for series in ours):
             continue
@@ -68,10 +68,10 @@ def beside(values: list[PublishedValue], runs: list[Run]) -> str:
             found = [series[name][end] if end < len(series[name]) else np.nan for series in ours]
             found = [] if np.isnan(found).any() else found
             cells.append(with_spread(*mean_and_std(found), ".4g", ".2g"))
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        rows.append((f"`{name}`", *cells))
     seeds = seeds_in_words(run.seed for run in runs)
     spread = ", mean and unbiased standard deviation" if len(runs) > 1 else ""
-    return "\n".join([*lines, "", f"Ours: {seeds}{spread}.", ""])
+    return f"{markdown(('series', *heads), rows)}\nOurs: {seeds}{spread}.\n"
 
 
 def read_published() -> list[PublishedValue]:

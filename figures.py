@@ -24,7 +24,7 @@ from groups import (
     unit_of,
 )
 from inputs import INPUTS
-from records import ADAPTIVE, SPLITS, LayerRecord, radius_of
+from records import ADAPTIVE, CENTRE_INPUTS, SPLITS, LayerRecord, radius_of
 from steps import MODES
 from utils import logger
 
@@ -118,16 +118,39 @@ LAYER_PANELS = (
     Panel("ncc_agreement", "", "NCC agreement\nshare NCC = network", "share"),
 )
 CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
+CENTRE_STYLES = {  # by field, in figures of one epoch
+    "ncc_accuracy": Style("nearest class mean", "#332288", "o", line="none"),
+    "network_accuracy": Style("network", "black", "s", line="none", fill="white"),
+}
 # Of the modes in one figure where dashes tell test images: Tol's, none of them an input's.
 COLORS = ("#882255", "#117733", "#332288", "#999933", "#AA4499", "#44AA99", "#DDCC77")
 
 
+# Of figures against the accuracy; it falls to the right, as training goes on.
+ERROR_LABEL = "Share of clean images misclassified (log)"
+
+
 class Curve(NamedTuple):
-    """One line of a panel, and the field of its rows that it shows."""
+    """One line of a panel, and the field of its rows that it shows.
+
+    errors: where it is drawn against the share of clean images that are misclassified, and not
+    against its keys, the clean rows of the same run.
+    """
 
     style: Style
     line: Line
     field: str
+    errors: Line | None = None
+
+    def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places on the x axis, means over the seeds, and unbiased deviations (NaN of one seed)."""
+        x, mean, std = average(self.line, self.field)
+        if self.errors is None:
+            return x, mean, std
+        [rows] = self.errors
+        # A logarithmic axis has no place for 0: half an image.
+        least = [0.5 / (rows[epoch].images or 10_000) for epoch in x]
+        return np.maximum([1 - rows[epoch].accuracy for epoch in x], least), mean, std
 
 
 class Plot(NamedTuple):
@@ -151,7 +174,7 @@ def all_plots(groups: list[Group], view: View) -> list[Plot]:
 def with_values(plot: Plot) -> Plot:
     """The figure without lines, and panels, that have no value; a line says which panels."""
     panels = [
-        (panel, [c for c in curves if np.isfinite(average(c.line, c.field)[1]).any()])
+        (panel, [curve for curve in curves if np.isfinite(curve.points()[1]).any()])
         for panel, curves in plot.panels
     ]
     empty = [panel.name or panel.label.replace("\n", " ") for panel, curves in panels if not curves]
@@ -271,8 +294,8 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
 def mode_plots(groups: list[Group], view: View) -> list[Plot]:
     """Clean and perturbed images of AT, TRADES and MART, two or more of them, in one figure.
 
-    Once against epochs and once against the accuracy on clean images: whether a mode collapses
-    less, or only later, is seen at equal accuracy.
+    Once against epochs and once against the error on clean images: whether a mode collapses less,
+    or only later, is seen at equal accuracy.
     """
     shared = defaultdict(list)
     for group in groups:
@@ -291,30 +314,30 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
                     clean = shown.get(of._replace(input="clean"), [])
                     found.append((split_style(style, of.split), of.input, line, clean))
         by_epoch: dict[Panel, list[Curve]] = defaultdict(list)
-        by_accuracy: dict[Panel, list[Curve]] = defaultdict(list)
+        by_error: dict[Panel, list[Curve]] = defaultdict(list)
         for panel in (ACCURACY, *COLLAPSE_PANELS):  # a row of panels each
             for style, input, line, clean in found:
                 titled = panel._replace(title=INPUTS[input].label)
                 by_epoch[titled].append(Curve(style, line, panel.field))
                 if clean and panel is not ACCURACY:
-                    by_accuracy[titled] += accuracy_curves(style, (clean, line), panel.field)
-        title = f"AT, TRADES and MART, {together[0].setting.description}, {seeds_of(together)}"
+                    by_error[titled] += error_curves(style, clean, line, panel.field)
+        modes = list(dict.fromkeys(MODES[group.setting.mode].label for group in together))
+        names = f"{', '.join(modes[:-1])} and {modes[-1]}" if len(modes) > 1 else modes[0]
+        title = f"{names}, {together[0].setting.description}, {seeds_of(together)}"
         name = named(f"modes_{place}", view)
         plots.append(Plot(name, title, together, list(by_epoch.items())))
         name = named(f"modes_accuracy_{place}", view)
-        x_label = "Accuracy on clean images"
-        plots.append(Plot(name, title, together, list(by_accuracy.items()), x_label))
+        plots.append(Plot(name, title, together, list(by_error.items()), ERROR_LABEL))
     return plots
 
 
-def accuracy_curves(style: Style, lines: tuple[Line, Line], field: str) -> list[Curve]:
-    """A curve per run of the second line's rows against the accuracy of the first's, by epoch."""
-    return [
-        Curve(
-            style, [{clean[epoch].accuracy: rows[epoch] for epoch in common([clean, rows])}], field
-        )
-        for clean, rows in zip(*lines, strict=True)
-    ]
+def error_curves(style: Style, clean: Line, line: Line, field: str) -> list[Curve]:
+    """A curve per run, of the epochs of which the clean rows tell the error, in their order."""
+    curves = []
+    for known, rows in zip(clean, line, strict=True):
+        both = {epoch: rows[epoch] for epoch in common([known, rows])}
+        curves.append(Curve(style, [both], field, errors=[known]))
+    return curves
 
 
 def seeds_of(groups: list[Group]) -> str:
@@ -442,6 +465,9 @@ def centre_plots(group: Group) -> list[Plot]:
     if not lines:
         return left_out(group, "ncc", any(tables))
     blocks = layer_order(group, {layer for layer, *_ in lines})
+    if len({row.epoch for table in tables for row in table}) == 1:
+        several = [centre_layer_plot(group, tables, blocks)] if len(blocks) > 1 else []
+        return [centre_input_plot(group, tables, blocks), *several]
     panels: dict[tuple[int, str], list[Curve]] = defaultdict(list)
     for (layer, means, _, kind), line in lines.items():
         panels[blocks.index(layer), means] += centre_curves(kind, line)
@@ -456,6 +482,24 @@ def centre_plots(group: Group) -> list[Plot]:
     if len(blocks) > 1:
         plots.append(centre_layer_plot(group, tables, blocks))
     return plots
+
+
+def centre_input_plot(group: Group, tables: list[list], blocks: list[str]) -> Plot:
+    """The nearest-centre classifier and the network on each kind of test images, at one epoch."""
+    lines = collect(
+        tables,
+        lambda row: (row.layer, row.means, row.images),
+        lambda row: CENTRE_INPUTS.index(row.input),
+    )
+    drawn = []
+    for (layer, *_), line in sorted(lines.items(), key=lambda item: blocks.index(item[0][0])):
+        if common(line):
+            curves = [Curve(style, line, field) for field, style in CENTRE_STYLES.items()]
+            label = "Test accuracy\n(share of images)"
+            drawn.append((centre_panel(curves, f"{layer}\n")._replace(label=label), curves))
+    title = group.title(f"nearest-centre classifier at epoch {tables[0][0].epoch}")
+    kinds = dict(enumerate(("clean", "PGD on\nthe network", "attack on\nthe classifier")))
+    return Plot(group.file_name("ncc"), title, [group], drawn, "Test images", kinds)
 
 
 def centre_layer_plot(group: Group, tables: list[list], blocks: list[str]) -> Plot:

@@ -33,7 +33,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from figures import DISTANCE_PANELS, EPOCH_PANELS, Panel, Plot, Style, all_plots
+from figures import DISTANCE_PANELS, EPOCH_PANELS, ERROR_LABEL, Panel, Plot, Style, all_plots
 from files import atomic_open
 from flags import Parser
 from groups import (
@@ -63,7 +63,7 @@ from records import (
     radius_of,
 )
 from steps import MODES
-from tables import with_spread
+from tables import markdown, with_spread
 from utils import InputError, logger, run_script
 
 LR_DROP = Style("learning-rate drop", "0.5", line=":")
@@ -83,6 +83,7 @@ RC: Any = {
 }
 WIDTH, PANEL_HEIGHT = 5.5, 1.45  # inches; the width of a column of text
 MARKERS_PER_LINE = 12
+JOINED_WIDTH = 0.3
 TITLE_WIDTH, LEGEND_WIDTH, X_WIDTH = 100, 105, 40  # characters
 TITLED_HEIGHT, NAMES_HEIGHT = 0.35, 0.3  # inches, of titles of panels and names of blocks
 LEGEND_LINES = 9  # that the place of one panel holds
@@ -145,9 +146,9 @@ def main() -> None:
                 figure.savefig(content, format=kind)
                 write(args.out / f"{plot.name}.{kind}", content.getvalue())
     if args.table:
-        markdown, table = tables(groups, view)
-        logger.info(markdown)
-        write(args.out / "table.md", markdown.encode())
+        words, table = tables(groups, view)
+        logger.info(words)
+        write(args.out / "table.md", words.encode())
         write(args.out / "table.csv", table.encode())
 
 
@@ -242,8 +243,10 @@ def draw(plot: Plot) -> Figure:
     figure.suptitle(wrapped(plot.title), fontsize=7.5)
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for ax, (panel, curves) in zip(axes, plot.panels, strict=False):
-        for style, line, field in curves:
-            draw_line(ax, style, average(line, field), panel.scale)
+        points = [curve.points() for curve in curves]
+        densest = max(len(x) for x, *_ in points)
+        for curve, values in zip(curves, points, strict=True):
+            draw_line(ax, curve.style, values, panel.scale, densest)
         finish_x_axis(ax, plot)
         finish_y_axis(ax, panel)
         for epoch in drops:
@@ -270,12 +273,18 @@ def handle(style: Style) -> Line2D:
     return line
 
 
-def draw_line(ax: Axes, style: Style, values: tuple, scale: str) -> None:
-    """A line with a dozen markers or so, and its band of one standard deviation."""
+def draw_line(ax: Axes, style: Style, values: tuple, scale: str, densest: int) -> None:
+    """A line with a dozen markers or so, and its band of one standard deviation.
+
+    Where others of the panel have points in between, or there are two points alone, it is thin: it
+    joins what was measured, and tells nothing of the course between.
+    """
     x, mean, std = values
     step = math.ceil(len(x) / MARKERS_PER_LINE)
     line = handle(style)
     line.set_data(x, mean)
+    if len(x) < max(3, densest / 2):
+        line.set_linewidth(JOINED_WIDTH)
     # Lines that coincide take turns, so that each shows its markers.
     line.set_markevery((len(ax.lines) * step // len(INPUTS) % step, step))
     ax.add_line(line)
@@ -295,11 +304,16 @@ def wrapped(title: str) -> str:
 
 def crowded(plot: Plot) -> bool:
     """Whether the names on the x axis need a slant."""
-    return sum(len(name) + 2 for name in (plot.x_names or {}).values()) > X_WIDTH
+    names = (plot.x_names or {}).values()
+    return sum(max(map(len, name.split("\n"))) + 2 for name in names) > X_WIDTH
 
 
 def finish_x_axis(ax: Axes, plot: Plot) -> None:
     ax.autoscale_view()
+    if plot.x_label == ERROR_LABEL:
+        ax.set_xscale("log")
+        ax.invert_xaxis()
+        return
     if plot.x_names is None:
         epochs = plot.x_label == "Epoch"
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=epochs, min_n_ticks=1))
@@ -355,13 +369,12 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
     metrics = [(panel.name, panel.field) for panel in EPOCH_PANELS + DISTANCE_PANELS]
     metrics += [(f"{p.name} of W", p.classifier) for p in EPOCH_PANELS if p.classifier]
     place = ("input", "split", "images", "attack_epsilon", "epoch")
-    markdown, content = [], io.StringIO(newline="")
+    parts, content = [], io.StringIO(newline="")
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow([*Setting._fields, "seeds", *place, "metric", "mean", "std", "differs"])
     for group in groups:
-        markdown += [f"**{group.title()}**", ""]
         heads = ("input", "split", "images", "epsilon", "epoch", *(name for name, _ in metrics))
-        markdown += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+        rows = []
         seeds = " ".join(str(run.seed) for run in group.runs)
         for (split, kind, images, radius), line in table_lines(group, view).items():
             epoch, attack = common(line)[-1], radius_in_words(radius, group.setting.dataset)
@@ -372,9 +385,9 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
                 numbers = ["" if math.isnan(value) else value for value in (mean, std)]
                 row = [kind, split, images or "", radius or "", epoch, name, *numbers]
                 writer.writerow([*group.setting, seeds, *row, in_words(group.differs)])
-            markdown.append(f"| {' | '.join(cells)} |")
-        markdown.append("")
-    return "\n".join([*markdown, NC1_DEFINITION, ""]), content.getvalue()
+            rows.append(cells)
+        parts.append(f"**{group.title()}**\n\n{markdown(heads, rows)}")
+    return "\n".join([*parts, f"{NC1_DEFINITION}\n"]), content.getvalue()
 
 
 def table_lines(group: Group, view: View) -> dict[tuple[str, str, int, float], Line]:

@@ -35,17 +35,23 @@ from claims import (
     MART,
     ST,
     Run,
-    finding_row,
-    findings_in_words,
     judge,
     read_runs,
-    summary_in_words,
 )
 from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
 from networks import Network, build_model, weight_bytes
 from records import EpochSummary, Record
+from report import (
+    blocks_in_words,
+    centres_in_words,
+    finding_row,
+    findings_in_words,
+    radii_in_words,
+    summary_in_words,
+)
 from steps import MODES
+from tables import markdown
 from utils import InputError, Stopped, logger, run_script, select_device, set_precision
 
 CODE = Path(__file__).resolve().parent
@@ -123,7 +129,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         choices=CLAIMS,
         metavar="CLAIM",
-        help="the runs and the report of these claims alone, 1 to 7",
+        help="what these claims need alone, 1 to 7; the report is on all that has been run",
     )
     parser.add_argument(
         "--data-dir",
@@ -285,12 +291,13 @@ def dataset_of(args: argparse.Namespace, experiment: Experiment) -> str:
 
 
 def attack_of(dataset: str, norm: str) -> dict[str, float]:
-    """Radius and step where they are not the defaults of train.py."""
+    """Radius, step and noise where they are not the defaults; the noise is as large as l_inf's."""
     if dataset == "mnist":
-        return {"epsilon": 0.2, "pgd_alpha": 0.05}
+        return {"epsilon": 0.2, "pgd_alpha": 0.05, "noise_level": 0.2 * 255}
     if dataset == "digits":
-        radius, step = PUBLISHED_ATTACKS[norm]
-        return {"epsilon": DIGITS_RADIUS * radius, "pgd_alpha": DIGITS_RADIUS * step}
+        radius, step = (DIGITS_RADIUS * published for published in PUBLISHED_ATTACKS[norm])
+        noise = DIGITS_RADIUS * PUBLISHED_ATTACKS["l_inf"][0]
+        return {"epsilon": radius, "pgd_alpha": step, "noise_level": noise}
     return {}
 
 
@@ -401,19 +408,18 @@ def model_bytes(name: str) -> int:
 
 def cost_table(planned: list[Planned]) -> str:
     """Markdown: passes of an image forward and backward, and disk, of each experiment's runs."""
-    heads = ("mode", "model", "norm", "data", "runs", "passes (million)", "disk (GiB)")
-    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- | ---: | ---: | ---: |"]
-    rows: dict[tuple, list[Planned]] = {}
+    alike: dict[tuple, list[Planned]] = {}
     for one in planned:
         it = one.experiment
         place = (MODES[it.mode].label, it.model, it.norm, one.run["dataset"])
-        rows.setdefault(place, []).append(one)
-    for place, runs in [*rows.items(), (("all", "", "", ""), planned)]:
+        alike.setdefault(place, []).append(one)
+    rows = []
+    for place, runs in [*alike.items(), (("all", "", "", ""), planned)]:
         passes = sum(work_of(one, *images_of(one)) for one in runs) / 1e6
         disk = sum(map(disk_of, runs)) / 2**30
-        cells = (*place, str(len(runs)), f"{passes:.1f}", f"{disk:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((*place, str(len(runs)), f"{passes:.1f}", f"{disk:.1f}"))
+    heads = ("mode", "model", "norm", "data", "runs", "passes (million)", "disk (GiB)")
+    return markdown(heads, rows, words=4)
 
 
 def tell_cost(planned: list[Planned]) -> list[float]:
@@ -513,22 +519,32 @@ def is_as_planned(planned: Planned) -> bool:
     return not differing and progress(planned) == 1
 
 
+# Files of the report beside claims.md, with their headings.
+REPORT_TABLES = {
+    "summary.md": ("After the last epoch", summary_in_words),
+    "blocks.md": ("Blocks, after the last epoch", blocks_in_words),
+    "centres.md": ("Nearest-centre classifiers, after the last epoch", centres_in_words),
+    "radii.md": ("PGD of several radii, after the last epoch", radii_in_words),
+}
+
+
 def write_report(args: argparse.Namespace, planned: list[Planned]) -> None:
-    """claims, figures, table and runs, of those that are whole, into reproduction/SCALE/."""
+    """claims, tables, figures and runs, of those that are whole, into reproduction/SCALE/."""
     out = args.out / args.scale
     runs = read_runs([one.folder for one in planned if is_as_planned(one)])
     if not runs:
         raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
-    findings = judge(runs, args.only or CLAIMS)
+    findings = judge(runs)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for run in runs:
         run.folder.copy_tables(out / "runs")
     write(out / "claims.csv", to_csv([finding_row(finding) for finding in findings]))
     write(out / "runs.csv", to_csv([run_row(run) for run in runs]))
-    words_ = findings_in_words(findings)
-    write(out / "claims.md", f"# The claims, at the {args.scale} scale\n\n{words_}")
-    write(out / "summary.md", f"# After the last epoch\n\n{summary_in_words(runs)}")
-    logger.info(words_)
+    claims = findings_in_words(findings)
+    write(out / "claims.md", f"# The claims, at the {args.scale} scale\n\n{claims}")
+    for name, (heading, in_words) in REPORT_TABLES.items():
+        write(out / name, f"# {heading}\n\n{in_words(runs)}")
+    logger.info(claims)
     drawn = [str(run.folder.path) for run in runs if run.records]
     code = Child().run(["plot.py", *drawn, "--out", str(out / "figures"), "--table"])
     if code:
@@ -580,13 +596,16 @@ def main() -> None:
             print(" && ".join(shlex.join(python + command) for command in one.commands))
         return
     if args.cost:
-        print(cost_table(planned))
+        print(cost_table(planned), end="")
         return
     failed: list[Planned] = []
     if not args.report:
         expected = tell_cost(planned)
         failed = run_all(planned, expected)
-    write_report(args, [one for one in planned if one not in failed])
+    # On all claims, whichever were asked for: what other calls have run stays in the report.
+    everything = plan(argparse.Namespace(**vars(args) | {"only": None}))
+    left_out = {one.folder for one in failed}
+    write_report(args, [one for one in everything if one.folder not in left_out])
     if failed:
         names = "; ".join(one.name for one in failed)
         raise InputError(f"{len(failed)} of {len(planned)} runs failed: {names}")

@@ -12,7 +12,7 @@ FLOORS = (
     {"steps", "run_folder", "measure", "tables"},
     {"flags", "cuda_graphs", "layers"},
     {"training", "groups", "claims", "parts"},
-    {"figures"},
+    {"figures", "report"},
     {"train", "eval", "plot", "compare_published"},
     {"reproduce"},
 )

@@ -423,8 +423,8 @@ class TestFigures:
         groups = groups_of(*(make_run(mode=mode) for mode in modes))
         [figure] = figures.distance_plots(groups, View())
         for _, lines in figure.panels:
-            assert [style.label for style, _, _ in lines] == ["AT", "TRADES (frozen)", "MART"]
-            assert len({(style.color, style.marker) for style, _, _ in lines}) == 3
+            assert [curve.style.label for curve in lines] == ["AT", "TRADES (frozen)", "MART"]
+            assert len({(curve.style.color, curve.style.marker) for curve in lines}) == 3
 
     def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
         path = make_run(inputs=(*NOISY, "targeted"))
@@ -595,7 +595,7 @@ class TestPerturbed:
             [distance] = figures.distance_plots([group], view)
             assert distance.title.startswith(f"Class means, clean to {name}; cifar, vgg11bn, l_inf")
             for panel, curves in [epochs.panels[0], *distance.panels]:
-                heights = average(*curves[-1][1:])[1] if panel.name else None
+                heights = curves[-1].points()[1] if panel.name else None
                 assert set(heights) == {value}
 
     @pytest.mark.parametrize(
@@ -637,10 +637,13 @@ class TestPerturbed:
         for drawn, runs in ((by_epoch, [at, trades]), (by_accuracy, [at, at, trades])):
             for _, curves in drawn.panels:
                 assert [curve.style.label for curve in curves] == runs
-        # The images seen in training lie at the accuracy of the clean ones of the same epoch.
-        panel, curves = by_accuracy.panels[1]
-        x_y = [dict(zip(*average(curve.line, panel.field)[:2], strict=True)) for curve in curves]
-        assert x_y == [{share * e: 0.5 + e for e in range(3)} for share in (0.5, 0.4, 0.2)]
+        assert by_epoch.title.startswith("AT and TRADES (frozen), cifar")
+        # The images seen in training lie at the error on the clean ones of the same epoch, in the
+        # order of the epochs; an error of 0 at half of the 100 images.
+        for curve, share in zip(by_accuracy.panels[1][1], (0.5, 0.4, 0.2), strict=True):
+            x, mean, _ = curve.points()
+            np.testing.assert_allclose(x, [max(1 - share * e, 0.005) for e in range(3)])
+            assert mean.tolist() == [0.5, 1.5, 2.5]
 
     def test_perturbed_images_without_clean_ones_have_no_accuracy_to_be_drawn_against(self, here):
         paths = [make_run(mode=mode, inputs=("seen",)) for mode in ("pgd_train", "pgd_train_MART")]
@@ -955,8 +958,8 @@ class TestCentres:
         for _, curves in figure.panels:
             for centres, network in zip(curves[::2], curves[1::2], strict=True):
                 assert (centres.style.line, network.style.line) == ("-", "--")
-                np.testing.assert_allclose(average(*centres[1:])[1], [0, 0.4])
-                np.testing.assert_allclose(average(*network[1:])[1], [0.1, 0.1])
+                np.testing.assert_allclose(centres.points()[1], [0, 0.4])
+                np.testing.assert_allclose(network.points()[1], [0.1, 0.1])
         assert figure.title.endswith("; n = 40 test images")
 
     def test_a_panel_for_each_layer_and_means_and_a_figure_against_the_layers(self, here):
@@ -972,15 +975,26 @@ class TestCentres:
             f"means of 100 {means} training images" for means in ("clean", "PGD")
         ]
         for _, curves in by_layer.panels:
-            x, mean, _ = average(*curves[0][1:])
+            x, mean, _ = curves[0].points()
             np.testing.assert_allclose((x, mean), ([0, 1, 2, 3], [0.4, 0.41, 0.42, 0.43]))
         assert "by layer at epoch 2" in by_layer.title
+
+    def test_of_one_epoch_the_kinds_of_images_are_beside_each_other(self, here):
+        [figure] = [f for f in group_plots(group_of(self.run(epochs=(2,)))) if "_ncc" in f.name]
+        assert list(figure.x_names) == [0, 1, 2] and "at epoch 2" in figure.title
+        assert [panel.title for panel, _ in figure.panels] == [
+            f"features\nmeans of 100 {means} training images" for means in ("clean", "PGD")
+        ]
+        assert labels(figure) == ["nearest class mean", "network"]
+        for _, (centres, network) in figure.panels:
+            assert [v.tolist() for v in centres.points()[:2]] == [[0, 1, 2], [0.4] * 3]
+            assert network.points()[1].tolist() == [0.1] * 3
 
     def test_autoattack_is_a_mark_beside_the_network(self, here):
         [figure] = [f for f in group_plots(group_of(self.run(autoattack=True))) if "_ncc" in f.name]
         for _, curves in figure.panels:
             assert curves[-1].style.label == "AutoAttack: network"
-            assert [v.tolist() for v in average(*curves[-1][1:])[:2]] == [[2], [0.125]]
+            assert [v.tolist() for v in curves[-1].points()[:2]] == [[2], [0.125]]
 
 
 class TestEpsilons:
@@ -1025,7 +1039,7 @@ class TestEpsilons:
         paths += [self.run("pgd_train_TRADES", seed=s) for s in (1, 2)]
         figure = self.one(*paths)
         assert labels(figure) == ["ST, epsilon 8", "AT, epsilon 4", "TRADES (frozen), epsilon 8"]
-        _, mean, std = average(*figure.panels[0][1][0][1:])
+        _, mean, std = figure.panels[0][1][0].points()
         assert (mean[0], std[0]) == pytest.approx((0.2, math.sqrt(0.02)))
         assert "seeds 1, 2; " in figure.title
         looks = {(curve.style.marker, curve.style.line) for curve in figure.panels[0][1]}
@@ -1059,12 +1073,12 @@ class TestEpsilons:
     def test_it_follows_the_split(self, here, split, names):
         figure = self.one(self.run(), view=View(split))
         assert labels(figure) == names and figure.name.endswith(f"_{split}")
-        assert average(*figure.panels[0][1][-1][1:])[1][0] == 0.05
+        assert figure.panels[0][1][-1].points()[1][0] == 0.05
 
     def test_clean_images_of_another_number_are_no_point_of_the_line(self, here):
         rows = [record(0, "pgd", 0.5, epsilon=r, images=50) for r in self.RADII]
         figure = self.one(make_run(records=[record(0, "clean", 0.9), *rows]))
-        assert average(*figure.panels[0][1][0][1:])[0].tolist() == [4, 8, 16]
+        assert figure.panels[0][1][0].points()[0].tolist() == [4, 8, 16]
 
     def test_autoattack_is_in_the_panel_of_the_accuracy(self, here):
         path = self.run()
@@ -1073,7 +1087,7 @@ class TestEpsilons:
         write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
         figure = self.one(path)
         assert labels(figure) == ["ST", "ST: AutoAttack, test"]
-        x, mean, _ = average(*figure.panels[0][1][-1][1:])
+        x, mean, _ = figure.panels[0][1][-1].points()
         assert (x.tolist(), mean.tolist()) == ([4, 8], [0.04, 0.08])
         assert figure.title.endswith("; n = 100 training and 40 test images")
 

@@ -14,6 +14,7 @@ from test_scripts import rows
 import claims
 import eval as eval_script
 import plot
+import report
 import reproduce
 import train
 from claims import AT, BATCH, CRITERIA, FROZEN, MART, ST, judge, read_runs
@@ -96,7 +97,7 @@ def test_what_is_missing_is_not_measured(here):
 
 def test_the_words_tell_what_was_measured_and_once_what_was_not(here):
     paths = [make_run(ST, clean__nc1=(80.0, 2.0)), make_run(AT, model="PreActResNet18")]
-    lines = claims.findings_in_words(claims.judge(claims.read_runs(paths))).splitlines()
+    lines = report.findings_in_words(claims.judge(claims.read_runs(paths))).splitlines()
     fall = [line for line in lines if line.startswith("| ST: NC1, first epoch over last")]
     assert [line.split(" | ")[1] for line in fall] == ["cifar, vgg11bn, l_inf, epsilon 8"]
     [nowhere] = [line for line in lines if "under the attack on it" in line]
@@ -151,6 +152,16 @@ def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
     assert (
         found["MART, an addition: PGD accuracy on test images, less AT's"].verdict == "not measured"
     )
+    # Epochs of AT that are equally near count as their mean.
+    tied = make_run(
+        AT,
+        epochs=(0, 4, 5, 9),
+        clean__nc1=(100.0, 8.0, 4.0, 2.0),
+        clean__accuracy=(0.2, 0.8, 0.82, 1.0),
+    )
+    both = findings(tied, trades, claim=5)
+    equal = both[f"{name}: the same against AT's epoch of equal training accuracy"]
+    assert equal.values == {1: pytest.approx(16 / 6)}
     # No epoch of AT within 0.02 of the accuracy.
     other = make_run(FROZEN, 1, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.85))
     far = findings(at, other, claim=5)
@@ -169,16 +180,22 @@ def test_layers_and_centres(here):
                 0.5,
                 epoch=9,
                 split=split,
-                input="pgd",
+                input=input,
                 layer=f"b{index}",
                 index=index,
                 features=8,
                 epsilon=8.0,
-                centre_accuracy=accuracies[index] / (1 if split == "train" else 2),
+                centre_accuracy=shares[index] / (1 if split == "train" else 2),
                 clean_angle=angles[index],
+                target_centre_accuracy=0.5 if input == "targeted" else math.nan,
             )
             for split in ("train", "test")
             for index in range(4)
+            for input, shares in (
+                ("pgd", accuracies),
+                ("clean", (0.5, 0.6, 0.8, 1.0)),
+                ("targeted", (0.5, 0.4, 0.3, 0.2)),
+            )
         ]
         centres = [
             filled(
@@ -208,10 +225,36 @@ def test_layers_and_centres(here):
         "ST, PGD: angle to the clean class means in the last block, less that of the first "
         "half": 0.75,
         "AT, PGD: the same angle in the last block": 0.2,
+        "ST, PGD, training images: centre accuracy of the first half of the blocks over the clean "
+        "one": round(0.35 / 0.55, 6),
         "ST: nearest-centre test accuracy under the attack on it": 0.01,
         "AT: the same, less ST's": 0.39,
         "AT: the same, less the network's test accuracy under PGD": -0.1,
     }
+    [leap] = [f for text, f in found.items() if text.startswith("ST, targeted training images")]
+    assert (leap.values, leap.verdict) == ({1: pytest.approx(0.3)}, "holds")
+    runs = read_runs(Path("models").glob("*/*/*/*/*/*"))
+    blocks = report.blocks_in_words(runs)
+    assert blocks.count("| images | `b0` | `b1` | `b2` | `b3` |") == 2
+    share = "share nearest to their own clean training class mean"
+    assert f"| test, PGD: {share} | 0.200 | 0.150 | 0.100 | 0.025 |" in blocks.splitlines()
+    centres = report.centres_in_words(runs).splitlines()[2:]
+    robust = [line.split(" | ")[3:] for line in centres if line.startswith("| ST")]
+    assert robust == [["test, the attack on this classifier", "0.010", "0.500 |"]]
+
+
+def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
+    paths = [make_run(ST, seed) for seed in (1, 2, 3)]
+    for seed, path in zip((1, 2), paths, strict=False):
+        key = {"source": "eval", "epoch": 9, "split": "test", "input": "pgd"}
+        row = filled(Record, 0.5, **key, epsilon=2.0, accuracy=0.2 + 0.1 * seed)
+        RunFolder(path, standard=True).add([row])
+    lines = report.radii_in_words(read_runs(paths)).splitlines()[2:]
+    assert [line.split(" | ")[2:6] for line in lines] == [
+        ["2", "test", "clean", "0.500 ± 0.000"],
+        ["2", "test", "2/255", "0.350 ± 0.071"],
+        ["2", "test", "8/255", "0.500 ± 0.000"],
+    ]
 
 
 def listed(capsys, flags):
@@ -239,6 +282,14 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
     assert len(folders) == len(lines)  # no two runs share one
     planned = reproduce.plan(reproduce.parse_args(flags.split()))
     assert {one.folder for one in planned} == folders
+
+
+def test_noise_is_as_large_as_the_attack():
+    for flags, level in (("--only 2", 20), ("--only 2 --data-dir .", None)):
+        planned = reproduce.plan(reproduce.parse_args(f"--scale small {flags}".split()))
+        levels = {one.run["dataset"]: one.run.get("noise_level") for one in planned}
+        assert levels.pop("mnist") == 51  # 0.2 of 255
+        assert set(levels.values()) == {level}
 
 
 def test_only_takes_the_runs_of_a_claim():
@@ -284,7 +335,9 @@ def test_the_report_is_made_of_the_runs_and_can_be_made_again(in_process, run_sc
     assert sum("train.py" in call for call in in_process) == 4
     out = tmp_path / "reproduction/small"
     made = rows(out / "claims.csv")
-    assert {row["claim"] for row in made} == {"1", "4"}
+    # Claims that were not asked for are told too, as far as the runs go.
+    assert {row["claim"] for row in made} == {str(number) for number in claims.CLAIMS}
+    assert {row["verdict"] for row in made if row["claim"] in "67"} == {"not measured"}
     assert all(row["seeds"] == "4 5" for row in made if row["verdict"] != "not measured")
     assert {row["epochs"] for row in rows(out / "runs.csv")} == {"2 of 2"}
     assert {row["train_images"] for row in rows(out / "runs.csv")} == {"20"}
@@ -303,6 +356,19 @@ def test_the_report_is_made_of_the_runs_and_can_be_made_again(in_process, run_sc
     assert run_script(reproduce, f"{SHORT} --seeds 4 5 --report --models-dir {out}/runs")[0] == 0
     assert [call.split()[0] for call in in_process] == ["plot.py"]
     assert (out / "claims.csv").read_bytes() == before
+
+
+def test_a_call_for_one_claim_keeps_what_others_have_run_in_the_report(in_process, run_script):
+    flags = "--scale small --epochs 2 --limit-train 20 --limit-test 10 --seeds 4"
+    assert run_script(reproduce, f"{flags} --only 4")[0] == 0
+    assert [row["mode"] for row in rows("reproduction/small/runs.csv")] == ["pgd_train"]
+    in_process.clear()
+    assert run_script(reproduce, f"{flags} --only 1")[0] == 0
+    assert not any("pgd_train" in call for call in in_process if "plot.py" not in call)
+    modes = [row["mode"] for row in rows("reproduction/small/runs.csv")]
+    assert sorted(modes) == ["pgd_train", "std_train"]
+    by_claim = {row["claim"]: row["verdict"] for row in rows("reproduction/small/claims.csv")}
+    assert by_claim["1"] != "not measured"
 
 
 def test_a_run_that_fails_is_left_out_and_told(in_process, run_script, monkeypatch, tmp_path):
@@ -365,5 +431,5 @@ def test_bad_input_is_told_in_one_line(run_script):
 def test_a_row_of_claims_csv_has_what_names_it():
     names = [field.name for field in fields(claims.Setting)]
     finding = claims.Finding(CRITERIA[0], claims.Setting("cifar", "m", "l_2", 128.0), {1: 0.5})
-    row = claims.finding_row(finding)
+    row = report.finding_row(finding)
     assert [row[name] for name in names] == ["cifar", "m", "l_2", 128.0]

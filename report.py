@@ -1,0 +1,183 @@
+"""What the runs of a report say, as tables: verdicts, last values, blocks, nearest centres, radii.
+
+All of the last epoch of a run. A table has a line for the runs of one setting and way to train:
+mean and unbiased standard deviation over those seeds that were measured, and how many these are.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from claims import CLAIMS, Finding, Run
+from groups import radius_in_words
+from inputs import INPUTS
+from records import ADAPTIVE, CENTRE_INPUTS, SPLITS
+from steps import MODES
+from tables import markdown, mean_and_std, with_spread
+
+
+def finding_row(finding: Finding) -> dict[str, Any]:
+    """A line of claims.csv."""
+    setting = finding.setting
+    return {
+        "claim": finding.criterion.claim,
+        "criterion": finding.criterion.text,
+        "dataset": setting.dataset,
+        "model": setting.model,
+        "norm": setting.norm,
+        "epsilon": setting.epsilon,
+        "bound": finding.criterion.bound,
+        "added_later": finding.criterion.later,
+        "mean": "" if math.isnan(finding.mean) else finding.mean,
+        "std": "" if math.isnan(finding.std) else finding.std,
+        "seeds": " ".join(map(str, finding.values)),
+        "values": " ".join(map(repr, finding.values.values())),
+        "verdict": finding.verdict,
+    }
+
+
+def findings_in_words(findings: list[Finding]) -> str:
+    """claims.md: a heading and a table for each claim.
+
+    A criterion that was not measured in a setting has no line for it, and one line if in none.
+    """
+    told = {finding.criterion for finding in findings if finding.values}
+    parts = []
+    for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
+        rows = []
+        for finding in findings:
+            criterion = finding.criterion
+            if criterion.claim != claim or (not finding.values and criterion in told):
+                continue
+            told.add(criterion)
+            rows.append(
+                (
+                    criterion.text + (" (added later)" if criterion.later else ""),
+                    str(finding.setting) if finding.values else "-",
+                    criterion.bound,
+                    with_spread(finding.mean, finding.std, ".4g", ".3g"),
+                    str(len(finding.values) or "-"),
+                    finding.verdict,
+                )
+            )
+        heads = ("criterion", "setting", "bound", "measured", "seeds", "verdict")
+        parts.append(f"## Claim {claim}: {CLAIMS[claim]}\n\n{markdown(heads, rows, words=3)}")
+    return "\n".join(parts)
+
+
+# Columns of summary.md: a field of Record, its name, and how it is written.
+SUMMARY = (
+    ("accuracy", "accuracy", ".3f"),
+    ("nc1", "NC1", ".2f"),
+    ("nc2_norm_activation", "NC2 norm", ".3f"),
+    ("nc2_angle_activation", "NC2 angle", ".3f"),
+    ("nc3", "NC3", ".3f"),
+    ("nc4", "NC4", ".3f"),
+    ("clean_angle", "angle to clean means", ".3f"),
+)
+
+
+def alike(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs of each setting and way to train, in the order of the first."""
+    found: dict[tuple, list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.setting, run.mode), []).append(run)
+    return list(found.values())
+
+
+def over_seeds(values: Iterable[float], form: str) -> str:
+    return with_spread(*mean_and_std(list(values)), form)
+
+
+def summary_in_words(runs: list[Run]) -> str:
+    """summary.md: the metrics of every kind of input."""
+    rows = []
+    for group in alike(runs):
+        for split in SPLITS:
+            for input, kind in INPUTS.items():
+                number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group)
+                if number:
+                    cells = [
+                        over_seeds((run.last(input, field, split) for run in group), form)
+                        for field, _, form in SUMMARY
+                    ]
+                    rows.append((*named(group), str(number), f"{split}, {kind.label}", *cells))
+    heads = ("trained", "setting", "seeds", "images", *(name for _, name, _ in SUMMARY))
+    return markdown(heads, rows, words=4)
+
+
+def named(group: list[Run]) -> tuple[str, str]:
+    return MODES[group[0].mode].label, str(group[0].setting)
+
+
+# Lines of blocks.md: a kind of input and a field of LayerRecord.
+BLOCK_LINES = (
+    ("clean", "centre_accuracy", "share nearest to their own clean training class mean", ".3f"),
+    ("pgd", "centre_accuracy", "share nearest to their own clean training class mean", ".3f"),
+    ("targeted", "centre_accuracy", "share nearest to their own clean training class mean", ".3f"),
+    (
+        "targeted",
+        "target_centre_accuracy",
+        "share nearest to their target's clean training class mean",
+        ".3f",
+    ),
+    ("pgd", "clean_angle", "angle to the clean training class means", ".2f"),
+    ("clean", "nc1", "NC1", ".3g"),
+    ("pgd", "nc1", "NC1", ".3g"),
+)
+
+
+def blocks_in_words(runs: list[Run]) -> str:
+    """blocks.md: a table for each way to train, its columns the blocks in forward order."""
+    parts = []
+    for group in alike(runs):
+        measured = [run for run in group if run.by_layer("clean", "nc1")]
+        if not measured:
+            continue
+        rows = []
+        for split in SPLITS:
+            for input, field, metric, form in BLOCK_LINES:
+                lines = [run.by_layer(input, field, split) for run in measured]
+                if all(lines) and not math.isnan(lines[0][0]):
+                    cells = [over_seeds(values, form) for values in zip(*lines, strict=True)]
+                    rows.append((f"{split}, {INPUTS[input].label}: {metric}", *cells))
+        heads = ("images", *(f"`{name}`" for name in measured[0].by_layer("clean", "layer")))
+        seeds = f"{len(measured)} seed{'s' * (len(measured) > 1)}"
+        title = ", ".join((*named(group), seeds))
+        parts.append(f"## {title}\n\n{markdown(heads, rows)}")
+    return "\n".join(parts)
+
+
+def centres_in_words(runs: list[Run]) -> str:
+    """centres.md: test accuracy of the nearest clean class mean, and of the network."""
+    rows = []
+    for group in alike(runs):
+        for input in CENTRE_INPUTS:
+            label = "the attack on this classifier" if input == ADAPTIVE else INPUTS[input].label
+            measured = [run for run in group if not math.isnan(run.centre_accuracy(input))]
+            cells = [
+                over_seeds((run.centre_accuracy(input, field) for run in measured), ".3f")
+                for field in ("ncc_accuracy", "network_accuracy")
+            ]
+            if measured:
+                rows.append((*named(group), str(len(measured)), f"test, {label}", *cells))
+    heads = ("trained", "setting", "seeds", "images", "nearest class mean", "network")
+    return markdown(heads, rows, words=4)
+
+
+def radii_in_words(runs: list[Run]) -> str:
+    """radii.md: accuracy and NC1 under PGD of several radii, clean images in front."""
+    rows = []
+    for group in alike(runs):
+        for split in SPLITS:
+            tables = [table for run in group if len(table := run.by_radius(split)) > 2]
+            for radius in sorted(set.intersection(*map(set, tables))) if tables else ():
+                told = radius_in_words(radius, group[0].setting.dataset) if radius else "clean"
+                cells = [
+                    over_seeds((getattr(table[radius], field) for table in tables), form)
+                    for field, form in (("accuracy", ".3f"), ("nc1", ".2f"), ("clean_angle", ".3f"))
+                ]
+                mode, setting = named(group)
+                rows.append((mode, setting, str(len(tables)), split, told, *cells))
+    heads = ("trained", "setting", "seeds", "images", "PGD of", "accuracy", "NC1")
+    return markdown((*heads, "angle to clean means"), rows, words=5)
