@@ -47,7 +47,7 @@ def input_style(name: str) -> Style:
 
 def mode_style(name: str) -> Style:
     mode = MODES[name]
-    return Style(mode.label, mode.color, mode.marker or "o", line=mode.line)
+    return Style(mode.label, mode.color, mode.marker)
 
 
 def split_style(style: Style, split: str) -> Style:
@@ -61,8 +61,9 @@ def split_style(style: Style, split: str) -> Style:
 
 CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
 AUTOATTACK = Style("AutoAttack, test", "#332288", "p", 6, "none")
-# Of further lines of one training mode in one figure; small and hollow, they are seen on others.
+# Of further lines of one training mode in one figure.
 MORE_MARKERS = "sDov^ph"
+MORE_COLORS = ("#44AA99", "#DDCC77", "#88CCEE", "#661100", "#6699CC", "0.3", "0.6")
 
 
 class Panel(NamedTuple):
@@ -122,8 +123,6 @@ CENTRE_STYLES = {  # by field, in figures of one epoch
     "ncc_accuracy": Style("nearest class mean", "#332288", "o", line="none"),
     "network_accuracy": Style("network", "black", "s", line="none", fill="white"),
 }
-# Of the modes in one figure where dashes tell test images: Tol's, none of them an input's.
-COLORS = ("#882255", "#117733", "#332288", "#999933", "#AA4499", "#44AA99", "#DDCC77")
 
 
 # Of figures against the accuracy; it falls to the right, as training goes on.
@@ -306,8 +305,7 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
         if len(together) < 2:
             continue
         found = []
-        for i, (style, group) in enumerate(zip(mode_styles(together), together, strict=True)):
-            style = style._replace(color=COLORS[i % len(COLORS)], line="-")
+        for style, group in zip(mode_styles(together), together, strict=True):
             shown = group.shown(view)
             for of, line in shown.items():
                 if of.input == "clean" or of.input in PERTURBED:
@@ -358,8 +356,9 @@ def mode_styles(groups: list[Group]) -> list[Style]:
     for group, differs in zip(groups, differences(flags), strict=True):
         style, number = mode_style(group.setting.mode), seen[group.setting.mode]
         if number:
-            marker = MORE_MARKERS[(number - 1) % len(MORE_MARKERS)]
-            style = style._replace(marker=marker, size=2, fill="white")
+            place = sum(max(count - 1, 0) for count in seen.values())
+            marker, color = (names[place % len(names)] for names in (MORE_MARKERS, MORE_COLORS))
+            style = style._replace(marker=marker, color=color)
         seen[group.setting.mode] += 1
         seeds = group.seeds if len({group.seeds for group in groups}) > 1 else ""
         label = ", ".join(filter(None, (style.label, in_words(differs), seeds)))
@@ -383,8 +382,7 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
         together = [group for group, _ in found]
         epochs = set.intersection(*({epoch for _, _, epoch in lines} for _, lines in found))
         panels: dict[Panel, list[Curve]] = {panel: [] for panel in EPSILON_PANELS}
-        for i, (style, (group, lines)) in enumerate(zip(mode_styles(together), found, strict=True)):
-            style = style._replace(color=COLORS[i % len(COLORS)], line="-")
+        for style, (group, lines) in zip(mode_styles(together), found, strict=True):
             own = max(epochs or {epoch for _, _, epoch in lines})
             if not epochs:
                 style = style._replace(label=f"{style.label}, epoch {own}")

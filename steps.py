@@ -211,8 +211,8 @@ class TrainingMode:
 
     step: (learner, images, labels) -> Step.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
-    short, label, color, marker, line: in the names of figures and in their legends. Greys, so that
-        no mode is taken for a kind of input.
+    short, label, color, marker: in the names of figures and in their legends. The colours are
+        Tol's, none of them an input's.
     flags: those of --restarts and the like that it reads, and most modes do not.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
@@ -220,9 +220,8 @@ class TrainingMode:
     step: Callable[[Learner, Tensor, Tensor], Step]
     short: str
     label: str
-    color: str = "black"
-    marker: str = ""
-    line: str = "-"
+    color: str
+    marker: str
     adversary: bool = True
     flags: tuple[str, ...] = ()
     trades_bn: str = "frozen"
@@ -230,22 +229,26 @@ class TrainingMode:
 
 # Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
 MODES: dict[str, TrainingMode] = {
-    "std_train": TrainingMode(standard_step, "st", "ST", adversary=False),
-    "pgd_train": TrainingMode(adversarial_step, "at", "AT", marker="<", flags=("restarts",)),
+    "std_train": TrainingMode(standard_step, "st", "ST", "#882255", "o", adversary=False),
+    "pgd_train": TrainingMode(
+        adversarial_step,
+        *("at", "AT", "#117733", "<"),
+        flags=("restarts",),
+    ),
     "pgd_train_TRADES": TrainingMode(
         partial(trades_step, frozen=True),
-        *("trades", "TRADES (frozen)", "0.35", "X", "--"),
+        *("trades", "TRADES (frozen)", "#332288", "X"),
         flags=("trades_beta",),
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         partial(trades_step, frozen=False),
-        *("trades_batch", "TRADES (batch)", "0.6", ">", "-."),
+        *("trades_batch", "TRADES (batch)", "#999933", ">"),
         flags=("trades_beta",),
         trades_bn="batch",
     ),
     "pgd_train_MART": TrainingMode(
         mart_step,
-        *("mart", "MART", "0.5", "*"),
+        *("mart", "MART", "#AA4499", "*"),
         flags=("restarts", "mart_lambda"),
     ),
 }
