@@ -24,7 +24,7 @@ from groups import (
     unit_of,
 )
 from inputs import INPUTS
-from records import ADAPTIVE, CENTRE_INPUTS, SPLITS, LayerRecord, radius_of
+from records import ADAPTIVE, CENTRE_INPUTS, CENTRE_LABELS, SPLITS, LayerRecord, radius_of
 from steps import MODES
 from utils import logger
 
@@ -40,7 +40,7 @@ class Style(NamedTuple):
 
 def input_style(name: str) -> Style:
     if name == ADAPTIVE:
-        return Style("attack on this classifier", "#661100", "X")
+        return Style(CENTRE_LABELS[ADAPTIVE], "#661100", "X")
     kind = INPUTS[name]
     return Style(kind.label, kind.color, kind.marker, kind.size)
 
@@ -60,10 +60,10 @@ def split_style(style: Style, split: str) -> Style:
 
 
 CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
-AUTOATTACK = Style("AutoAttack, test", "#332288", "p", 6, "none")
+AUTOATTACK = Style("AutoAttack, test", "#44AA99", "p", 6, "none")
 # Of further lines of one training mode in one figure.
-MORE_MARKERS = "sDov^ph"
-MORE_COLORS = ("#44AA99", "#DDCC77", "#88CCEE", "#661100", "#6699CC", "0.3", "0.6")
+MORE_MARKERS = "sDv^ph"
+MORE_COLORS = ("#DDCC77", "#88CCEE", "0.3", "0.6")
 
 
 class Panel(NamedTuple):
@@ -120,47 +120,51 @@ LAYER_PANELS = (
 )
 CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
 CENTRE_STYLES = {  # by field, in figures of one epoch
-    "ncc_accuracy": Style("nearest class mean", "#332288", "o", line="none"),
-    "network_accuracy": Style("network", "black", "s", line="none", fill="white"),
+    "ncc_accuracy": Style("nearest class mean", "#6699CC", "o", line="none"),
+    "network_accuracy": Style("network", "black", "s", 7.5, line="none", fill="none"),
 }
 
 
-# Of figures against the accuracy; it falls to the right, as training goes on.
-ERROR_LABEL = "Share of clean images misclassified (log)"
+IMAGES_UNTOLD = 50_000  # for the end of the axis, where an older version did not tell how many
 
 
 class Curve(NamedTuple):
     """One line of a panel, and the field of its rows that it shows.
 
-    errors: where it is drawn against the share of clean images that are misclassified, and not
-    against its keys, the clean rows of the same run.
+    clean: of a line of one run that is drawn against the share of clean images misclassified, and
+    not against its keys: the run's clean rows.
     """
 
     style: Style
     line: Line
     field: str
-    errors: Line | None = None
+    clean: dict[Any, Any] | None = None
 
     def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Places on the x axis, means over the seeds, and unbiased deviations (NaN of one seed)."""
         x, mean, std = average(self.line, self.field)
-        if self.errors is None:
+        if self.clean is None:
             return x, mean, std
-        [rows] = self.errors
+        rows = [self.clean[epoch] for epoch in x]
         # A logarithmic axis has no place for 0: half an image.
-        least = [0.5 / (rows[epoch].images or 10_000) for epoch in x]
-        return np.maximum([1 - rows[epoch].accuracy for epoch in x], least), mean, std
+        least = [0.5 / (row.images or IMAGES_UNTOLD) for row in rows]
+        return np.maximum([1 - row.accuracy for row in rows], least), mean, std
 
 
 class Plot(NamedTuple):
-    """A figure to draw: its panels, each with its lines, and whose it is."""
+    """A figure to draw: its panels, each with its lines, and whose it is.
+
+    x_names: of the places on the x axis, where these are blocks or kinds of images.
+    x_falls: whether the x axis is logarithmic and falls to the right.
+    """
 
     name: str
     title: str
     groups: list[Group]
     panels: list[tuple[Panel, list[Curve]]]
     x_label: str = "Epoch"
-    x_names: dict[int, str] | None = None  # of the places on the x axis, where these are blocks
+    x_names: dict[int, str] | None = None
+    x_falls: bool = False
 
 
 def all_plots(groups: list[Group], view: View) -> list[Plot]:
@@ -325,7 +329,9 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
         name = named(f"modes_{place}", view)
         plots.append(Plot(name, title, together, list(by_epoch.items())))
         name = named(f"modes_accuracy_{place}", view)
-        plots.append(Plot(name, title, together, list(by_error.items()), ERROR_LABEL))
+        x_label = "Share of clean images misclassified (log)"
+        panels = list(by_error.items())
+        plots.append(Plot(name, title, together, panels, x_label, x_falls=True))
     return plots
 
 
@@ -334,7 +340,7 @@ def error_curves(style: Style, clean: Line, line: Line, field: str) -> list[Curv
     curves = []
     for known, rows in zip(clean, line, strict=True):
         both = {epoch: rows[epoch] for epoch in common([known, rows])}
-        curves.append(Curve(style, [both], field, errors=[known]))
+        curves.append(Curve(style, [both], field, known))
     return curves
 
 
@@ -451,10 +457,11 @@ def layer_plots(group: Group) -> list[Plot]:
 
 
 def centre_plots(group: Group) -> list[Plot]:
-    """Accuracy of the nearest class centre and, dashed, of the network.
+    """Accuracy of the nearest class centre and of the network.
 
-    Against epochs, for each layer and for class means of clean and of perturbed images; and where
-    several layers were measured against these. Of the seeds that were measured.
+    Against epochs, or of one epoch against the kinds of images, for each layer and for class means
+    of clean and of perturbed images; and where several layers were measured against these. Of the
+    seeds that were measured.
     """
     group = group.measured(lambda run: group.at_own_epsilon(run.ncc))
     tables = [group.at_own_epsilon(run.ncc) for run in group.runs]
@@ -463,9 +470,10 @@ def centre_plots(group: Group) -> list[Plot]:
     if not lines:
         return left_out(group, "ncc", any(tables))
     blocks = layer_order(group, {layer for layer, *_ in lines})
-    if len({row.epoch for table in tables for row in table}) == 1:
-        several = [centre_layer_plot(group, tables, blocks)] if len(blocks) > 1 else []
-        return [centre_input_plot(group, tables, blocks), *several]
+    several = [centre_layer_plot(group, tables, blocks)] if len(blocks) > 1 else []
+    epochs = {epoch for line in lines.values() for epoch in common(line)}
+    if len(epochs) == 1:
+        return [centre_input_plot(group, tables, blocks, epochs.pop()), *several]
     panels: dict[tuple[int, str], list[Curve]] = defaultdict(list)
     for (layer, means, _, kind), line in lines.items():
         panels[blocks.index(layer), means] += centre_curves(kind, line)
@@ -476,28 +484,34 @@ def centre_plots(group: Group) -> list[Plot]:
         for (place, _), curves in sorted(panels.items(), key=lambda item: item[0][0])
     ]
     title = group.title("nearest-centre classifier")
-    plots = [Plot(group.file_name("ncc"), title, [group], drawn)]
-    if len(blocks) > 1:
-        plots.append(centre_layer_plot(group, tables, blocks))
-    return plots
+    return [Plot(group.file_name("ncc"), title, [group], drawn), *several]
 
 
-def centre_input_plot(group: Group, tables: list[list], blocks: list[str]) -> Plot:
+def centre_input_plot(group: Group, tables: list[list], blocks: list[str], epoch: int) -> Plot:
     """The nearest-centre classifier and the network on each kind of test images, at one epoch."""
     lines = collect(
-        tables,
+        [[row for row in table if row.epoch == epoch] for table in tables],
         lambda row: (row.layer, row.means, row.images),
         lambda row: CENTRE_INPUTS.index(row.input),
     )
+    # The network under AutoAttack has a place of its own.
+    marks = [
+        Curve(AUTOATTACK, [{len(CENTRE_INPUTS): rows[epoch]} for rows in curve.line], curve.field)
+        for curve in autoattack_curves(group)
+        if epoch in common(curve.line)
+    ]
     drawn = []
     for (layer, *_), line in sorted(lines.items(), key=lambda item: blocks.index(item[0][0])):
         if common(line):
             curves = [Curve(style, line, field) for field, style in CENTRE_STYLES.items()]
             label = "Test accuracy\n(share of images)"
-            drawn.append((centre_panel(curves, f"{layer}\n")._replace(label=label), curves))
-    title = group.title(f"nearest-centre classifier at epoch {tables[0][0].epoch}")
-    kinds = dict(enumerate(("clean", "PGD on\nthe network", "attack on\nthe classifier")))
-    return Plot(group.file_name("ncc"), title, [group], drawn, "Test images", kinds)
+            panel = centre_panel(curves, f"{layer}\n")._replace(label=label)
+            drawn.append((panel, curves + marks))
+    title = group.title(f"nearest-centre classifier at epoch {epoch}")
+    kinds = [CENTRE_LABELS.get(kind) or INPUTS[kind].label for kind in CENTRE_INPUTS]
+    kinds += ["AutoAttack"] * bool(marks)
+    names = {place: kind.replace(" on ", " on\n") for place, kind in enumerate(kinds)}
+    return Plot(group.file_name("ncc"), title, [group], drawn, "Test images", names)
 
 
 def centre_layer_plot(group: Group, tables: list[list], blocks: list[str]) -> Plot:

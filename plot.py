@@ -13,6 +13,7 @@ import csv
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from figures import DISTANCE_PANELS, EPOCH_PANELS, ERROR_LABEL, Panel, Plot, Style, all_plots
+from figures import DISTANCE_PANELS, EPOCH_PANELS, Panel, Plot, Style, all_plots
 from files import atomic_open
 from flags import Parser
 from groups import (
@@ -230,7 +231,7 @@ def draw(plot: Plot) -> Figure:
     drops = drops if plot.x_label == "Epoch" else set()
     styles = dict.fromkeys(curve.style for _, curves in plot.panels for curve in curves)
     handles: list[Artist] = [handle(style) for style in [*styles] + [LR_DROP] * bool(drops)]
-    if any(len(group.runs) > 1 for group in plot.groups):
+    if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
         handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one std over seeds"))
     # Each entry has a handle of six characters or so beside its label.
     widest = max(len(str(handle.get_label())) for handle in handles) + 8
@@ -244,9 +245,9 @@ def draw(plot: Plot) -> Figure:
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for ax, (panel, curves) in zip(axes, plot.panels, strict=False):
         points = [curve.points() for curve in curves]
-        densest = max(len(x) for x, *_ in points)
         for curve, values in zip(curves, points, strict=True):
-            draw_line(ax, curve.style, values, panel.scale, densest)
+            others = () if curve.clean else np.concatenate([x for x, *_ in points])
+            draw_line(ax, curve.style, values, panel.scale, joined(values[0], others))
         finish_x_axis(ax, plot)
         finish_y_axis(ax, panel)
         for epoch in drops:
@@ -273,24 +274,32 @@ def handle(style: Style) -> Line2D:
     return line
 
 
-def draw_line(ax: Axes, style: Style, values: tuple, scale: str, densest: int) -> None:
+def joined(x: np.ndarray, others: Sequence[float] | np.ndarray) -> bool:
+    """Whether a line joins points between which others were measured, or two points alone."""
+    between = [place for place in others if x[0] < place < x[-1] and place not in x]
+    return len(x) == 2 or bool(between)
+
+
+def draw_line(ax: Axes, style: Style, values: tuple, scale: str, thin: bool) -> None:
     """A line with a dozen markers or so, and its band of one standard deviation.
 
-    Where others of the panel have points in between, or there are two points alone, it is thin: it
-    joins what was measured, and tells nothing of the course between.
+    thin: it joins what was measured and tells nothing of the course between; so does no line at
+    all. The deviation is that of the points alone then.
     """
     x, mean, std = values
     step = math.ceil(len(x) / MARKERS_PER_LINE)
     line = handle(style)
     line.set_data(x, mean)
-    if len(x) < max(3, densest / 2):
-        line.set_linewidth(JOINED_WIDTH)
     # Lines that coincide take turns, so that each shows its markers.
     line.set_markevery((len(ax.lines) * step // len(INPUTS) % step, step))
     ax.add_line(line)
     # On a logarithmic axis a band that reaches zero has no end: it ends a decade below its line.
     low = np.maximum(mean - std, mean / 10) if scale == "log" else mean - std
-    ax.fill_between(x, low, mean + std, color=style.color, alpha=0.2, linewidth=0)
+    if thin or style.line == "none":
+        line.set_linewidth(JOINED_WIDTH)
+        ax.vlines(x, low, mean + std, color=style.color, alpha=0.5, linewidth=1.5)
+    else:
+        ax.fill_between(x, low, mean + std, color=style.color, alpha=0.2, linewidth=0)
 
 
 def wrapped(title: str) -> str:
@@ -310,7 +319,7 @@ def crowded(plot: Plot) -> bool:
 
 def finish_x_axis(ax: Axes, plot: Plot) -> None:
     ax.autoscale_view()
-    if plot.x_label == ERROR_LABEL:
+    if plot.x_falls:
         ax.set_xscale("log")
         ax.invert_xaxis()
         return

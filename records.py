@@ -101,6 +101,7 @@ class LayerRecord:
 
 ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
 CENTRE_INPUTS = ("clean", "pgd", ADAPTIVE)  # what it is tested on
+CENTRE_LABELS = {"pgd": "PGD on the network", ADAPTIVE: "attack on this classifier"}
 
 
 @dataclass(frozen=True)

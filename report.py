@@ -11,7 +11,7 @@ from typing import Any
 from claims import CLAIMS, Finding, Run
 from groups import radius_in_words
 from inputs import INPUTS
-from records import ADAPTIVE, CENTRE_INPUTS, SPLITS
+from records import CENTRE_INPUTS, CENTRE_LABELS, SPLITS
 from steps import MODES
 from tables import markdown, mean_and_std, with_spread
 
@@ -61,7 +61,8 @@ def findings_in_words(findings: list[Finding]) -> str:
                 )
             )
         heads = ("criterion", "setting", "bound", "measured", "seeds", "verdict")
-        parts.append(f"## Claim {claim}: {CLAIMS[claim]}\n\n{markdown(heads, rows, words=3)}")
+        table = markdown(heads, rows, ("setting", "bound", "verdict"))
+        parts.append(f"## Claim {claim}: {CLAIMS[claim]}\n\n{table}")
     return "\n".join(parts)
 
 
@@ -102,25 +103,27 @@ def summary_in_words(runs: list[Run]) -> str:
                         for field, _, form in SUMMARY
                     ]
                     rows.append((*named(group), str(number), f"{split}, {kind.label}", *cells))
-    heads = ("trained", "setting", "seeds", "images", *(name for _, name, _ in SUMMARY))
-    return markdown(heads, rows, words=4)
+    heads = (*NAMED, *(name for _, name, _ in SUMMARY))
+    return markdown(heads, rows, NAMED_WORDS)
+
+
+# The first columns of the tables: the runs of a line, how many were measured, and on which images.
+NAMED = ("trained", "setting", "seeds", "images")
+NAMED_WORDS = ("setting", "images")
 
 
 def named(group: list[Run]) -> tuple[str, str]:
     return MODES[group[0].mode].label, str(group[0].setting)
 
 
-# Lines of blocks.md: a kind of input and a field of LayerRecord.
+OWN = "share nearest to their own clean training class mean"
+TARGET = "share nearest to their target's clean training class mean"
+# Lines of blocks.md: a kind of input, a field of LayerRecord, its name, and how it is written.
 BLOCK_LINES = (
-    ("clean", "centre_accuracy", "share nearest to their own clean training class mean", ".3f"),
-    ("pgd", "centre_accuracy", "share nearest to their own clean training class mean", ".3f"),
-    ("targeted", "centre_accuracy", "share nearest to their own clean training class mean", ".3f"),
-    (
-        "targeted",
-        "target_centre_accuracy",
-        "share nearest to their target's clean training class mean",
-        ".3f",
-    ),
+    ("clean", "centre_accuracy", OWN, ".3f"),
+    ("pgd", "centre_accuracy", OWN, ".3f"),
+    ("targeted", "centre_accuracy", OWN, ".3f"),
+    ("targeted", "target_centre_accuracy", TARGET, ".3f"),
     ("pgd", "clean_angle", "angle to the clean training class means", ".2f"),
     ("clean", "nc1", "NC1", ".3g"),
     ("pgd", "nc1", "NC1", ".3g"),
@@ -131,20 +134,20 @@ def blocks_in_words(runs: list[Run]) -> str:
     """blocks.md: a table for each way to train, its columns the blocks in forward order."""
     parts = []
     for group in alike(runs):
-        measured = [run for run in group if run.by_layer("clean", "nc1")]
-        if not measured:
-            continue
-        rows = []
+        rows: list[tuple[str, ...]] = []
+        names: list[str] = []
         for split in SPLITS:
             for input, field, metric, form in BLOCK_LINES:
-                lines = [run.by_layer(input, field, split) for run in measured]
-                if all(lines) and not math.isnan(lines[0][0]):
+                lines = [run.by_layer(input, field, split) for run in group]
+                lines = [values for values in lines if values and not math.isnan(values[0])]
+                if lines:
                     cells = [over_seeds(values, form) for values in zip(*lines, strict=True)]
-                    rows.append((f"{split}, {INPUTS[input].label}: {metric}", *cells))
-        heads = ("images", *(f"`{name}`" for name in measured[0].by_layer("clean", "layer")))
-        seeds = f"{len(measured)} seed{'s' * (len(measured) > 1)}"
-        title = ", ".join((*named(group), seeds))
-        parts.append(f"## {title}\n\n{markdown(heads, rows)}")
+                    label = f"{split}, {INPUTS[input].label}: {metric}"
+                    rows.append((label, str(len(lines)), *cells))
+            names = names or [f"`{row.layer}`" for row in group[0].blocks("clean", split)]
+        if rows:
+            table = markdown(("images", "seeds", *names), rows)
+            parts.append(f"## {', '.join(named(group))}\n\n{table}")
     return "\n".join(parts)
 
 
@@ -153,31 +156,31 @@ def centres_in_words(runs: list[Run]) -> str:
     rows = []
     for group in alike(runs):
         for input in CENTRE_INPUTS:
-            label = "the attack on this classifier" if input == ADAPTIVE else INPUTS[input].label
-            measured = [run for run in group if not math.isnan(run.centre_accuracy(input))]
-            cells = [
-                over_seeds((run.centre_accuracy(input, field) for run in measured), ".3f")
-                for field in ("ncc_accuracy", "network_accuracy")
-            ]
-            if measured:
-                rows.append((*named(group), str(len(measured)), f"test, {label}", *cells))
-    heads = ("trained", "setting", "seeds", "images", "nearest class mean", "network")
-    return markdown(heads, rows, words=4)
+            label = CENTRE_LABELS.get(input) or INPUTS[input].label
+            found = [row for run in group if (row := run.centre_row(input))]
+            if found:
+                cells = (
+                    over_seeds((row.ncc_accuracy for row in found), ".3f"),
+                    over_seeds((row.network_accuracy for row in found), ".3f"),
+                )
+                rows.append((*named(group), str(len(found)), f"test, {label}", *cells))
+    return markdown((*NAMED, "nearest class mean", "network"), rows, NAMED_WORDS)
 
 
 def radii_in_words(runs: list[Run]) -> str:
-    """radii.md: accuracy and NC1 under PGD of several radii, clean images in front."""
+    """radii.md: accuracy, NC1 and angle under PGD of two radii or more, clean images in front."""
     rows = []
     for group in alike(runs):
         for split in SPLITS:
-            tables = [table for run in group if len(table := run.by_radius(split)) > 2]
+            tables = [
+                table for run in group if len((table := run.by_radius(split)).keys() - {0.0}) > 1
+            ]
             for radius in sorted(set.intersection(*map(set, tables))) if tables else ():
                 told = radius_in_words(radius, group[0].setting.dataset) if radius else "clean"
                 cells = [
                     over_seeds((getattr(table[radius], field) for table in tables), form)
                     for field, form in (("accuracy", ".3f"), ("nc1", ".2f"), ("clean_angle", ".3f"))
                 ]
-                mode, setting = named(group)
-                rows.append((mode, setting, str(len(tables)), split, told, *cells))
-    heads = ("trained", "setting", "seeds", "images", "PGD of", "accuracy", "NC1")
-    return markdown((*heads, "angle to clean means"), rows, words=5)
+                rows.append((*named(group), str(len(tables)), split, told, *cells))
+    heads = (*NAMED, "PGD of", "accuracy", "NC1", "angle to clean means")
+    return markdown(heads, rows, (*NAMED_WORDS, "PGD of"))

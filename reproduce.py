@@ -5,8 +5,9 @@
     python reproduce.py --scale full                            # the paper's settings, on GPUs
     python reproduce.py --scale full --list > runs.txt          # the commands, one line per run
 
-Started again, it goes on. The report is in reproduction/SCALE/: claims.md and claims.csv, figures/
-with the table of last values, runs.csv, and runs/ with the tables of every run.
+Started again, it goes on. The report is in reproduction/SCALE/: claims.md and claims.csv, tables of
+last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/ with the tables of
+every run.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +42,7 @@ from claims import (
 )
 from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
+from groups import FREE
 from networks import Network, build_model, weight_bytes
 from records import EpochSummary, Record
 from report import (
@@ -75,7 +78,8 @@ class Experiment:
 
 # The claims that a way to train is evidence for.
 CLAIMS_OF = {ST: (1, 2, 3, 6, 7), AT: (4, 5, 6, 7), FROZEN: (5,), BATCH: (5,), MART: (5,)}
-DEEP_CLAIMS = {6, 7}  # for which blocks and nearest centres are measured
+DEEP_CLAIMS = {6, 7}  # on blocks, nearest centres and radii alone
+LAYER_CLAIMS = DEEP_CLAIMS | {3}  # for which these are measured
 SMALL = (
     Experiment(ST, seeds=3),
     Experiment(AT, seeds=2),
@@ -184,6 +188,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.list + args.cost + args.report > 1:
         parser.error("--list, --cost and --report each do one thing: give one of them")
+    if args.report and args.only:
+        parser.error("--report is on all that has been run: drop --only")
     reads_images = args.scale == "small" and args.data_dir and not args.report
     if reads_images and not args.data_dir.is_dir():
         parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
@@ -235,16 +241,17 @@ def words(flags_by_name: dict[str, Any]) -> list[str]:
     return found
 
 
-def plan(args: argparse.Namespace) -> list[Planned]:
-    """Every run that the flags ask for; first seeds first, since they answer most."""
+def plan(args: argparse.Namespace, only: Collection[int] | None) -> list[Planned]:
+    """The runs that the claims need, None: all; first seeds first, since they answer most."""
     experiments = SMALL if args.scale == "small" else FULL
-    chosen = [e for e in experiments if not args.only or set(args.only) & claims_of(e)]
+    chosen = [e for e in experiments if not only or set(only) & claims_of(e)]
     planned = []
     for place, seed in enumerate(args.seeds):
         for experiment in chosen:
             if place < experiment.seeds:
                 # On two cores what takes long is measured of one seed.
                 deep = experiment.deep and (place == 0 or args.scale == "full")
+                deep = deep and (not only or bool(LAYER_CLAIMS & set(only)))
                 planned.append(plan_run(args, replace(experiment, deep=deep), seed))
     return planned
 
@@ -271,8 +278,6 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
         "precision": args.precision,
         "models_dir": args.models_dir,
     }
-    if args.only and not DEEP_CLAIMS & set(args.only):
-        experiment = replace(experiment, deep=False)
     training = training_of(args, experiment, dataset)
     last = training["epochs"] - 1
     kept = range(0, last, 10) if args.scale == "full" else SWEPT
@@ -419,7 +424,7 @@ def cost_table(planned: list[Planned]) -> str:
         disk = sum(map(disk_of, runs)) / 2**30
         rows.append((*place, str(len(runs)), f"{passes:.1f}", f"{disk:.1f}"))
     heads = ("mode", "model", "norm", "data", "runs", "passes (million)", "disk (GiB)")
-    return markdown(heads, rows, words=4)
+    return markdown(heads, rows, ("model", "norm", "data"))
 
 
 def tell_cost(planned: list[Planned]) -> list[float]:
@@ -503,14 +508,21 @@ def run_all(planned: list[Planned], expected: list[float]) -> list[Planned]:
 # ---------------------------------------------------------------------------------------------
 
 
+COMPARED = {"limit_train", "limit_test"}  # also where all images were asked for
+
+
 def is_as_planned(planned: Planned) -> bool:
-    """Whether a run is there, whole, and trained as the flags say; one line if it is there only."""
+    """Whether a run is there, trained to the end and as the flags say; one line if it is not so."""
     told = read_json(planned.folder / "args.json")
     if not told:
         return False
-    asked = {"epochs": planned.training["epochs"]}
-    asked |= {name: planned.run[name] for name in ("limit_train", "limit_test")}
-    differing = [name for name, value in asked.items() if told.get(name) != value]
+    asked = planned.run | planned.training
+    differing = [
+        name
+        for name, value in asked.items()
+        if name in COMPARED or (name not in FREE and value is not None)
+        if told.get(name) != value
+    ]
     if differing:
         flag = f"--{differing[0].replace('_', '-')}"
         logger.info(f"left out: {planned.folder}: {flag} was {told.get(differing[0])}")
@@ -589,7 +601,7 @@ def run_row(run: Run) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    planned = plan(args)
+    planned = plan(args, args.only)
     if args.list:
         for one in planned:
             python = ["python"]
@@ -603,9 +615,8 @@ def main() -> None:
         expected = tell_cost(planned)
         failed = run_all(planned, expected)
     # On all claims, whichever were asked for: what other calls have run stays in the report.
-    everything = plan(argparse.Namespace(**vars(args) | {"only": None}))
     left_out = {one.folder for one in failed}
-    write_report(args, [one for one in everything if one.folder not in left_out])
+    write_report(args, [one for one in plan(args, None) if one.folder not in left_out])
     if failed:
         names = "; ".join(one.name for one in failed)
         raise InputError(f"{len(failed)} of {len(planned)} runs failed: {names}")

@@ -1,7 +1,7 @@
 """Results in words: tables for the end of a log, and values with their spread over seeds."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ def with_spread(mean: float, std: float, form: str, std_form: str = "") -> str:
     return f"{mean:{form}}" + ("" if math.isnan(std) else f" ± {std:{std_form or form}}")
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A Markdown table; all columns but the first `words` of them are aligned to the right."""
-    rules = ["---" if place < words else "---:" for place in range(len(heads))]
+def markdown(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str] = ()
+) -> str:
+    """A Markdown table; columns are aligned to the right but for the first and those of `words`."""
+    rules = ["---" if head in (heads[0], *words) else "---:" for head in heads]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
 
 

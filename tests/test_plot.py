@@ -16,6 +16,7 @@ from groups import View, average, group_runs, read_run
 from inputs import INPUTS
 from records import AutoAttackRecord, CentreRecord, EpochSummary, LayerRecord, Record
 from run_folder import RunFolder
+from steps import MODES
 from utils import learning_rate
 
 NOISY = ("clean", "pgd", "gaussian", "sign")
@@ -645,6 +646,13 @@ class TestPerturbed:
             np.testing.assert_allclose(x, [max(1 - share * e, 0.005) for e in range(3)])
             assert mean.tolist() == [0.5, 1.5, 2.5]
 
+    def test_the_error_falls_to_the_right_on_a_logarithmic_axis(self, here):
+        paths = [make_run(mode=mode, inputs=SEEN) for mode in ("pgd_train", "pgd_train_MART")]
+        by_epoch, by_error = figures.mode_plots(groups_of(*paths), View())
+        for figure, scale in ((by_epoch, "linear"), (by_error, "log")):
+            ax = plot.draw(figure).axes[0]
+            assert (ax.get_xscale(), ax.xaxis_inverted()) == (scale, scale == "log")
+
     def test_perturbed_images_without_clean_ones_have_no_accuracy_to_be_drawn_against(self, here):
         paths = [make_run(mode=mode, inputs=("seen",)) for mode in ("pgd_train", "pgd_train_MART")]
         by_epoch, by_accuracy = figures.mode_plots(groups_of(*paths), View())
@@ -914,6 +922,25 @@ class TestLayers:
         assert figure.panels[0][0].field == "nc1"
 
 
+def test_a_line_is_thin_where_others_were_measured_in_between():
+    every = np.arange(30)
+    assert plot.joined(np.array([0, 9, 19, 29]), every)
+    assert plot.joined(np.array([0, 29]), ())
+    assert not plot.joined(every, np.arange(100))  # of a run that was longer
+    assert not plot.joined(np.array([0, 9, 29]), np.array([0, 9, 29]))
+
+
+def test_no_colour_has_two_meanings():
+    styles = [figures.mode_style(name) for name in MODES]
+    styles += [figures.input_style(name) for name in (*INPUTS, "adaptive") if name != "seen"]
+    styles += [figures.AUTOATTACK, figures.CLASSIFIER, figures.CENTRE_STYLES["ncc_accuracy"]]
+    colours = [*(style.color for style in styles), *figures.MORE_COLORS]
+    assert len(set(colours)) == len(colours)
+    # The perturbed images, in training or by PGD on the checkpoint, are drawn alike.
+    assert figures.input_style("seen").color == figures.input_style("pgd").color
+    assert not {mode.marker for mode in MODES.values()} & set(figures.MORE_MARKERS)
+
+
 class TestCentres:
     def run(self, layers=("features",), epochs=(0, 2), autoattack=False):
         path = make_run()
@@ -989,6 +1016,11 @@ class TestCentres:
         for _, (centres, network) in figure.panels:
             assert [v.tolist() for v in centres.points()[:2]] == [[0, 1, 2], [0.4] * 3]
             assert network.points()[1].tolist() == [0.1] * 3
+        path = self.run(epochs=(2,), autoattack=True)
+        [figure] = [f for f in group_plots(group_of(path)) if "_ncc" in f.name]
+        assert figure.x_names[3] == "AutoAttack"
+        for _, (*_, mark) in figure.panels:
+            assert [v.tolist() for v in mark.points()[:2]] == [[3], [0.125]]
 
     def test_autoattack_is_a_mark_beside_the_network(self, here):
         [figure] = [f for f in group_plots(group_of(self.run(autoattack=True))) if "_ncc" in f.name]

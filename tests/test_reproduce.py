@@ -6,6 +6,7 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from test_plot import filled
@@ -115,6 +116,11 @@ def test_noise_and_attack_are_compared_with_clean(here):
             gaussian__nc1=(80.0, 2.2),
             sign__nc1=(80.0, 3.2),
             targeted__nc1=(9.0, 10.0),
+            clean__nc2_angle_activation=(0.6, 0.2),
+            pgd__nc2_angle_activation=(0.6, 0.5),
+            clean__nc3=(0.9, 0.25),
+            pgd__nc3=(2.0, 1.0),
+            pgd__nc4=(0.9, 0.8),
         )
     )
     values = {text: finding.values.get(1) for text, finding in found.items()}
@@ -123,6 +129,28 @@ def test_noise_and_attack_are_compared_with_clean(here):
     assert found["ST: NC1 under sign noise over clean NC1"].verdict == "does not hold"
     assert values["ST: NC1 under PGD over that of the targeted attack (target labels)"] == 15
     assert values["ST: angle between clean class means and those under PGD"] == 1.2
+    assert values["ST: NC2 angle under PGD over the clean one"] == 2.5
+    assert values["ST: NC3 under PGD over clean NC3"] == 4
+    assert values["ST: NC4 under PGD"] == 0.8
+    assert all(found[text].criterion.later for text in list(values) if "NC3 under" in text)
+
+
+def test_at_falls_on_clean_and_on_seen_images(here):
+    run = make_run(
+        AT,
+        clean__nc1=(100.0, 2.0),
+        seen__nc1=(90.0, 3.0),
+        pgd__nc1=(80.0, 4.0),
+        clean__nc2_angle_activation=(0.8, 0.2),
+        seen__nc2_angle_activation=(0.9, 0.3),
+        clean__nc3=(1.0, 0.2),
+        seen__nc3=(1.2, 0.3),
+    )
+    found = findings(run, claim=4)
+    assert [finding.values[1] for finding in found.values()][1:4] == [50, 30, 20]
+    falls = [found[t].values[1] for t in found if t.startswith(("AT: NC2", "AT: NC3"))]
+    np.testing.assert_allclose(falls, [4, 5, 3, 4])
+    assert sum(finding.criterion.later for finding in found.values()) == 4
 
 
 def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
@@ -152,16 +180,16 @@ def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
     assert (
         found["MART, an addition: PGD accuracy on test images, less AT's"].verdict == "not measured"
     )
-    # Epochs of AT that are equally near count as their mean.
+    # Of epochs of AT that are equally near the first counts.
     tied = make_run(
         AT,
         epochs=(0, 4, 5, 9),
         clean__nc1=(100.0, 8.0, 4.0, 2.0),
-        clean__accuracy=(0.2, 0.8, 0.82, 1.0),
+        clean__accuracy=(0.2, 0.8, 0.8, 1.0),
     )
     both = findings(tied, trades, claim=5)
     equal = both[f"{name}: the same against AT's epoch of equal training accuracy"]
-    assert equal.values == {1: pytest.approx(16 / 6)}
+    assert equal.values == {1: 2}
     # No epoch of AT within 0.02 of the accuracy.
     other = make_run(FROZEN, 1, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.85))
     far = findings(at, other, claim=5)
@@ -235,12 +263,28 @@ def test_layers_and_centres(here):
     assert (leap.values, leap.verdict) == ({1: pytest.approx(0.3)}, "holds")
     runs = read_runs(Path("models").glob("*/*/*/*/*/*"))
     blocks = report.blocks_in_words(runs)
-    assert blocks.count("| images | `b0` | `b1` | `b2` | `b3` |") == 2
-    share = "share nearest to their own clean training class mean"
-    assert f"| test, PGD: {share} | 0.200 | 0.150 | 0.100 | 0.025 |" in blocks.splitlines()
+    assert blocks.count("| images | seeds | `b0` | `b1` | `b2` | `b3` |") == 2
+    assert f"| test, PGD: {report.OWN} | 1 | 0.200 | 0.150 | 0.100 | 0.025 |" in blocks.splitlines()
     centres = report.centres_in_words(runs).splitlines()[2:]
     robust = [line.split(" | ")[3:] for line in centres if line.startswith("| ST")]
-    assert robust == [["test, the attack on this classifier", "0.010", "0.500 |"]]
+    assert robust == [["test, attack on this classifier", "0.010", "0.500 |"]]
+    words = report.summary_in_words(runs).splitlines()
+    assert words[2].startswith("| AT | cifar, vgg11bn, l_inf, epsilon 8 | 1 | train, clean | 0.500")
+
+
+def test_blocks_are_told_over_the_seeds_that_have_each_column(here):
+    for seed, shares, number in ((1, math.nan, 0.2), (2, 0.4, 0.6)):
+        run = RunFolder(make_run(ST, seed), standard=True)
+        key = {"epoch": 9, "split": "train", "input": "clean", "layer": "b0", "index": 0}
+        run.append(
+            [filled(LayerRecord, 0.5, **key, features=8, centre_accuracy=shares, nc1=number)]
+        )
+        run.settle()
+    for order in (1, -1):
+        runs = read_runs(sorted(Path("models").glob("*/*/*/*/*/*")))[::order]
+        lines = report.blocks_in_words(runs).splitlines()
+        assert f"| train, clean: {report.OWN} | 1 | 0.400 |" in lines
+        assert "| train, clean: NC1 | 2 | 0.4 ± 0.283 |" in lines
 
 
 def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
@@ -255,11 +299,6 @@ def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
         ["2", "test", "2/255", "0.350 ± 0.071"],
         ["2", "test", "8/255", "0.500 ± 0.000"],
     ]
-
-
-def listed(capsys, flags):
-    reproduce_args = reproduce.parse_args(flags.split())
-    return [one.commands for one in reproduce.plan(reproduce_args)]
 
 
 @pytest.mark.parametrize("flags", ("--scale small", "--scale full", "--scale small --epochs 3"))
@@ -280,27 +319,29 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
         settings = train.parse_args(commands[0][2:])
         folders.add(reproduce.flags.run_folder(settings).path)
     assert len(folders) == len(lines)  # no two runs share one
-    planned = reproduce.plan(reproduce.parse_args(flags.split()))
+    planned = reproduce.plan(reproduce.parse_args(flags.split()), None)
     assert {one.folder for one in planned} == folders
 
 
 def test_noise_is_as_large_as_the_attack():
-    for flags, level in (("--only 2", 20), ("--only 2 --data-dir .", None)):
-        planned = reproduce.plan(reproduce.parse_args(f"--scale small {flags}".split()))
-        levels = {one.run["dataset"]: one.run.get("noise_level") for one in planned}
-        assert levels.pop("mnist") == 51  # 0.2 of 255
-        assert set(levels.values()) == {level}
+    digits = {("digits", "l_inf", 20.0, 20.0), ("digits", "l_2", 320.0, 20.0)}
+    images = {("folder", "l_inf", 8.0, 8.0), ("folder", "l_2", 128.0, 8.0)}
+    for flags, expected in (("", digits), ("--data-dir .", images)):
+        planned = reproduce.plan(reproduce.parse_args(f"--scale small {flags}".split()), None)
+        settings = [train.parse_args(one.commands[0][1:]) for one in planned]
+        told = {(s.dataset, s.norm, s.epsilon, s.noise_level) for s in settings}
+        assert told == {("mnist", "l_inf", 0.2, 51.0), *expected}  # 0.2 of 255
 
 
 def test_only_takes_the_runs_of_a_claim():
     for claim, modes in ((1, {ST}), (4, {AT}), (5, {AT, FROZEN, BATCH, MART}), (7, {ST, AT})):
         args = reproduce.parse_args(f"--scale full --only {claim}".split())
-        assert {one.experiment.mode for one in reproduce.plan(args)} == modes
+        assert {one.experiment.mode for one in reproduce.plan(args, args.only)} == modes
     assert {e.mode for e in reproduce.FULL} == set(MODES)
 
 
 def test_first_seeds_come_first_and_given_seeds_take_their_place():
-    planned = reproduce.plan(reproduce.parse_args(["--scale", "small", "--seeds", "7", "8"]))
+    planned = reproduce.plan(reproduce.parse_args(["--scale", "small", "--seeds", "7", "8"]), None)
     seeds = [one.seed for one in planned]
     assert seeds == sorted(seeds) and set(seeds) == {7, 8}
     assert sum(one.experiment.mode == ST for one in planned if one.seed == 8) == 1
@@ -327,7 +368,8 @@ def in_process(run_script, monkeypatch, tiny_models):
     return called
 
 
-SHORT = "--scale small --epochs 2 --limit-train 20 --limit-test 10 --only 1 4"
+SIZES = "--scale small --epochs 2 --limit-train 20 --limit-test 10"
+SHORT = f"{SIZES} --only 1 4"
 
 
 def test_the_report_is_made_of_the_runs_and_can_be_made_again(in_process, run_script, tmp_path):
@@ -353,13 +395,13 @@ def test_the_report_is_made_of_the_runs_and_can_be_made_again(in_process, run_sc
     # The copies are run folders too.
     before = (out / "claims.csv").read_bytes()
     in_process.clear()
-    assert run_script(reproduce, f"{SHORT} --seeds 4 5 --report --models-dir {out}/runs")[0] == 0
+    assert run_script(reproduce, f"{SIZES} --seeds 4 5 --report --models-dir {out}/runs")[0] == 0
     assert [call.split()[0] for call in in_process] == ["plot.py"]
     assert (out / "claims.csv").read_bytes() == before
 
 
 def test_a_call_for_one_claim_keeps_what_others_have_run_in_the_report(in_process, run_script):
-    flags = "--scale small --epochs 2 --limit-train 20 --limit-test 10 --seeds 4"
+    flags = f"{SIZES} --seeds 4"
     assert run_script(reproduce, f"{flags} --only 4")[0] == 0
     assert [row["mode"] for row in rows("reproduction/small/runs.csv")] == ["pgd_train"]
     in_process.clear()
@@ -367,8 +409,21 @@ def test_a_call_for_one_claim_keeps_what_others_have_run_in_the_report(in_proces
     assert not any("pgd_train" in call for call in in_process if "plot.py" not in call)
     modes = [row["mode"] for row in rows("reproduction/small/runs.csv")]
     assert sorted(modes) == ["pgd_train", "std_train"]
-    by_claim = {row["claim"]: row["verdict"] for row in rows("reproduction/small/claims.csv")}
-    assert by_claim["1"] != "not measured"
+    seeds = {row["criterion"]: row["seeds"] for row in rows("reproduction/small/claims.csv")}
+    assert seeds["AT: clean NC1, first epoch over last"] == "4"
+    assert seeds["ST: NC1, first epoch over last"] == "4"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", claims.CLAIMS)
+def test_what_a_claim_needs_is_all_measured(in_process, run_script, claim):
+    assert run_script(reproduce, f"{SIZES} --seeds 4 --only {claim}")[0] == 0
+    made = [row for row in rows("reproduction/small/claims.csv") if row["claim"] == str(claim)]
+    # A ratio to zero, or an accuracy that AT does not reach, has no value.
+    free = {"the same against AT's epoch", "over the clean one", "over clean", "first epoch over"}
+    missing = [row["criterion"] for row in made if row["verdict"] == "not measured"]
+    assert [text for text in missing if not any(part in text for part in free)] == []
+    assert len(missing) < len(made)
 
 
 def test_a_run_that_fails_is_left_out_and_told(in_process, run_script, monkeypatch, tmp_path):
@@ -390,12 +445,12 @@ def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
     in_process, run_script, tmp_path
 ):
     assert run_script(reproduce, f"{SHORT} --seeds 4")[0] == 0
-    code, output, error = run_script(reproduce, f"{SHORT} --seeds 4 --report --epochs 3")
+    code, output, error = run_script(reproduce, f"{SIZES} --seeds 4 --report --epochs 3")
     assert code == 1 and "holds none of the runs" in error
     assert output.count("--epochs was 2") == 2
     [history] = tmp_path.glob("models/*/*/*/*/pgd_train/seed4/history.csv")
     history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
-    assert run_script(reproduce, f"{SHORT} --seeds 4 --report")[0] == 0
+    assert run_script(reproduce, f"{SIZES} --seeds 4 --report")[0] == 0
     assert [(row["mode"], row["train_images"]) for row in rows("reproduction/small/runs.csv")] == [
         ("std_train", "20")
     ]
@@ -403,12 +458,15 @@ def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
 
 def test_only_what_the_claims_need_is_measured():
     def commands(flags):
-        planned = reproduce.plan(reproduce.parse_args(f"--scale small {flags}".split()))
+        args = reproduce.parse_args(f"--scale small {flags}".split())
+        planned = reproduce.plan(args, args.only)
         return [" ".join(command) for one in planned for command in one.commands]
 
     assert any("--dataset mnist" in c for c in commands("--only 2"))
     assert not any("--layerwise" in c or "--epsilons" in c for c in commands("--only 2"))
     assert any("--layerwise" in c for c in commands("--only 6"))
+    assert any("--layerwise" in c for c in commands("--only 3"))
+    assert any("--dataset mnist" in c for c in commands("--only 3"))
     assert not any("--dataset mnist" in c for c in commands("--only 6 7"))
 
 
@@ -417,6 +475,7 @@ def test_bad_input_is_told_in_one_line(run_script):
         ("--scale tiny", "--scale"),
         ("--scale small --only 8", "--only"),
         ("--scale small --list --report", "--list"),
+        ("--scale small --only 4 --report", "--only"),
         ("--scale small --cost --report", "--cost"),
         ("--scale small --data-dir nowhere", "--data-dir"),
         ("--scale small --seeds -1", "--seeds"),

@@ -73,7 +73,7 @@ def test_the_published_numbers_stand_beside_those_of_the_tables(name):
 
 
 def test_the_full_scale_costs_what_is_told():
-    planned = reproduce.plan(reproduce.parse_args(["--scale", "full"]))
+    planned = reproduce.plan(reproduce.parse_args(["--scale", "full"]), None)
     assert (EVIDENCE / "full" / "cost.md").read_text() == reproduce.cost_table(planned)
 
 
