@@ -506,11 +506,21 @@ def test_logarithmic_epochs():
     assert select_epochs("log", 2) == [0, 1]
 
 
-def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(flags, tmp_path, sweep_flags):
-    assert finish(start("train", flags, tmp_path))[0] == 0
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(
+    flags, tmp_path, sweep_flags, run_script, one_thread
+):
+    assert run_script(train, flags)[0] == 0
     shutil.copytree(tmp_path / "models", tmp_path / "shared")
     sweep_flags += " --neural-collapse-gaussian --neural-collapse-targeted"
-    assert finish(start("eval", sweep_flags, tmp_path))[0] == 0
+    assert run_script(eval_script, sweep_flags)[0] == 0
     result = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
