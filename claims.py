@@ -62,8 +62,13 @@ class Run:
         self.mode = mode_name(self.told["train_mode"], self.told.get("trades_bn", "frozen"))
 
     @cached_property
+    def all_records(self) -> list[Record]:
+        """At every epsilon; the others are at the run's own."""
+        return self.folder.rows(Record)
+
+    @cached_property
     def records(self) -> list[Record]:
-        return at_epsilon(self.folder.rows(Record), self.setting.epsilon)
+        return at_epsilon(self.all_records, self.setting.epsilon)
 
     @cached_property
     def layers(self) -> list[LayerRecord]:
@@ -96,7 +101,7 @@ class Run:
     def by_radius(self, split: str) -> dict[float, Record]:
         """Radius of PGD -> its row after the last epoch; 0.0 is that of clean images."""
         of = (self.told["epochs"] - 1, split)
-        rows = [row for row in self.folder.rows(Record) if (row.epoch, row.split) == of]
+        rows = [row for row in self.all_records if (row.epoch, row.split) == of]
         rows.sort(key=lambda row: row.source == "train")
         return {radius_of(row): row for row in rows if row.input in ("clean", "pgd")}
 

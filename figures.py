@@ -508,8 +508,7 @@ def centre_input_plot(group: Group, tables: list[list], blocks: list[str], epoch
             panel = centre_panel(curves, f"{layer}\n")._replace(label=label)
             drawn.append((panel, curves + marks))
     title = group.title(f"nearest-centre classifier at epoch {epoch}")
-    kinds = [CENTRE_LABELS.get(kind) or INPUTS[kind].label for kind in CENTRE_INPUTS]
-    kinds += ["AutoAttack"] * bool(marks)
+    kinds = [*CENTRE_LABELS.values(), *(["AutoAttack"] if marks else [])]
     names = {place: kind.replace(" on ", " on\n") for place, kind in enumerate(kinds)}
     return Plot(group.file_name("ncc"), title, [group], drawn, "Test images", names)
 

@@ -245,9 +245,9 @@ def draw(plot: Plot) -> Figure:
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for ax, (panel, curves) in zip(axes, plot.panels, strict=False):
         points = [curve.points() for curve in curves]
+        measured = () if plot.x_falls else np.unique(np.concatenate([x for x, *_ in points]))
         for curve, values in zip(curves, points, strict=True):
-            others = () if curve.clean else np.concatenate([x for x, *_ in points])
-            draw_line(ax, curve.style, values, panel.scale, joined(values[0], others))
+            draw_line(ax, curve.style, values, panel.scale, joined(values[0], measured))
         finish_x_axis(ax, plot)
         finish_y_axis(ax, panel)
         for epoch in drops:

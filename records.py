@@ -100,8 +100,12 @@ class LayerRecord:
 
 
 ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
-CENTRE_INPUTS = ("clean", "pgd", ADAPTIVE)  # what it is tested on
-CENTRE_LABELS = {"pgd": "PGD on the network", ADAPTIVE: "attack on this classifier"}
+CENTRE_LABELS = {  # what it is tested on
+    "clean": "clean",
+    "pgd": "PGD on the network",
+    ADAPTIVE: "attack on this classifier",
+}
+CENTRE_INPUTS = tuple(CENTRE_LABELS)
 
 
 @dataclass(frozen=True)

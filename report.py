@@ -11,7 +11,7 @@ from typing import Any
 from claims import CLAIMS, Finding, Run
 from groups import radius_in_words
 from inputs import INPUTS
-from records import CENTRE_INPUTS, CENTRE_LABELS, SPLITS
+from records import CENTRE_LABELS, SPLITS
 from steps import MODES
 from tables import markdown, mean_and_std, with_spread
 
@@ -155,8 +155,7 @@ def centres_in_words(runs: list[Run]) -> str:
     """centres.md: test accuracy of the nearest clean class mean, and of the network."""
     rows = []
     for group in alike(runs):
-        for input in CENTRE_INPUTS:
-            label = CENTRE_LABELS.get(input) or INPUTS[input].label
+        for input, label in CENTRE_LABELS.items():
             found = [row for run in group if (row := run.centre_row(input))]
             if found:
                 cells = (

@@ -29,22 +29,12 @@ import torch
 import torch.nn.functional as F
 
 import flags
-from claims import (
-    AT,
-    BATCH,
-    CLAIMS,
-    FROZEN,
-    MART,
-    ST,
-    Run,
-    judge,
-    read_runs,
-)
+from claims import AT, BATCH, CLAIMS, FROZEN, MART, ST, Run, judge, read_runs
 from files import atomic_open, free_disk, read_json, read_rows
 from flags import PUBLISHED_ATTACKS, Parser, Settings
 from groups import FREE
 from networks import Network, build_model, weight_bytes
-from records import EpochSummary, Record
+from records import EpochSummary
 from report import (
     blocks_in_words,
     centres_in_words,
@@ -517,15 +507,10 @@ def is_as_planned(planned: Planned) -> bool:
     if not told:
         return False
     asked = planned.run | planned.training
-    differing = [
-        name
-        for name, value in asked.items()
-        if name in COMPARED or (name not in FREE and value is not None)
-        if told.get(name) != value
-    ]
+    given = {name for name, value in asked.items() if value is not None}
+    differing = flags.difference(asked, told, (given - FREE) | COMPARED)
     if differing:
-        flag = f"--{differing[0].replace('_', '-')}"
-        logger.info(f"left out: {planned.folder}: {flag} was {told.get(differing[0])}")
+        logger.info(f"left out: {planned.folder}: {differing}")
     elif progress(planned) < 1:
         logger.info(f"left out: {planned.folder}: not trained to the end yet")
     return not differing and progress(planned) == 1
@@ -581,7 +566,7 @@ def run_row(run: Run) -> dict[str, Any]:
     """A line of runs.csv."""
     history = read_rows(run.folder.path / "history.csv", EpochSummary)
     # Rows of older versions do not tell it.
-    images = {row.split: row.images for row in run.folder.rows(Record) if row.images}
+    images = {row.split: row.images for row in run.all_records if row.images}
     return {
         **{field.name: getattr(run.setting, field.name) for field in fields(run.setting)},
         "mode": run.mode,
