@@ -514,6 +514,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(
     flags, tmp_path, sweep_flags, run_script, one_thread
 ):
