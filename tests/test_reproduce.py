@@ -323,6 +323,24 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
     assert {one.folder for one in planned} == folders
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    (
+        ("", (1000, 500, 25, 32)),
+        ("--limit-train 80 --limit-test 40 --epochs 3", (80, 40, 3, 32)),
+    ),
+)
+def test_adversarial_training_of_preactresnet18_takes_less_at_the_small_scale(given, expected):
+    args = reproduce.parse_args(f"--scale small --data-dir . {given}".split())
+    of = {(p.experiment.model, p.experiment.mode): p for p in reproduce.plan(args, None)}
+    planned = of["PreActResNet18", AT]
+    settings = train.parse_args(planned.commands[0][1:])
+    told = (settings.limit_train, settings.limit_test, settings.epochs, settings.batch_size)
+    assert told == expected
+    assert (settings.lr_max, settings.lr_schedule) == (0.05, "cosine")
+    assert of["vgg11bn", AT].run["limit_train"] == (2000 if not given else 80)
+
+
 def test_noise_is_as_large_as_the_attack():
     digits = {("digits", "l_inf", 20.0, 20.0), ("digits", "l_2", 320.0, 20.0)}
     images = {("folder", "l_inf", 8.0, 8.0), ("folder", "l_2", 128.0, 8.0)}
