@@ -36,12 +36,16 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs that are compared have in common, but for the seed."""
+    """What runs that are compared have in common, but for the seed.
+
+    limit_train: --limit-train; a network of fewer images is not compared with one of more.
+    """
 
     dataset: str
     model: str
     norm: str
     epsilon: float
+    limit_train: int | None = None
 
     def __str__(self) -> str:
         return f"{self.dataset}, {self.model}, {self.norm}, epsilon {self.epsilon:g}"
@@ -53,10 +57,12 @@ class Run:
     def __init__(self, path: Path):
         self.folder = RunFolder(path, standard=False)
         self.told = self.folder.trained_with()
-        names = ("model", "norm", "epsilon")
         self.setting = Setting(
-            self.told.get("data_name") or self.told["dataset"],
-            *(self.told[name] for name in names),
+            dataset=self.told.get("data_name") or self.told["dataset"],
+            model=self.told["model"],
+            norm=self.told["norm"],
+            epsilon=self.told["epsilon"],
+            limit_train=self.told.get("limit_train"),
         )
         self.seed = self.told["seed"]
         self.mode = mode_name(self.told["train_mode"], self.told.get("trades_bn", "frozen"))

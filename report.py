@@ -6,6 +6,7 @@ mean and unbiased standard deviation over those seeds that were measured, and ho
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from claims import CLAIMS, Finding, Run
@@ -18,14 +19,10 @@ from tables import markdown, mean_and_std, with_spread
 
 def finding_row(finding: Finding) -> dict[str, Any]:
     """A line of claims.csv."""
-    setting = finding.setting
     return {
         "claim": finding.criterion.claim,
         "criterion": finding.criterion.text,
-        "dataset": setting.dataset,
-        "model": setting.model,
-        "norm": setting.norm,
-        "epsilon": setting.epsilon,
+        **asdict(finding.setting),
         "bound": finding.criterion.bound,
         "added_later": finding.criterion.later,
         "mean": "" if math.isnan(finding.mean) else finding.mean,

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -579,7 +579,7 @@ def run_row(run: Run) -> dict[str, Any]:
     # Rows of older versions do not tell it.
     images = {row.split: row.images for row in run.all_records if row.images}
     return {
-        **{field.name: getattr(run.setting, field.name) for field in fields(run.setting)},
+        **asdict(run.setting),
         "mode": run.mode,
         "seed": run.seed,
         "epochs": f"{len(history)} of {run.told['epochs']}",

@@ -26,7 +26,7 @@ from steps import MODES
 SCRIPTS = {"train.py": train, "eval.py": eval_script, "plot.py": plot}
 
 
-def make_run(mode, seed=1, epochs=(0, 9), model="vgg11bn", **metrics):
+def make_run(mode, seed=1, epochs=(0, 9), model="vgg11bn", limit_train=None, **metrics):
     """A finished run of ten epochs; `metrics` hold (input, metric, split) -> values by epoch."""
     train_mode = mode.removesuffix("_batch")
     path = Path("models/cifar") / model / "l_inf" / "eps8.0" / mode / f"seed{seed}"
@@ -35,6 +35,7 @@ def make_run(mode, seed=1, epochs=(0, 9), model="vgg11bn", **metrics):
     told = {"dataset": "cifar", "model": model, "norm": "l_inf", "epsilon": 8.0}
     told |= {"train_mode": train_mode, "seed": seed, "epochs": 10, "precision": "fp32"}
     told |= {"trades_bn": "batch" if mode != train_mode else "frozen", "data_dir": "/private"}
+    told |= {"limit_train": limit_train}
     run.args_file.write_text(json.dumps(told))
     kinds = ["clean", "pgd", "gaussian", "sign", "targeted", "seen"]
     records = []
@@ -94,6 +95,15 @@ def test_what_is_missing_is_not_measured(here):
     assert found["ST: nearest-centre test accuracy under the attack on it"].values == {}
     unfinished = findings(make_run(ST, 3, epochs=(0, 4)))
     assert unfinished["ST: training accuracy"].verdict == "not measured"  # of the last epoch
+
+
+def test_runs_on_other_numbers_of_images_are_not_compared(here):
+    name = "TRADES (frozen): NC1 of clean training images, last epoch, over AT's"
+    at = make_run(AT, clean__nc1=(80.0, 2.0))
+    for limit, expected in ((None, [{1: 2.0}]), (1000, [{}, {}])):
+        trades = make_run(FROZEN, clean__nc1=(80.0, 4.0), limit_train=limit)
+        found = judge(read_runs([at, trades]))
+        assert [f.values for f in found if f.criterion.text == name] == expected
 
 
 def test_the_words_tell_what_was_measured_and_once_what_was_not(here):
@@ -507,6 +517,8 @@ def test_bad_input_is_told_in_one_line(run_script):
 
 def test_a_row_of_claims_csv_has_what_names_it():
     names = [field.name for field in fields(claims.Setting)]
-    finding = claims.Finding(CRITERIA[0], claims.Setting("cifar", "m", "l_2", 128.0), {1: 0.5})
+    finding = claims.Finding(
+        CRITERIA[0], claims.Setting("cifar", "m", "l_2", 128.0, 1000), {1: 0.5}
+    )
     row = report.finding_row(finding)
-    assert [row[name] for name in names] == ["cifar", "m", "l_2", 128.0]
+    assert [row[name] for name in names] == ["cifar", "m", "l_2", 128.0, 1000]
