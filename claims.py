@@ -203,15 +203,15 @@ def late_angle(run: Run) -> float:
     return last_block(run, metric="clean_angle") - early_half(run, "pgd", metric="clean_angle")
 
 
-def at_equal_accuracy(run: Run, other: Run) -> float:
-    """NC1 of a run over that of another at the epoch of the nearest training accuracy.
+def at_equal(metric: str, within: float, run: Run, other: Run) -> float:
+    """NC1 of a run over that of another at the epoch where a metric of clean images is nearest.
 
-    Of epochs that are equally near the first; NaN where none comes within 0.02.
+    Of epochs that are equally near the first; NaN where none comes within `within`.
     """
-    reached = run.last("clean", "accuracy")
-    accuracy, nc1 = other.series("clean", "accuracy"), other.series("clean", "nc1")
-    near = min(accuracy, key=lambda epoch: abs(accuracy[epoch] - reached), default=None)
-    if near is None or not abs(accuracy[near] - reached) <= 0.02:
+    reached = run.last("clean", metric)
+    values, nc1 = other.series("clean", metric), other.series("clean", "nc1")
+    near = min(values, key=lambda epoch: abs(values[epoch] - reached), default=None)
+    if near is None or not abs(values[near] - reached) <= within:
         return math.nan
     return ratio(run.last("clean", "nc1"), nc1[near])
 
@@ -238,8 +238,15 @@ def against_at(mode: str, name: str) -> list[Criterion]:
         Criterion(
             5,
             f"{name}: the same against AT's epoch of equal training accuracy",
-            lambda study: at_equal_accuracy(study[mode], study[AT]),
+            lambda study: at_equal("accuracy", 0.02, study[mode], study[AT]),
             ">= 2",
+        ),
+        Criterion(
+            5,
+            f"{name}: the same against AT's epoch of equal clean training loss",
+            lambda study: at_equal("loss", 0.01, study[mode], study[AT]),
+            ">= 2",
+            later=True,
         ),
         Criterion(
             5,

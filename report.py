@@ -121,9 +121,12 @@ BLOCK_LINES = (
     ("pgd", "centre_accuracy", OWN, ".3f"),
     ("targeted", "centre_accuracy", OWN, ".3f"),
     ("targeted", "target_centre_accuracy", TARGET, ".3f"),
+    ("clean", "clean_angle", "angle to the clean training class means", ".2f"),
     ("pgd", "clean_angle", "angle to the clean training class means", ".2f"),
     ("clean", "nc1", "NC1", ".3g"),
     ("pgd", "nc1", "NC1", ".3g"),
+    ("clean", "nc2_angle", "NC2 angle", ".2f"),
+    ("pgd", "nc2_angle", "NC2 angle", ".2f"),
 )
 
 
@@ -135,6 +138,8 @@ def blocks_in_words(runs: list[Run]) -> str:
         names: list[str] = []
         for split in SPLITS:
             for input, field, metric, form in BLOCK_LINES:
+                if (split, input, field) == ("train", "clean", "clean_angle"):
+                    continue  # of the means with themselves
                 lines = [run.by_layer(input, field, split) for run in group]
                 lines = [values for values in lines if values and not math.isnan(values[0])]
                 if lines:
