@@ -25,7 +25,14 @@ from inputs import Strength
 from networks import ARCHITECTURES, FoldedNetwork, Network, Statistics
 from run_folder import RunFolder
 from steps import MODES, TRADES_BETA, TRAIN_MODES, mode_name
-from utils import InputError, can_compile, keep_freed_memory, seed_everything, select_device
+from utils import (
+    InputError,
+    can_compile,
+    keep_freed_memory,
+    logger,
+    seed_everything,
+    select_device,
+)
 
 # Flags that change what a sweep measures: records made with other values are never mixed in.
 MEASURING_FLAGS = {
@@ -512,6 +519,11 @@ def build_networks(
     if any_network.is_factory(settings.model):
         anatomy = any_network.examine(settings.model, model, shape, classes)
     bf16 = settings.precision == "bf16"
+    if bf16 and not networks.computes_bf16(settings.device):
+        logger.warning(
+            f"--precision bf16: this {settings.device.type} has no bf16 arithmetic, and emulating "
+            "it takes many times as long as --precision fp32"
+        )
     mean, std = statistics or normalisation(settings, data)
     network = Network(model, mean, std, bf16, anatomy).to(settings.device)
     if anatomy is None or anatomy.channels_last:

@@ -56,6 +56,13 @@ def build_model(name: str, image_size: int, in_channels: int, num_classes: int) 
     return ARCHITECTURES[name][image_size](num_classes=num_classes, in_channels=in_channels)
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 arithmetic; where it has not, PyTorch emulates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def weight_bytes(model: nn.Module) -> int:
     """What a model's weights and statistics take in a checkpoint."""
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())

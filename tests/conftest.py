@@ -21,12 +21,18 @@ from data import DATASETS
 # processes on the same cores wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 
 GOLDEN = Path(__file__).parent / "golden"
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path[:0] = [str(GOLDEN), str(BENCHMARKS)]
 
 import cases  # noqa: E402
+
+# Emulated, bf16 takes a minute where others take a second: small networks alone are tested in it.
+needs_bf16 = pytest.mark.skipif(
+    not networks.computes_bf16(torch.device("cpu")), reason="this CPU has no bf16 arithmetic"
+)
 
 GOLDEN_SEED = 7
 # The published metrics, written out: tests do not take the list from the code that they test.

@@ -371,7 +371,8 @@ def folder_of(model, mode="std_train"):
     return Path(str(TREE_FOLDER).replace("vgg11bn", model).replace("std_train", mode))
 
 
-@pytest.mark.parametrize("size", (32, pytest.param(160, marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("size", (32, 160))
 def test_torchvision_s_resnet18_is_trained_attacked_swept_and_measured_by_layer(
     size, tree, run_script
 ):

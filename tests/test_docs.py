@@ -26,6 +26,7 @@ def code_after(path, line):
     return re.search(r"```\w*\n(.*?)```", text.split(line)[1], re.DOTALL).group(1)
 
 
+@pytest.mark.slow
 def test_the_snippet_measures_collapse_of_a_network_of_one_s_own(tmp_path):
     snippet = code_after(DOCS / "extending.md", "<!-- run by tests/test_docs.py -->")
     result = subprocess.run(

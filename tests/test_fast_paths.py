@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CIFAR_STATISTICS, GOLDEN_SEED, NC_METRICS, images_and_labels
+from conftest import CIFAR_STATISTICS, GOLDEN_SEED, NC_METRICS, images_and_labels, needs_bf16
 from test_attacks import L_2, L_INF
 from test_attacks import share_equal as share_of_equal_entries
 from torch import nn
@@ -22,7 +22,12 @@ from networks import ARCHITECTURES, FoldedNetwork, Network, build_model, conv_no
 from steps import Learner, adversarial_step, standard_step, update
 from utils import InputError
 
+PRECISIONS = ("fp32", "bf16")
 PUBLISHED = ("vgg11bn", "PreActResNet18")  # which there are golden values of
+VGG_AND_SLOW_OTHERS = [
+    pytest.param(name, marks=() if name == "vgg11bn" else pytest.mark.slow)
+    for name in ARCHITECTURES
+]
 # Batch norms that do not follow a convolution, but a sum.
 NORMS_LEFT = {
     ("vgg11bn", 32): 0,
@@ -104,7 +109,7 @@ def test_a_convolution_that_something_else_uses_too_is_not_folded():
     assert conv_norm_pairs(Shared()) == [("alone", "after")]
 
 
-@pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
+@pytest.mark.parametrize("bf16", (False, pytest.param(True, marks=needs_bf16)), ids=PRECISIONS)
 @pytest.mark.parametrize(
     "name", ("vgg11bn", pytest.param("PreActResNet18", marks=pytest.mark.slow))
 )
@@ -147,8 +152,8 @@ def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
     np.testing.assert_allclose(divergence, expected[f"{name}.trades_linf.kl"], rtol=0.05)
 
 
-@pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("bf16", (False, pytest.param(True, marks=needs_bf16)), ids=PRECISIONS)
+@pytest.mark.parametrize("name", VGG_AND_SLOW_OTHERS)
 def test_metrics_of_the_fast_network_are_those_of_the_plain_one(name, bf16):
     model = with_statistics(build_model(name, 32, 3, 10))
     plain = Network(model, *CIFAR_STATISTICS)
@@ -331,6 +336,7 @@ def test_another_error_halves_no_batch(method, measured_network, caplog):
     assert warnings_of(caplog) == [] and evaluator.batch_size == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_freed_memory_is_kept_for_the_next_tensor():
     """Pages of a tensor above 32 MiB are cleared by the system once, not at each allocation."""

@@ -86,6 +86,7 @@ def test_a_stage_that_fails_is_noted_and_leaves_the_others(code, limit, error, p
     assert found["tests"] == before
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_stage_that_takes_too_long(path, tmp_path):
     """Of its own processes neither."""
     alive = tmp_path / "alive"
@@ -173,6 +174,7 @@ def tiny_bench(path, tiny_models, monkeypatch):
     return bench
 
 
+@pytest.mark.slow
 def test_jobs_and_the_column_are_timed_as_published(tiny_bench, path, monkeypatch):
     written, epochs = [], []
     save, run_epoch = gpu.save_checkpoint, gpu.run_epoch

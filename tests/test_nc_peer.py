@@ -96,6 +96,7 @@ def assert_close(found, expected, rel=1e-6, floor=1e-9):
         np.testing.assert_allclose(found[name], expected[name], rtol=rel, atol=floor, err_msg=name)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(seed=seeds, classes=class_counts, spread=spreads)
 def test_metrics_equal_those_of_the_full_matrices(seed, classes, spread):

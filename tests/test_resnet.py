@@ -1,5 +1,6 @@
 """ResNet18: torchvision's network with a 3x3 stem and no max-pool, under names of our own."""
 
+import pytest
 import torch
 import torchvision
 from conftest import CIFAR_STATISTICS
@@ -48,6 +49,7 @@ def test_every_batch_norm_folds_into_its_convolution():
         torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_measured_layer_by_layer(image_tree, run_script):
     data = f"--dataset folder --data-dir {image_tree} --model resnet18 --attack-iters 1"
     assert run_script(train, f"{data} --train-mode pgd_train --epochs 1 --lr-max 0.01")[0] == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import whole_resume
+from conftest import needs_bf16, whole_resume
 from PIL import Image
 
 import eval as eval_script
@@ -346,11 +346,26 @@ def test_eval_uses_the_training_images_of_the_run(tree_flags, run_script):
     assert code == 1 and "--lr-max was 0.1, is 0.2 now" in error
 
 
+def test_emulated_bf16_is_told_of(tree_flags, run_script, monkeypatch):
+    shared = tree_flags.replace(" --epochs 3", " --epochs 1 --overwrite")
+    swept = shared.replace(" --batch-size 7", " --neural-collapse")
+    for native, precision in ((True, "bf16"), (False, "fp32"), (False, "bf16")):
+        monkeypatch.setattr(networks, "computes_bf16", lambda device, native=native: native)
+        for script, flags in ((train, shared), (eval_script, swept)):
+            code, output, error = run_script(script, f"{flags} --precision {precision}")
+            assert code == 0, error
+            told = "--precision bf16: this cpu has no bf16 arithmetic" in output + error
+            assert told == (precision == "bf16" and not native)
+
+
 @pytest.mark.parametrize(
     "flags",
     (
         "--dataset folder --norm l_2 --optimizer adam --lr-schedule cosine --lr-max 0.001",
-        "--dataset folder --train-mode pgd_train --norm l_2 --restarts 2 --precision bf16",
+        pytest.param(
+            "--dataset folder --train-mode pgd_train --norm l_2 --restarts 2 --precision bf16",
+            marks=needs_bf16,
+        ),
         "--dataset folder --train-mode pgd_train_TRADES --trades-bn batch --norm l_2 "
         "--trades-beta 2",
         "--dataset folder --train-mode pgd_train_MART --mart-lambda 2 --restarts 2",

@@ -22,12 +22,10 @@ from utils import learning_rate
 
 TRAJECTORIES = [
     ("vgg11bn", "std_train", 8),
-    ("vgg11bn", "pgd_train", 3),
-    ("vgg11bn", "pgd_train_TRADES", 3),
-    ("vgg11bn", "pgd_train_TRADES_batch", 3),
+    ("vgg11bn", "pgd_train", 2),
+    ("vgg11bn", "pgd_train_TRADES", 2),
+    ("vgg11bn", "pgd_train_TRADES_batch", 2),
     ("PreActResNet18", "std_train", 2),
-    ("PreActResNet18", "pgd_train", 1),
-    ("PreActResNet18", "pgd_train_TRADES_batch", 1),
     # All steps that were recorded, in `make test-slow`.
     pytest.param("vgg11bn", "pgd_train", 8, marks=pytest.mark.slow),
     pytest.param("vgg11bn", "pgd_train_TRADES", 8, marks=pytest.mark.slow),
