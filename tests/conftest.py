@@ -30,9 +30,8 @@ sys.path[:0] = [str(GOLDEN), str(BENCHMARKS)]
 import cases  # noqa: E402
 
 # Emulated, bf16 takes a minute where others take a second: small networks alone are tested in it.
-needs_bf16 = pytest.mark.skipif(
-    not networks.computes_bf16(torch.device("cpu")), reason="this CPU has no bf16 arithmetic"
-)
+HAS_BF16 = networks.computes_bf16(torch.device("cpu"))
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 arithmetic")
 
 GOLDEN_SEED = 7
 # The published metrics, written out: tests do not take the list from the code that they test.

@@ -26,11 +26,17 @@ def test_attacks_are_golden(golden_network, golden):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("vgg11bn", "PreActResNet18"))
-def test_attacks_are_golden_to_nine_tenths_of_the_pixels(name, golden_network, golden):
-    """In float64 signs of gradients do not depend on the machine."""
-    network = InFloat64(golden_network(name))
-    check_golden_attacks(name, network, golden("attacks"), torch.device("cpu"), share=0.89)
+@pytest.mark.parametrize(
+    ("name", "only"),
+    (("vgg11bn", ["trades_linf"]), ("PreActResNet18", ["pgd_linf_targeted", "trades_linf"])),
+)
+def test_attacks_are_golden_to_nine_tenths_of_the_pixels(name, only, golden_network, golden):
+    """In float64 signs of gradients do not depend on the machine; in float32 these do most."""
+    network = golden_network(name)
+    expected, device = golden("attacks"), torch.device("cpu")
+    if name != "vgg11bn":
+        check_golden_attacks(name, network, expected, device, share=0.8)
+    check_golden_attacks(name, InFloat64(network), expected, device, share=0.89, only=only)
 
 
 class InFloat64(torch.nn.Module):
@@ -44,14 +50,16 @@ class InFloat64(torch.nn.Module):
         return self.network(x.double())
 
 
-def check_golden_attacks(name, network, expected, device, share=0.85):
-    """Losses, and the share of pixels that are perturbed alike."""
+def check_golden_attacks(name, network, expected, device, share=0.85, only=None):
+    """Losses, and the share of pixels that are perturbed alike, of all attacks or some."""
     network.eval().to(device)
     exact = isinstance(network, InFloat64)
     x, y = (tensor.to(device) for tensor in images_and_labels())
     for attack, settings in GOLDEN_PGD.items():
         if settings.get("restarts") and (name, exact) != ("vgg11bn", False):
             continue  # slow, and nothing in it depends on the network
+        if only and attack not in only:
+            continue
         torch.manual_seed(GOLDEN_SEED)
         delta = pgd(network, x, y, **settings)
         losses = F.cross_entropy(network(x + delta), y, reduction="none").detach()
@@ -63,6 +71,8 @@ def check_golden_attacks(name, network, expected, device, share=0.85):
     with torch.no_grad():
         clean = F.softmax(network(x), 1)
     for attack, settings in (("trades_linf", L_INF), ("trades_l2", L_2)):
+        if only and attack not in only:
+            continue
         torch.manual_seed(GOLDEN_SEED)
         if attack == "trades_l2":
             torch.randn(x.shape)  # the golden values were made after one more draw

@@ -8,7 +8,7 @@ import baseline
 import benchmark
 import pytest
 import torch
-from conftest import BENCHMARKS, CIFAR_STATISTICS
+from conftest import BENCHMARKS, CIFAR_STATISTICS, HAS_BF16
 from test_attacks import L_INF, share_equal
 
 from attacks import pgd, trades
@@ -137,20 +137,26 @@ def run(*flags):
 
 @pytest.mark.slow
 def test_the_benchmark_prints_its_tables():
-    flags = "--scale 0.0004 --models vgg11bn --tasks st nc10 sweep --variants fp32 bf16 --repeats 1"
-    result = run(*flags.split())
+    variants = ["fp32", "bf16"] if HAS_BF16 else ["fp32"]
+    flags = "--scale 0.0004 --models vgg11bn --tasks st nc10 sweep --repeats 1 --variants"
+    result = run(*flags.split(), *variants)
     assert result.returncode == 0, result.stderr
+
+    def each(cell):
+        return r" \| ".join([cell] * len(variants))
+
     seconds, ratio, hours = r"\d+\.\d\d s", r"\d+\.\d\dx", r"[\d,]+\.\d\d"
     rate = r"[\d,]+ GFLOP/s, \d+%"
+    names, empty = r" \| ".join(variants), r" \| " * (len(variants) - 1)
     for row in (
-        r"task \| model \| baseline \| fp32 \| bf16",
-        rf"ST epoch \(20 images\) \| vgg11bn \| {seconds} \| {ratio} \| {ratio}",
-        rf"NC metrics, 10 classes \(50,000 x 512\) \| - \| {seconds} \| {ratio} \| ",
-        rf"checkpoint of the ST sweep \(20 images\) \| vgg11bn \| {seconds} \| {ratio} \| {ratio}",
-        rf"ST epoch \| vgg11bn \| {rate} \| {rate}",
-        rf"checkpoint of the ST sweep \| vgg11bn \| {rate} \| {rate}",
-        rf"ST, 400 epochs \| vgg11bn \| {hours} \| {hours} \| {hours}",
-        rf"the ST sweep \| vgg11bn \| {hours} \| {hours} \| {hours}",
+        rf"task \| model \| baseline \| {names}",
+        rf"ST epoch \(20 images\) \| vgg11bn \| {seconds} \| {each(ratio)}",
+        rf"NC metrics, 10 classes \(50,000 x 512\) \| - \| {seconds} \| {ratio}{empty}",
+        rf"checkpoint of the ST sweep \(20 images\) \| vgg11bn \| {seconds} \| {each(ratio)}",
+        rf"ST epoch \| vgg11bn \| {each(rate)}",
+        rf"checkpoint of the ST sweep \| vgg11bn \| {each(rate)}",
+        rf"ST, 400 epochs \| vgg11bn \| {hours} \| {each(hours)}",
+        rf"the ST sweep \| vgg11bn \| {hours} \| {each(hours)}",
     ):
         found = re.findall(rf"^\| {row} \|$", result.stdout, re.MULTILINE)
         assert len(found) == 1, (row, result.stdout)

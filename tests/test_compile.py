@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import CIFAR_STATISTICS
+from conftest import CIFAR_STATISTICS, HAS_BF16
 
 import eval as sweep
 import train
@@ -66,6 +66,8 @@ def test_a_compiled_network_has_the_same_outputs_and_gradients(name, training):
     assert logits < 1e-4 and statistics < 1e-4
     # A rounding that moves one activation across a ReLU's zero changes its gradient in a jump.
     assert x_gradient < 3e-2 and weight_gradients < 3e-2
+    if not HAS_BF16:
+        return
     plain, compiled = errors(outputs(True, False)), errors(outputs(True, True))
     assert all(c < 1.5 * p + 1e-6 for p, c in zip(plain, compiled, strict=True)), (plain, compiled)
 
@@ -73,8 +75,8 @@ def test_a_compiled_network_has_the_same_outputs_and_gradients(name, training):
 @pytest.mark.parametrize(
     ("model", "mode"),
     (
-        ("vgg11bn", "std_train"),
-        ("PreActResNet18", "pgd_train"),
+        ("PreActResNet18", "std_train"),
+        ("vgg11bn", "pgd_train"),
         ("vgg11bn", "pgd_train_TRADES"),
         ("vgg11bn", "pgd_train_TRADES --trades-bn batch"),
         ("vgg11bn", "pgd_train_MART"),
