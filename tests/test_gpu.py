@@ -15,7 +15,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from test_attacks import InFloat64, check_golden_attacks
+from test_attacks import check_golden_attacks
 from test_nc_metrics import GOLDEN_CASES, check_golden_metrics
 from test_scripts import assert_equal_runs
 
@@ -391,9 +391,7 @@ def test_attacks_are_golden_on_the_device(name, golden_network, golden, monkeypa
     set_precision("fp32")
     draw = attacks._draw
     monkeypatch.setattr(attacks, "_draw", lambda x, make: draw(x.cpu(), make).to(x.device))
-    network, expected = golden_network(name), golden("attacks")
-    check_golden_attacks(name, network, expected, DEVICE, share=0.8)
-    check_golden_attacks(name, InFloat64(network), expected, DEVICE, share=0.89)
+    check_golden_attacks(name, golden_network(name), golden("attacks"), DEVICE)
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
