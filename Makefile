@@ -19,7 +19,7 @@ test: $(INSTALLED)
 
 # What takes minutes: compiled networks, whole golden trajectories, kills at random moments.
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow -n 2
+	$(BIN)/pytest -m slow -n 2 --dist worksteal
 
 benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/benchmark.py
