@@ -355,8 +355,8 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
 @pytest.mark.parametrize(
     ("given", "expected"),
     (
-        ("", (500, 250, 30, 16)),
-        ("--limit-train 80 --limit-test 40 --epochs 3", (80, 40, 3, 16)),
+        ("", (1000, 500, 30, 32)),
+        ("--limit-train 80 --limit-test 40 --epochs 3", (80, 40, 3, 32)),
     ),
 )
 def test_adversarial_training_of_preactresnet18_takes_less_at_the_small_scale(given, expected):
@@ -366,7 +366,7 @@ def test_adversarial_training_of_preactresnet18_takes_less_at_the_small_scale(gi
     settings = train.parse_args(planned.commands[0][1:])
     told = (settings.limit_train, settings.limit_test, settings.epochs, settings.batch_size)
     assert told == expected
-    assert (settings.lr_max, settings.lr_schedule) == (0.02, "cosine")
+    assert (settings.lr_max, settings.lr_schedule) == (0.05, "cosine")
     assert of["vgg11bn", AT].run["limit_train"] == (2000 if not given else 80)
 
 
