@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist worksteal
 
 # What takes minutes: compiled networks, whole golden trajectories, kills at random moments.
-# SELECT="-k 'not compiled_run'" leaves some out.
+# SELECT="-k 'not compiled'" leaves some out.
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow -n 2 --dist worksteal $(SELECT)
 
