@@ -373,7 +373,7 @@ def test_emulated_bf16_is_told_of(tree_flags, run_script, monkeypatch):
         "--dataset folder --model preactresnet18 --lr-schedule linear --precision fp32",
         "--dataset folder --lr-schedule onedrop --lr-drop-epoch 1 --lr-one-drop 0.001",
         "--dataset mnist --train-mode pgd_train --epsilon 0.3 --pgd-alpha 0.1",
-        "--dataset imnet --limit-train 3 --limit-test 3",
+        pytest.param("--dataset imnet --limit-train 3 --limit-test 3", marks=pytest.mark.slow),
         "--dataset imnet --limit-train 3 --limit-test 3 --model PreActResNet18",
     ),
 )

@@ -25,7 +25,6 @@ TRAJECTORIES = [
     ("vgg11bn", "pgd_train", 2),
     ("vgg11bn", "pgd_train_TRADES", 2),
     ("vgg11bn", "pgd_train_TRADES_batch", 2),
-    ("PreActResNet18", "std_train", 2),
     # All steps that were recorded, in `make test-slow`.
     pytest.param("vgg11bn", "pgd_train", 8, marks=pytest.mark.slow),
     pytest.param("vgg11bn", "pgd_train_TRADES", 8, marks=pytest.mark.slow),
