@@ -119,9 +119,8 @@ def test_a_convolution_that_something_else_uses_too_is_not_folded():
 
 
 @pytest.mark.parametrize("bf16", (False, pytest.param(True, marks=needs_bf16)), ids=PRECISIONS)
-@pytest.mark.parametrize(
-    "name", ("vgg11bn", pytest.param("PreActResNet18", marks=pytest.mark.slow))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
     name, bf16, golden_network, golden
 ):

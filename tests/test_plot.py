@@ -373,6 +373,7 @@ class TestTitles:
 
 
 class TestFigures:
+    @pytest.mark.slow
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script, monkeypatch):
         drawn = plot.draw
         takes_long = ("at_", "trades_", "mart_", "modes_")  # and other tests draw their like

@@ -370,7 +370,10 @@ def test_emulated_bf16_is_told_of(tree_flags, run_script, monkeypatch):
         "--trades-beta 2",
         "--dataset folder --train-mode pgd_train_MART --mart-lambda 2 --restarts 2",
         "--dataset folder --train-mode pgd_train_TRADES --lr-schedule superconverge --lr-max 0.01",
-        "--dataset folder --model preactresnet18 --lr-schedule linear --precision fp32",
+        pytest.param(
+            "--dataset folder --model preactresnet18 --lr-schedule linear --precision fp32",
+            marks=pytest.mark.slow,
+        ),
         "--dataset folder --lr-schedule onedrop --lr-drop-epoch 1 --lr-one-drop 0.001",
         "--dataset mnist --train-mode pgd_train --epsilon 0.3 --pgd-alpha 0.1",
         pytest.param("--dataset imnet --limit-train 3 --limit-test 3", marks=pytest.mark.slow),
