@@ -57,7 +57,7 @@ class Experiment:
     deep: whether blocks, nearest centres and other radii are measured after the last epoch.
     dataset: another one than the scale's.
     images: training and test images at the small scale.
-    training: flags of train.py in place of the small scale's.
+    training: flags of train.py in place of the scale's.
     """
 
     mode: str
@@ -74,11 +74,6 @@ class Experiment:
 CLAIMS_OF = {ST: (1, 2, 3, 6, 7), AT: (4, 5, 6, 7), FROZEN: (5,), BATCH: (5,), MART: (5,)}
 DEEP_CLAIMS = {6, 7}  # on blocks, nearest centres and radii alone
 LAYER_CLAIMS = DEEP_CLAIMS | {3}  # for which these are measured
-# An image costs PreActResNet18 more than three times what it costs VGG11: half, in as many steps.
-FEWER: dict[str, Any] = {
-    "images": (1000, 500),
-    "training": {"batch_size": 32},
-}
 SMALL = (
     Experiment(ST, seeds=3),
     Experiment(AT, seeds=2),
@@ -86,7 +81,8 @@ SMALL = (
     Experiment(BATCH, seeds=2),
     Experiment(MART),
     Experiment(ST, model="PreActResNet18"),
-    Experiment(AT, model="PreActResNet18", **FEWER),
+    # An image costs more than three times what it costs VGG11: half of them, in as many steps.
+    Experiment(AT, model="PreActResNet18", images=(1000, 500), training={"batch_size": 32}),
     Experiment(ST, norm="l_2"),
     Experiment(AT, norm="l_2"),
     Experiment(ST, deep=False, dataset="mnist"),
@@ -312,10 +308,11 @@ def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) 
     if args.scale == "full":
         training: dict[str, Any] = {"epochs": 400}
     elif adversary:
-        training = SMALL_ADVERSARY | {"checkpoint_epochs": "log"} | experiment.training
+        training = SMALL_ADVERSARY | {"checkpoint_epochs": "log"}
     else:
         small = DIGITS_ST if dataset == "digits" else SMALL_ST
-        training = small | {"checkpoint_epochs": "log"} | experiment.training
+        training = small | {"checkpoint_epochs": "log"}
+    training |= experiment.training
     if args.epochs:
         training["epochs"] = args.epochs
     return training | {"neural_collapse": adversary}

@@ -70,7 +70,7 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("bf16", (False, True), ids=("fp32", "bf16"))
+@pytest.mark.parametrize("bf16", (False, True), ids=PRECISIONS)
 @pytest.mark.parametrize(
     ("name", "size"), [(name, size) for name in ARCHITECTURES for size in ARCHITECTURES[name]]
 )
@@ -118,8 +118,8 @@ def test_a_convolution_that_something_else_uses_too_is_not_folded():
     assert conv_norm_pairs(Shared()) == [("alone", "after")]
 
 
-@pytest.mark.parametrize("bf16", (False, pytest.param(True, marks=needs_bf16)), ids=PRECISIONS)
 @pytest.mark.slow
+@pytest.mark.parametrize("bf16", (False, pytest.param(True, marks=needs_bf16)), ids=PRECISIONS)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
     name, bf16, golden_network, golden

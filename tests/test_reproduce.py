@@ -169,6 +169,7 @@ def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
         epochs=(0, 4, 9),
         clean__nc1=(100.0, 8.0, 2.0),
         clean__accuracy=(0.2, 0.8, 1.0),
+        clean__loss=(2.0, 0.3, 0.1),
         seen__nc1=(100.0, 20.0, 4.0),
         pgd__nc1=(100.0, 30.0, 5.0),
     )
@@ -190,6 +191,16 @@ def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
     assert (
         found["MART, an addition: PGD accuracy on test images, less AT's"].verdict == "not measured"
     )
+    # Equal loss is another epoch than equal accuracy; none within 0.01 is no comparison.
+    for loss, expected in ((0.109, {1: 8.0}), (0.111, {})):
+        lossy = make_run(
+            FROZEN, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.81), clean__loss=(2.0, loss)
+        )
+        against = findings(at, lossy, claim=5)
+        equal = against[f"{name}: the same against AT's epoch of equal clean training loss"]
+        assert equal.values == expected
+        equal = against[f"{name}: the same against AT's epoch of equal training accuracy"]
+        assert equal.values == {1: 2.0}
     # Of epochs of AT that are equally near the first counts.
     tied = make_run(
         AT,
@@ -200,25 +211,6 @@ def test_trades_is_compared_with_at_at_equal_epochs_and_at_equal_accuracy(here):
     both = findings(tied, trades, claim=5)
     equal = both[f"{name}: the same against AT's epoch of equal training accuracy"]
     assert equal.values == {1: 2}
-    # Equal loss is another epoch than equal accuracy; none within 0.01 is no comparison.
-    losses = make_run(
-        AT,
-        epochs=(0, 4, 9),
-        clean__nc1=(100.0, 8.0, 2.0),
-        clean__accuracy=(0.2, 0.8, 1.0),
-        clean__loss=(2.0, 0.3, 0.1),
-    )
-    for loss, expected in ((0.109, {1: 8.0}), (0.111, {})):
-        lossy = make_run(
-            FROZEN, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.81), clean__loss=(2.0, loss)
-        )
-        against = findings(losses, lossy, claim=5)
-        assert against[
-            f"{name}: the same against AT's epoch of equal clean training loss"
-        ].values == (expected)
-        assert against[
-            f"{name}: the same against AT's epoch of equal training accuracy"
-        ].values == {1: 2.0}
     # No epoch of AT within 0.02 of the accuracy.
     other = make_run(FROZEN, 1, clean__nc1=(100.0, 16.0), clean__accuracy=(0.2, 0.85))
     far = findings(at, other, claim=5)
