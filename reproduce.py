@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,6 @@ class Experiment:
 
     deep: whether blocks, nearest centres and other radii are measured after the last epoch.
     dataset: another one than the scale's.
-    images: training and test images at the small scale.
-    training: flags of train.py in place of the scale's.
     """
 
     mode: str
@@ -66,8 +64,6 @@ class Experiment:
     seeds: int = 1
     deep: bool = True
     dataset: str | None = None
-    images: tuple[int, int] = (2000, 1000)
-    training: dict[str, Any] = field(default_factory=dict)
 
 
 # The claims that a way to train is evidence for.
@@ -81,8 +77,7 @@ SMALL = (
     Experiment(BATCH, seeds=2),
     Experiment(MART),
     Experiment(ST, model="PreActResNet18"),
-    # An image costs more than three times what it costs VGG11: half of them, in as many steps.
-    Experiment(AT, model="PreActResNet18", images=(1000, 500), training={"batch_size": 32}),
+    Experiment(AT, model="PreActResNet18"),
     Experiment(ST, norm="l_2"),
     Experiment(AT, norm="l_2"),
     Experiment(ST, deep=False, dataset="mnist"),
@@ -94,7 +89,8 @@ FULL = tuple(
     for mode in CLAIMS_OF
 )
 
-# How small runs train, long enough to fit 2,000 images; digits need fewer epochs of ST.
+# How small runs train, long enough to fit the images; digits need fewer epochs of ST.
+SMALL_IMAGES = (2000, 1000)  # for training and test
 SMALL_ST = {"epochs": 40}
 SMALL_ADVERSARY = {"epochs": 30, "batch_size": 64, "lr_max": 0.05, "lr_schedule": "cosine"}
 DIGITS_ST = {"epochs": 10, "lr_max": 0.05, "lr_schedule": "cosine"}
@@ -156,8 +152,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--limit-train",
         type=flags.positive_int,
         metavar="N",
-        help="training images of every run (default: small 2000, PreActResNet18 under AT 1000; "
-        "full all)",
+        help="training images of every run (default: small 2000, full all)",
     )
     parser.add_argument(
         "--limit-test",
@@ -260,7 +255,7 @@ def claims_of(experiment: Experiment) -> set[int]:
 def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
     dataset = dataset_of(args, experiment)
     train_mode = experiment.mode.removesuffix("_batch")
-    train_images, test_images = experiment.images if args.scale == "small" else (None, None)
+    train_images, test_images = SMALL_IMAGES if args.scale == "small" else (None, None)
     run = {
         "dataset": dataset,
         "data_dir": {"mnist": args.mnist_dir, "digits": None}.get(dataset, args.data_dir),
@@ -312,7 +307,6 @@ def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) 
     else:
         small = DIGITS_ST if dataset == "digits" else SMALL_ST
         training = small | {"checkpoint_epochs": "log"}
-    training |= experiment.training
     if args.epochs:
         training["epochs"] = args.epochs
     return training | {"neural_collapse": adversary}

@@ -155,6 +155,8 @@ def test_ratios_to_the_baseline_become_figures(path):
     figures = [gpu.Figure(**figure) for figure in stages(path)["kernels"]["figures"]]
     assert [figure.value for figure in figures] == [20, 10, 400]
     assert [figure.met for figure in figures] == [True, False, None]
+    gpu.report_ratios(bench, {"seconds": [], "rates": {"tf32": 3e14}})  # of the next task
+    assert len(stages(path)["kernels"]["figures"]) == len(figures)
 
 
 @pytest.fixture

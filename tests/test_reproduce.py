@@ -347,19 +347,19 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
 @pytest.mark.parametrize(
     ("given", "expected"),
     (
-        ("", (1000, 500, 30, 32)),
-        ("--limit-train 80 --limit-test 40 --epochs 3", (80, 40, 3, 32)),
+        ("", (2000, 1000, 30, 64)),
+        ("--limit-train 80 --limit-test 40 --epochs 3", (80, 40, 3, 64)),
     ),
 )
-def test_adversarial_training_of_preactresnet18_takes_less_at_the_small_scale(given, expected):
+def test_all_small_runs_of_adversarial_training_have_one_recipe(given, expected):
     args = reproduce.parse_args(f"--scale small --data-dir . {given}".split())
-    of = {(p.experiment.model, p.experiment.mode): p for p in reproduce.plan(args, None)}
-    planned = of["PreActResNet18", AT]
-    settings = train.parse_args(planned.commands[0][1:])
-    told = (settings.limit_train, settings.limit_test, settings.epochs, settings.batch_size)
-    assert told == expected
-    assert (settings.lr_max, settings.lr_schedule) == (0.05, "cosine")
-    assert of["vgg11bn", AT].run["limit_train"] == (2000 if not given else 80)
+    planned = [p for p in reproduce.plan(args, None) if p.experiment.mode == AT]
+    assert {p.experiment.model for p in planned} == {"vgg11bn", "PreActResNet18"}
+    for one in planned:
+        settings = train.parse_args(one.commands[0][1:])
+        told = (settings.limit_train, settings.limit_test, settings.epochs, settings.batch_size)
+        assert told == expected
+        assert (settings.lr_max, settings.lr_schedule) == (0.05, "cosine")
 
 
 def test_noise_is_as_large_as_the_attack():
