@@ -153,7 +153,8 @@ def _examined(model: nn.Module, images: Tensor, classes: int) -> Anatomy:
     classifier = _check_classifier(trial, linear, logits)
     model.get_submodule(classifier).register_forward_pre_hook(_keep_what_enters)
     names = [name for name, seen in used.items() if _puts_out(seen, len(images))]
-    refused = _refused(trial.to(memory_format=torch.channels_last), images)
+    layout = torch.channels_last
+    refused = _refused(trial.to(memory_format=layout), images.clone(memory_format=layout))
     if refused:
         logger.info(f"channels-last is left out, in which the model does not run: {refused}")
     return Anatomy(

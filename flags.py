@@ -527,7 +527,7 @@ def build_networks(
     mean, std = statistics or normalisation(settings, data)
     network = Network(model, mean, std, bf16, anatomy).to(settings.device)
     if anatomy is None or anatomy.channels_last:
-        network.to(memory_format=torch.channels_last)
+        network.to_channels_last()
     folded = FoldedNetwork(network)
     if settings.compile and can_compile(settings.device):
         network.compile(dynamic=False)

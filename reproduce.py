@@ -370,8 +370,9 @@ def seconds_of_a_pass(planned: Planned) -> float:
     device, precision = select_device("auto"), planned.run["precision"] or "tf32"
     set_precision(precision)
     model = build_model(planned.experiment.model, 32, 3, 10)
-    network = Network(model, (0.5,) * 3, (0.25,) * 3, bf16=precision == "bf16").to(device).train()
-    network.to(memory_format=torch.channels_last)
+    statistics = ((0.5,) * 3, (0.25,) * 3)
+    network = Network(model, *statistics, bf16=precision == "bf16").to_channels_last()
+    network.to(device).train()
     size = 1024 if device.type == "cuda" else 64
     x, y = torch.rand(size, 3, 32, 32, device=device), torch.arange(size, device=device) % 10
     seconds = []

@@ -35,15 +35,12 @@ class VGG(nn.Module):
         super().__init__()
         modules: list[nn.Module] = []
         channels = in_channels
-        for layer in layers:
+        for layer, following in zip(layers, (*layers[1:], None), strict=True):
             if layer == "M":
-                modules.append(nn.MaxPool2d(2))
                 continue
-            modules += [
-                nn.Conv2d(channels, layer, 3, padding=1),
-                nn.BatchNorm2d(layer),
-                nn.ReLU(inplace=True),
-            ]
+            modules += [nn.Conv2d(channels, layer, 3, padding=1), nn.BatchNorm2d(layer)]
+            # Max-pool and ReLU commute, to the last bit: after it there is a quarter to rectify.
+            modules += [nn.MaxPool2d(2), nn.ReLU(inplace=True)][following != "M" :]
             channels = layer
         self.features = nn.Sequential(*modules)
         self.pool = pool
@@ -74,13 +71,7 @@ class VGG(nn.Module):
         That is each convolution's activation, after its max-pool where it has one, and `features`,
         whose flattened output enters `classifier`.
         """
-        layers = list(self.features)
-        ends = [
-            layer
-            for layer, following in zip(layers, [*layers[1:], None], strict=True)
-            if isinstance(layer, nn.MaxPool2d)
-            or (isinstance(layer, nn.ReLU) and not isinstance(following, nn.MaxPool2d))
-        ]
+        ends = [layer for layer in self.features if isinstance(layer, nn.ReLU)]
         named = [(f"conv{number}", end) for number, end in enumerate(ends, 1)]
         return [*named, ("features", self.pool)]
 

@@ -138,8 +138,7 @@ RATIOS = {"st": 10.0, "at": 3.0, "sweep": 15.0}
 VARIANTS = ("tf32", "tf32+graph", "bf16", "bf16+graph")
 
 
-# Share of the images: of an attack so many that it ends in time, of ST more, since the baseline
-# starts its image worker anew in each epoch.
+# Share of the images: of what attacks so many that it ends in time; an epoch of ST is short.
 SCALES = {"st": 0.2, "at": 0.02, "sweep": 0.02}
 
 

@@ -169,7 +169,7 @@ def make(name, bf16=False, size=32):
     model = with_statistics(build_model(name, size, 3, CLASSES))
     anatomy = any_network.examine(name, model, (3, size, size), CLASSES)
     network = Network(model, *CIFAR_STATISTICS, bf16, anatomy).eval()
-    return network.to(memory_format=torch.channels_last) if anatomy.channels_last else network
+    return network.to_channels_last() if anatomy.channels_last else network
 
 
 def normalised(network, x):

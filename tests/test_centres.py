@@ -63,7 +63,7 @@ class Plain:
         net = TinyNet(channels=3, classes=3)
         path = TREE_FOLDER / f"model_{epoch}.pth"
         net.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
-        network = Network(net, self.data.mean, self.data.std).to(memory_format=torch.channels_last)
+        network = Network(net, self.data.mean, self.data.std).to_channels_last()
         self.network = FoldedNetwork(network)
 
     def images(self, split, name):
@@ -241,7 +241,7 @@ def test_perturbed_images_are_kept_for_those_alone_that_need_them(
 
 
 def test_kept_images_give_the_bits_of_a_real_network(golden_network):
-    network = FoldedNetwork(golden_network("vgg11bn").to(memory_format=torch.channels_last))
+    network = FoldedNetwork(golden_network("vgg11bn").to_channels_last())
     part = ("test", "pgd", 8.0)
     subject = subject_of(network, cases.images(10, 3, 32, 5), torch.arange(10))
     images, perturb = subject.images(0, part)

@@ -48,7 +48,7 @@ def test_a_compiled_network_has_the_same_outputs_and_gradients(name, training):
 
     def outputs(bf16, compiled):
         network = Network(copy.deepcopy(model), *CIFAR_STATISTICS, bf16)
-        network.to(memory_format=torch.channels_last).train(training)
+        network.to_channels_last().train(training)
         if compiled:
             network.compile(dynamic=False)
         x = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()

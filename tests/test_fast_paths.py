@@ -79,7 +79,7 @@ def test_a_folded_network_computes_the_same(name, size, bf16):
         pytest.skip("this CPU has no bf16 arithmetic")
     model = with_statistics(build_model(name, size, 3, 10))
     plain = Network(model, *CIFAR_STATISTICS).eval()
-    fast = Network(model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
+    fast = Network(model, *CIFAR_STATISTICS, bf16).to_channels_last()
     folded = FoldedNetwork(fast)
     norms = [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == NORMS_LEFT[name, size]
@@ -126,9 +126,7 @@ def test_attacks_on_the_fast_network_are_as_strong_as_the_golden_ones(
 ):
     """Strong against the plain network, whichever network they were made with."""
     plain, expected = golden_network(name).eval(), golden("attacks")
-    fast = FoldedNetwork(
-        Network(plain.model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
-    )
+    fast = FoldedNetwork(Network(plain.model, *CIFAR_STATISTICS, bf16).to_channels_last())
     plain = golden_network(name).eval()
     x, y = images_and_labels()
     for attack, settings in (
@@ -169,7 +167,7 @@ def test_metrics_of_the_fast_network_are_those_of_the_plain_one(name, bf16):
     labels = torch.arange(160) % 10
     images += (labels * 5).to(torch.uint8).view(-1, 1, 1, 1)  # classes that differ
     expected = Evaluator(plain, batch_size=64).measure(images, labels)
-    fast = Network(model, *CIFAR_STATISTICS, bf16).to(memory_format=torch.channels_last)
+    fast = Network(model, *CIFAR_STATISTICS, bf16).to_channels_last()
     found = Evaluator(FoldedNetwork(fast), batch_size=160).measure(images, labels)
     tolerance = {"rel": 0.03, "abs": 0.03} if bf16 else {"rel": 1e-3, "abs": 1e-5}
     assert found.loss == pytest.approx(expected.loss, **tolerance)

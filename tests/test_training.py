@@ -48,7 +48,7 @@ def make_learner(network, lr, restarts=1, weights=None, **settings):
 
 @pytest.mark.parametrize(("name", "mode", "steps"), TRAJECTORIES)
 def test_steps_follow_the_published_trajectory(name, mode, steps, golden_network, golden):
-    network = golden_network(name).to(memory_format=torch.channels_last)  # as in a run
+    network = golden_network(name).to_channels_last()  # as in a run
     bn = {"pgd_train_TRADES": "frozen", "pgd_train_TRADES_batch": "batch"}.get(mode)
     key = f"{name}.pgd_train_TRADES.{bn}" if bn else f"{name}.{mode}"
     expected = golden("trajectories")
