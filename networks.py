@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -151,52 +150,13 @@ class Network(nn.Module):
         return self.model.blocks() if self.anatomy is None else self.anatomy.blocks(self.model)
 
 
-class _Scaled(torch.autograd.Function):
-    """A batch norm in eval mode of which the input alone has a gradient.
-
-    That is the gradient of the output times a factor per channel. F.batch_norm computes this as
-    well, and on a GPU several times as fast as its own backward pass in eval mode does.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: "FixedNorm") -> Tensor:
-        ctx.save_for_backward(norm.factor)
-        weights = (norm.weight, norm.bias)
-        return F.batch_norm(x, norm.running_mean, norm.running_var, *weights, eps=norm.eps)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        zeros, ones = torch.zeros_like(factor), torch.ones_like(factor)
-        return F.batch_norm(gradients[0], zeros, ones, factor, eps=0.0), None
-
-
-class FixedNorm(nn.BatchNorm2d):
-    """A batch norm that stays in eval mode and whose weights are not trained."""
-
-    factor: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d):
-        super().__init__(norm.num_features, norm.eps)
-        self.register_buffer("factor", torch.ones(norm.num_features), persistent=False)
-
-    def refresh(self) -> None:
-        """Follow the weights and statistics, after they have changed."""
-        self.factor.copy_(self.weight * (self.running_var + self.eps).rsqrt())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Scaled.apply(x, self)
-
-
 class FoldedNetwork(Network):
     """A copy of a network for eval mode: a batch norm after a convolution is folded into it.
 
     In eval mode a batch norm is an affine map per channel, so the folded network computes the same
-    with fewer passes over the activations, forward and backward. The other batch norms have a
-    faster backward pass. With bf16 the convolutions' weights are rounded once, here, not in every
-    forward pass. `refold` follows the network's weights.
+    with fewer passes over the activations, forward and backward. With bf16 the convolutions'
+    weights are rounded once, here, not in every forward pass. `refold` follows the network's
+    weights.
     """
 
     def __init__(self, network: Network):
@@ -211,10 +171,8 @@ class FoldedNetwork(Network):
             conv = self.model.get_submodule(conv_name)
             if conv.bias is None:
                 conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
-            _replace(self.model, norm_name, nn.Identity())
-        for name, module in list(self.model.named_modules()):
-            if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
-                _replace(self.model, name, FixedNorm(module))
+            parent, _, child = norm_name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, nn.Identity())
         if self.bf16:
             for module in self.model.modules():
                 if isinstance(module, nn.Conv2d) and is_plain(module):
@@ -263,15 +221,7 @@ class FoldedNetwork(Network):
             )
         for name, value in self.model.state_dict().items():
             value.copy_(state[name])
-        for module in self.model.modules():
-            if isinstance(module, FixedNorm):
-                module.refresh()
         return self
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
