@@ -4,6 +4,7 @@
     python reproduce.py --scale small                           # the built-in digits
     python reproduce.py --scale full                            # the paper's settings, on GPUs
     python reproduce.py --scale full --list > runs.txt          # the commands, one line per run
+    python reproduce.py --scale full --report --runs FOLDER...  # on runs of your own
 
 Started again, it goes on. The report is in reproduction/SCALE/: claims.md and claims.csv, tables of
 last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/ with the tables of
@@ -119,6 +120,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--report", action="store_true", help="write the report on what there is, and run nothing"
     )
     parser.add_argument(
+        "--runs",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="with --report: on the runs in these folders, however they were trained, instead of "
+        "those of the scale",
+    )
+    parser.add_argument(
         "--only",
         nargs="+",
         type=int,
@@ -181,6 +190,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--list, --cost and --report each do one thing: give one of them")
     if args.report and args.only:
         parser.error("--report is on all that has been run: drop --only")
+    if args.runs and not args.report:
+        parser.error("--runs is for a report on what was run already: give --report as well")
     reads_images = args.scale == "small" and args.data_dir and not args.report
     if reads_images and not args.data_dir.is_dir():
         parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
@@ -528,10 +539,10 @@ REPORT_TABLES = {
 }
 
 
-def write_report(args: argparse.Namespace, planned: list[Planned]) -> None:
-    """claims, tables, figures and runs, of those that are whole, into reproduction/SCALE/."""
+def write_report(args: argparse.Namespace, folders: list[Path]) -> None:
+    """claims, tables, figures and runs of what is in the folders, into reproduction/SCALE/."""
     out = args.out / args.scale
-    runs = read_runs([one.folder for one in planned if is_as_planned(one)])
+    runs = read_runs(folders)
     if not runs:
         raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
     findings = judge(runs)
@@ -541,7 +552,8 @@ def write_report(args: argparse.Namespace, planned: list[Planned]) -> None:
     write(out / "claims.csv", to_csv([finding_row(finding) for finding in findings]))
     write(out / "runs.csv", to_csv([run_row(run) for run in runs]))
     claims = findings_in_words(findings)
-    write(out / "claims.md", f"# The claims, at the {args.scale} scale\n\n{claims}")
+    where = "in the runs that were named" if args.runs else f"at the {args.scale} scale"
+    write(out / "claims.md", f"# The claims, {where}\n\n{claims}")
     for name, (heading, in_words) in REPORT_TABLES.items():
         write(out / name, f"# {heading}\n\n{in_words(runs)}")
     logger.info(claims)
@@ -587,8 +599,19 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
+def named_runs(folders: list[Path]) -> list[Path]:
+    """The folders of --runs, each of which must hold a run."""
+    for folder in folders:
+        if not (folder / "args.json").is_file():
+            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
+    return folders
+
+
 def main() -> None:
     args = parse_args()
+    if args.runs:
+        write_report(args, named_runs(args.runs))
+        return
     planned = plan(args, args.only)
     if args.list:
         for one in planned:
@@ -604,7 +627,8 @@ def main() -> None:
         failed = run_all(planned, expected)
     # On all claims, whichever were asked for: what other calls have run stays in the report.
     left_out = {one.folder for one in failed}
-    write_report(args, [one for one in plan(args, None) if one.folder not in left_out])
+    there = [one for one in plan(args, None) if one.folder not in left_out and is_as_planned(one)]
+    write_report(args, [one.folder for one in there])
     if failed:
         names = "; ".join(one.name for one in failed)
         raise InputError(f"{len(failed)} of {len(planned)} runs failed: {names}")

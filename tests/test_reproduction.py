@@ -14,15 +14,15 @@ from report import finding_row, findings_in_words
 ROOT = Path(__file__).parent.parent
 REPORT = (ROOT / "REPRODUCTION.md").read_text()
 EVIDENCE = ROOT / "reproduction"
-SMALL = EVIDENCE / "small"
+SMALL, SHORT = EVIDENCE / "small", EVIDENCE / "short" / "full"
 
 
-def runs_in_order():
+def runs_in_order(report):
     """The runs of runs.csv, in its order."""
-    with (SMALL / "runs.csv").open(newline="") as file:
+    with (report / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return read_runs(
-        SMALL
+        report
         / "runs"
         / r["dataset"]
         / r["model"]
@@ -50,15 +50,18 @@ def prose_and_tables(text):
     return re.sub(r"\]\([^)]*\)", "]", prose), tables
 
 
-def test_the_verdicts_are_those_of_the_tables():
-    runs = runs_in_order()
-    assert len(runs) == len(list((SMALL / "runs").rglob("args.json"))) > 0
+@pytest.mark.parametrize(
+    ("report", "where"), ((SMALL, "at the small scale"), (SHORT, "in the runs that were named"))
+)
+def test_the_verdicts_are_those_of_the_tables(report, where):
+    runs = runs_in_order(report)
+    assert len(runs) == len(list((report / "runs").rglob("args.json"))) > 0
     findings = judge(runs)
-    assert (SMALL / "claims.csv").read_text() == reproduce.to_csv(list(map(finding_row, findings)))
-    text = f"# The claims, at the small scale\n\n{findings_in_words(findings)}"
-    assert (SMALL / "claims.md").read_text() == text
+    assert (report / "claims.csv").read_text() == reproduce.to_csv(list(map(finding_row, findings)))
+    text = f"# The claims, {where}\n\n{findings_in_words(findings)}"
+    assert (report / "claims.md").read_text() == text
     for name, (heading, in_words) in reproduce.REPORT_TABLES.items():
-        assert (SMALL / name).read_text() == f"# {heading}\n\n{in_words(runs)}", name
+        assert (report / name).read_text() == f"# {heading}\n\n{in_words(runs)}", name
 
 
 @pytest.mark.parametrize("name", ["st", "at"])
@@ -95,9 +98,14 @@ def test_every_measured_number_of_the_text_stands_in_a_table_of_its_section():
         assert not re.search(r"\d ?%|\d-fold|\d times", prose), heading
 
 
-def test_every_claim_has_a_heading_its_table_and_a_figure_that_is_there():
+def test_every_claim_has_a_heading_and_all_that_was_measured_its_line():
     of_claim = sections((SMALL / "claims.md").read_text())
+    of_short = sections((SHORT / "claims.md").read_text())
+    short_lines = set(prose_and_tables(sections(REPORT)["All of CIFAR-10, in short runs"])[1])
     for number, claim in CLAIMS.items():
+        short = prose_and_tables(of_short[f"Claim {number}: {claim}"])[1]
+        judged = [line for line in short if line.startswith("| ") and "cifar10" in line]
+        assert set(judged) <= short_lines, number
         [text] = [t for h, t in sections(REPORT).items() if h.startswith(f"Claim {number}: ")]
         wanted = prose_and_tables(of_claim[f"Claim {number}: {claim}"])[1]
         judged = [line for line in wanted if "not measured" not in line]
