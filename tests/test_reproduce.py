@@ -495,6 +495,21 @@ def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
     ]
 
 
+def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run_script):
+    own = [make_run(ST, clean__nc1=(80.0, 2.0), clean__accuracy=(0.3, 1.0)), make_run(AT, 7)]
+    in_process.clear()
+    flags = f"--scale full --report --runs {own[0]} {own[1]} --out report"
+    assert run_script(reproduce, flags)[0] == 0
+    assert [call.split()[0] for call in in_process] == ["plot.py"]
+    told = [(row["mode"], row["seed"]) for row in rows("report/full/runs.csv")]
+    assert told == [("std_train", "1"), ("pgd_train", "7")]
+    verdicts = {row["criterion"]: row["verdict"] for row in rows("report/full/claims.csv")}
+    assert verdicts["ST: NC1, first epoch over last"] == "holds"
+    assert Path("report/full/claims.md").read_text().startswith(
+        "# The claims, in the runs that were named\n"
+    )
+
+
 def test_only_what_the_claims_need_is_measured():
     def commands(flags):
         args = reproduce.parse_args(f"--scale small {flags}".split())
@@ -516,6 +531,7 @@ def test_bad_input_is_told_in_one_line(run_script):
         ("--scale small --list --report", "--list"),
         ("--scale small --only 4 --report", "--only"),
         ("--scale small --cost --report", "--cost"),
+        ("--scale full --runs models", "--report"),
         ("--scale small --data-dir nowhere", "--data-dir"),
         ("--scale small --seeds -1", "--seeds"),
         ("--scale small --epochs 0", "--epochs"),
@@ -524,6 +540,8 @@ def test_bad_input_is_told_in_one_line(run_script):
         assert code == 2 and said in error and error.count("\n") == 1, flags
     code, _, error = run_script(reproduce, "--scale small --report")
     assert code == 1 and "holds none of the runs" in error
+    code, _, error = run_script(reproduce, "--scale full --report --runs nowhere")
+    assert code == 1 and "--runs nowhere: holds no run" in error and error.count("\n") == 1
 
 
 def test_a_row_of_claims_csv_has_what_names_it():
