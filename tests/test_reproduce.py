@@ -505,8 +505,10 @@ def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run
     assert told == [("std_train", "1"), ("pgd_train", "7")]
     verdicts = {row["criterion"]: row["verdict"] for row in rows("report/full/claims.csv")}
     assert verdicts["ST: NC1, first epoch over last"] == "holds"
-    assert Path("report/full/claims.md").read_text().startswith(
-        "# The claims, in the runs that were named\n"
+    assert (
+        Path("report/full/claims.md")
+        .read_text()
+        .startswith("# The claims, in the runs that were named\n")
     )
 
 
