@@ -1,13 +1,15 @@
 """The networks: published keys and golden outputs of four, initial values of all."""
 
+import copy
+
 import cases
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN_SEED
+from conftest import GOLDEN_SEED, TinyNet
 from torch import nn
 
-from networks import ARCHITECTURES, Network, build_model
+from networks import ARCHITECTURES, FoldedNetwork, Network, build_model
 
 NAMES = ("vgg11bn", "PreActResNet18", "vgg11bn_imagenet", "PreActResNet18_imagenet")
 
@@ -59,6 +61,40 @@ def test_initial_values_have_the_published_scale(name, size):
         elif isinstance(module, nn.Linear) and name == "vgg11bn":
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.1)
             assert not module.bias.any()
+
+
+@pytest.mark.parametrize("size", (32, 160))
+def test_vgg_s_max_pools_before_the_relu_change_no_bit(size):
+    """Values, running statistics and gradients are those of the order that the paper draws."""
+    torch.manual_seed(0)
+    model = build_model("vgg11bn", size, in_channels=3, num_classes=10)
+    drawn = copy.deepcopy(model)
+    layers = list(drawn.features)
+    for i in [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]:
+        layers[i : i + 2] = layers[i + 1], layers[i]
+    drawn.features = nn.Sequential(*layers)
+    assert [type(layers[i]) for i in (2, 3)] == [nn.ReLU, nn.MaxPool2d]
+    found = []
+    for network in (model, drawn):
+        images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+        logits = network(images.requires_grad_())
+        logits.logsumexp(1).sum().backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        found.append([logits, images.grad, *gradients, *network.buffers()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_the_first_convolution_has_images_in_the_layout_of_its_weight(channels):
+    """Otherwise its gradient is copied twice on a GPU; of one channel the strides must say it."""
+    model = TinyNet(channels)
+    network = Network(model, (0.5,) * channels, (0.2,) * channels).to_channels_last()
+    seen = []
+    for one in (network, FoldedNetwork(network)):
+        one.model.convolution.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        one(torch.rand(2, channels, 8, 8))
+    expected = torch.empty(2, channels, 8, 8, memory_format=torch.channels_last).stride()
+    assert [images.stride() for images in seen] == [expected] * 2
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
