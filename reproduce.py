@@ -600,11 +600,16 @@ def run_row(run: Run) -> dict[str, Any]:
 
 
 def named_runs(folders: list[Path]) -> list[Path]:
-    """The folders of --runs, each of which must hold a run."""
+    """The folders of --runs: each must hold a run, and no two the same."""
+    seen: dict[tuple, Path] = {}
     for folder in folders:
         if not (folder / "args.json").is_file():
             raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-    return folders
+        [run] = read_runs([folder])
+        twin = seen.setdefault((run.setting, run.mode, run.seed), folder)
+        if twin != folder:
+            raise InputError(f"--runs {folder}: of the same setting and seed as {twin}: give one")
+    return list(seen.values())
 
 
 def main() -> None:

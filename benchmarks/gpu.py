@@ -140,8 +140,6 @@ VARIANTS = {
     "at": ("tf32+graph", "bf16+graph"),
     "sweep": ("tf32", "bf16"),
 }
-
-
 # Share of the images: of what attacks so many that it ends in time; an epoch of ST is short.
 SCALES = {"st": 0.2, "at": 0.02, "sweep": 0.02}
 

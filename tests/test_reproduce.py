@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -498,11 +499,14 @@ def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
 def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run_script):
     own = [make_run(ST, clean__nc1=(80.0, 2.0), clean__accuracy=(0.3, 1.0)), make_run(AT, 7)]
     in_process.clear()
-    flags = f"--scale full --report --runs {own[0]} {own[1]} --out report"
+    flags = f"--scale full --report --out report --runs {own[0]} {own[1]}"
     assert run_script(reproduce, flags)[0] == 0
     assert [call.split()[0] for call in in_process] == ["plot.py"]
     told = [(row["mode"], row["seed"]) for row in rows("report/full/runs.csv")]
     assert told == [("std_train", "1"), ("pgd_train", "7")]
+    shutil.copytree(own[0], "again")
+    code, _, error = run_script(reproduce, f"{flags} {own[0]} again")
+    assert code == 1 and f"--runs again: of the same setting and seed as {own[0]}" in error
     verdicts = {row["criterion"]: row["verdict"] for row in rows("report/full/claims.csv")}
     assert verdicts["ST: NC1, first epoch over last"] == "holds"
     assert (
