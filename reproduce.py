@@ -539,10 +539,9 @@ REPORT_TABLES = {
 }
 
 
-def write_report(args: argparse.Namespace, folders: list[Path]) -> None:
-    """claims, tables, figures and runs of what is in the folders, into reproduction/SCALE/."""
+def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
+    """claims, tables, figures and settings of the runs, into reproduction/SCALE/."""
     out = args.out / args.scale
-    runs = read_runs(folders)
     if not runs:
         raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
     findings = judge(runs)
@@ -599,14 +598,15 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
-def named_runs(folders: list[Path]) -> list[Path]:
-    """The folders of --runs: each must hold a run, and no two the same."""
-    seen: dict[tuple, Path] = {}
+def named_runs(folders: list[Path]) -> list[Run]:
+    """The runs of --runs: each folder must hold one, and no two the same."""
+    seen: dict[tuple, Run] = {}
     for folder in folders:
-        if not (folder / "args.json").is_file():
+        found = read_runs([folder])
+        if not found:
             raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-        [run] = read_runs([folder])
-        twin = seen.setdefault((run.setting, run.mode, run.seed), folder)
+        [run] = found
+        twin = seen.setdefault((run.setting, run.mode, run.seed), run).folder.path
         if twin != folder:
             raise InputError(f"--runs {folder}: of the same setting and seed as {twin}: give one")
     return list(seen.values())
@@ -633,7 +633,7 @@ def main() -> None:
     # On all claims, whichever were asked for: what other calls have run stays in the report.
     left_out = {one.folder for one in failed}
     there = [one for one in plan(args, None) if one.folder not in left_out and is_as_planned(one)]
-    write_report(args, [one.folder for one in there])
+    write_report(args, read_runs([one.folder for one in there]))
     if failed:
         names = "; ".join(one.name for one in failed)
         raise InputError(f"{len(failed)} of {len(planned)} runs failed: {names}")

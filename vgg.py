@@ -35,12 +35,16 @@ class VGG(nn.Module):
         super().__init__()
         modules: list[nn.Module] = []
         channels = in_channels
-        for layer, following in zip(layers, (*layers[1:], None), strict=True):
+        for layer in layers:
             if layer == "M":
+                # Before the ReLU: they commute to the last bit, and it has a quarter to rectify.
+                modules.insert(-1, nn.MaxPool2d(2))
                 continue
-            modules += [nn.Conv2d(channels, layer, 3, padding=1), nn.BatchNorm2d(layer)]
-            # Max-pool and ReLU commute, to the last bit: after it there is a quarter to rectify.
-            modules += [nn.MaxPool2d(2), nn.ReLU(inplace=True)][following != "M" :]
+            modules += [
+                nn.Conv2d(channels, layer, 3, padding=1),
+                nn.BatchNorm2d(layer),
+                nn.ReLU(inplace=True),
+            ]
             channels = layer
         self.features = nn.Sequential(*modules)
         self.pool = pool

@@ -133,24 +133,32 @@ def report_tests(bench: Bench, output: str) -> None:
         raise StageError("; ".join(line[:200] for line in bad[:20]) or "some did not pass")
 
 
-# Task -> how many times faster than the published way of working.
-RATIOS = {"st": 10.0, "at": 3.0, "sweep": 15.0}
-VARIANTS = {
-    "st": ("tf32+graph", "bf16+graph"),
-    "at": ("tf32+graph", "bf16+graph"),
-    "sweep": ("tf32", "bf16"),
+@dataclass(frozen=True)
+class Comparison:
+    """How many times faster than the published way of working some variants should be.
+
+    scale: share of the images; of what attacks so many that it ends in time.
+    """
+
+    target: float
+    variants: tuple[str, ...]
+    scale: float
+
+
+COMPARISONS = {
+    "st": Comparison(10.0, ("tf32+graph", "bf16+graph"), 0.2),
+    "at": Comparison(3.0, ("tf32+graph", "bf16+graph"), 0.02),
+    "sweep": Comparison(15.0, ("tf32", "bf16"), 0.02),
 }
-# Share of the images: of what attacks so many that it ends in time; an epoch of ST is short.
-SCALES = {"st": 0.2, "at": 0.02, "sweep": 0.02}
 
 
 def compare(bench: Bench) -> None:
     """benchmark.py against the baseline, a task after the other."""
-    for task, scale in SCALES.items():
+    for task, it in COMPARISONS.items():
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "seconds.json"
             flags = f"--tasks {task} --models vgg11bn PreActResNet18 --variants"
-            flags += f" {' '.join(VARIANTS[task])} --scale {scale * bench.scale} --repeats 2"
+            flags += f" {' '.join(it.variants)} --scale {it.scale * bench.scale} --repeats 2"
             command = [sys.executable, str(ROOT / "benchmarks" / "benchmark.py"), *flags.split()]
             code = subprocess.run([*command, "--out", str(out)]).returncode
             if code:
@@ -165,7 +173,8 @@ def report_ratios(bench: Bench, measured: dict[str, Any]) -> None:
         if side != "baseline":
             ratio = medians[task, model, "baseline"] / seconds
             what = f"{benchmark.TASKS[task]}, {model}, {side}: as fast as the baseline"
-            bench.report(Figure(what, ratio, "times", RATIOS[task], at_least=True))
+            target = COMPARISONS[task].target
+            bench.report(Figure(what, ratio, "times", target, at_least=True))
     for precision, rate in measured["rates"].items():
         what = f"matrix product in {precision}"
         told = (read_json(bench.path) or {})["stages"][bench.stage]["figures"]
