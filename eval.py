@@ -26,30 +26,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-import flags
-import networks
-from data import Dataset, equal_splits
-from files import read_json, read_rows, sha256, write_json
-from flags import Settings
-from inputs import INPUTS
-from measure import (
-    Evaluator,
-    InputPart,
-    Subject,
-    find_autoattack,
+from robust_nc import build, flags
+from robust_nc.data.datasets import Dataset, equal_splits
+from robust_nc.data.inputs import INPUTS
+from robust_nc.measuring.autoattack import find_autoattack
+from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.measuring.subject import InputPart, Subject
+from robust_nc.measuring.sweep import PARTS, Part, inputs_of, size_of
+from robust_nc.networks import network
+from robust_nc.networks.checkpoints import load_checkpoint
+from robust_nc.networks.folding import FoldedNetwork
+from robust_nc.networks.network import ARCHITECTURES, Network, Statistics, statistics_in_words
+from robust_nc.results.files import read_json, read_rows, sha256, write_json
+from robust_nc.results.records import SPLITS, TABLES, EpochSummary, Record, swept_by_eval
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.tables import describe_record, table_lines
+from robust_nc.settings import (
+    MEASURING_FLAGS,
+    STATISTICS,
+    Settings,
+    difference,
+    select_epochs,
 )
-from networks import ARCHITECTURES, FoldedNetwork, Network, Statistics, load_checkpoint
-from parts import PARTS, Part, inputs_of, size_of
-from records import (
-    SPLITS,
-    TABLES,
-    EpochSummary,
-    Record,
-    describe_record,
-    swept_by_eval,
-)
-from run_folder import RunFolder
-from tables import table_lines
 from utils import (
     InputError,
     Ranks,
@@ -206,7 +204,7 @@ def check_layers(parser: flags.Parser, args: argparse.Namespace) -> None:
     if args.compile:
         parser.error("--ncc-layers reads what blocks put out, which --compile hides: drop one")
     if args.model in ARCHITECTURES:  # the blocks of other networks are known when they are made
-        model: Any = networks.build_model(args.model, args.image_size, 3, 2)
+        model: Any = network.build_model(args.model, args.image_size, 3, 2)
         unknown = unknown_layer(args, model.blocks())
         if unknown:
             parser.error(unknown)
@@ -230,7 +228,7 @@ def at_other_radius(settings: Settings) -> Settings:
     The one given is then the radius to attack it at. --overwrite, which drops what a run has, is
     for the run that the flags name.
     """
-    path = flags.run_folder(settings).path
+    path = build.run_folder(settings).path
     if settings.out or path.exists() or settings.overwrite or not settings.epsilon_given:
         return settings
     others = [
@@ -253,7 +251,7 @@ def with_step_of_run(settings: Settings, run: RunFolder) -> Settings:
 
 def results_folder(settings: Settings) -> RunFolder:
     """The run's folder, or with --checkpoint the one that --out names."""
-    run = flags.run_folder(settings)
+    run = build.run_folder(settings)
     if not settings.out:
         return run
     return RunFolder(settings.out, standard=run.standard, results=settings.out)
@@ -283,14 +281,14 @@ class Sweep:
         """Load a checkpoint, and normalise as its wrapper does unless the flags say how."""
         file, used = self.files[epoch], self.statistics
         _, found = load_checkpoint(file, self.network)
-        if found and flags.statistics_given(self.settings):
+        if found and build.statistics_given(self.settings):
             logger.info(
-                f"{file}: normalised with {flags.in_words(used)} as given, not with its own "
-                f"{flags.in_words(found)}"
+                f"{file}: normalised with {statistics_in_words(used)} as given, not with its own "
+                f"{statistics_in_words(found)}"
             )
         elif found:
             used = found
-            logger.info(f"{file}: normalised with its own {flags.in_words(found)}")
+            logger.info(f"{file}: normalised with its own {statistics_in_words(found)}")
         self.network.normalise_by(*used)
         self.folded.refold()
 
@@ -340,7 +338,7 @@ def as_trained(settings: Settings, run: RunFolder) -> Settings:
     """The settings with the images that the run was trained on; refuse what it was not."""
     trained = run.trained_with()
     given = {name for name in ("lr_max", "epochs") if getattr(settings, name) is not None}
-    differing = flags.difference(vars(settings), trained, {"image_size"} | given)
+    differing = difference(vars(settings), trained, {"image_size"} | given)
     if differing:
         raise InputError(f"{run.path} was trained with other flags: {differing}")
     limits = {
@@ -372,8 +370,8 @@ def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
     epochs = epochs_of(settings, run)
     left = [epoch for epoch in run.epochs() if epoch < epochs]
     if settings.checkpoints or not left:
-        return flags.select_epochs(settings.checkpoints, epochs)
-    kept = flags.select_epochs(run.trained_with().get("checkpoint_epochs"), epochs)
+        return select_epochs(settings.checkpoints, epochs)
+    kept = select_epochs(run.trained_with().get("checkpoint_epochs"), epochs)
     history = read_rows(run.path / "history.csv", EpochSummary)
     last = max((row.epoch for row in history), default=left[-1])
     gone = [epoch for epoch in kept if epoch <= last and epoch not in left]
@@ -387,32 +385,32 @@ def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
 
 def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: Ranks) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
-    data = flags.load_data(settings)
+    data = build.load_data(settings)
     trained = None if settings.checkpoint else run.trained_with()
-    statistics = flags.normalisation(settings, data, trained)
+    statistics = build.normalisation(settings, data, trained)
     if not settings.checkpoint:
-        flags.refuse_other_data(run, data, statistics)
+        build.refuse_other_data(run, data, statistics)
     if settings.equal_n:
         data = equal_splits(data, settings.seed)
     if statistics != (data.mean, data.std):
-        logger.info(f"images are normalised with {flags.in_words(statistics)}")
-    network, folded = flags.build_networks(settings, data, statistics)
+        logger.info(f"images are normalised with {statistics_in_words(statistics)}")
+    network, folded = build.build_networks(settings, data, statistics)
     unknown = unknown_layer(settings, network.blocks())
     if unknown:
         raise InputError(unknown)
-    evaluator = Evaluator(folded, flags.eval_batch_size(settings))
+    evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
-    subject = Subject(evaluator, layers, data, flags.strengths(settings), settings.seed)
+    subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed)
     return Sweep(settings, run, files, data, network, folded, subject, ranks, statistics)
 
 
 def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
-    now = flags.describe_run(settings, sweep.data, sweep.statistics)
-    now["step_sizes"] = {f"{r:g}": flags.step_size(settings, r) for r in settings.epsilons}
+    now = build.describe_run(settings, sweep.data, sweep.statistics)
+    now["step_sizes"] = {f"{r:g}": build.step_size(settings, r) for r in settings.epsilons}
     if settings.checkpoint:
-        now["own_normalisation"] = not flags.statistics_given(settings)
+        now["own_normalisation"] = not build.statistics_given(settings)
         now[HASHES] = [sha256(file) for file in settings.checkpoint]
     if settings.overwrite:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
@@ -429,7 +427,7 @@ def former_steps(run: RunFolder) -> dict[str, float]:
     """Radius -> step size of the attacks that sweeps have recorded."""
     rows = [row for row_type in TABLES for row in rows_of(run, row_type)]
     measured = {f"{row.epsilon:g}" for row in rows}
-    told = flags.step_sizes(read_json(run.sweep_file) or {})
+    told = build.step_sizes(read_json(run.sweep_file) or {})
     return {radius: size for radius, size in told.items() if radius in measured}
 
 
@@ -441,18 +439,18 @@ def refuse_other_sweep(sweep: Sweep, now: dict[str, Any]) -> None:
         earlier = {"equal_n": False} | earlier  # older sweeps had no such flag
     naming = NAMING_FLAGS if settings.checkpoint else set()
     # The step size is one of each radius: those of other radii stay beside it.
-    compared = flags.MEASURING_FLAGS - {"pgd_alpha"} | naming
+    compared = MEASURING_FLAGS - {"pgd_alpha"} | naming
     if settings.checkpoint and len(settings.checkpoint) == len(earlier.get(HASHES, ())):
         compared -= {"checkpoint"}  # whatever its name, a file is known by its content
-    differing = flags.difference(now, earlier, compared)
+    differing = difference(now, earlier, compared)
     former = former_steps(run)
     for radius, size in now["step_sizes"].items():
         if not differing and former.get(radius, size) != size:
             differing = f"--pgd-alpha was {former[radius]} at epsilon {radius}, is {size} now"
-    other = flags.other_images(sweep.data, earlier)
+    other = build.other_images(sweep.data, earlier)
     if not differing and other:
         differing = f"its images were others: {other}"
-    differing = differing or flags.difference(now, earlier, flags.STATISTICS)
+    differing = differing or difference(now, earlier, STATISTICS)
     own = now.get("own_normalisation")
     if not differing and earlier.get("own_normalisation", own) != own:
         differing = f"--mean and --std were {'' if own else 'not '}given then"

@@ -34,10 +34,10 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from figures import DISTANCE_PANELS, EPOCH_PANELS, Panel, Plot, Style, all_plots
-from files import atomic_open
-from flags import Parser
-from groups import (
+from robust_nc.data.inputs import INPUTS
+from robust_nc.flags import Parser
+from robust_nc.reports.figures import DISTANCE_PANELS, EPOCH_PANELS, Panel, Plot, Style, all_plots
+from robust_nc.reports.runs import (
     NO_FLAGS,
     PERTURBED,
     Group,
@@ -54,18 +54,10 @@ from groups import (
     radius_in_words,
     read_run,
 )
-from inputs import INPUTS
-from records import (
-    NC1_DEFINITION,
-    SPLITS,
-    AutoAttackRecord,
-    EpochSummary,
-    Record,
-    radius_of,
-)
-from steps import MODES
-from tables import markdown, with_spread
-from utils import InputError, logger, run_script
+from robust_nc.results.records import SPLITS, AutoAttackRecord, EpochSummary, Record, radius_of
+from robust_nc.results.tables import NC1_DEFINITION, markdown, with_spread
+from robust_nc.training.modes import MODES
+from utils import InputError, atomic_open, logger, run_script
 
 LR_DROP = Style("learning-rate drop", "0.5", line=":")
 

@@ -29,14 +29,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import flags
-from claims import AT, BATCH, CLAIMS, FROZEN, MART, ST, Run, judge, read_runs
-from files import atomic_open, free_disk, read_json, read_rows
-from flags import PUBLISHED_ATTACKS, Parser, Settings
-from groups import FREE
-from networks import Network, build_model, weight_bytes
-from records import EpochSummary
-from report import (
+from robust_nc import build, flags
+from robust_nc.data.inputs import PUBLISHED_ATTACKS
+from robust_nc.flags import Parser
+from robust_nc.networks.network import Network, build_model, weight_bytes
+from robust_nc.reports.claims import AT, BATCH, CLAIMS, FROZEN, MART, ST, Run, judge, read_runs
+from robust_nc.reports.report import (
     blocks_in_words,
     centres_in_words,
     finding_row,
@@ -44,9 +42,17 @@ from report import (
     radii_in_words,
     summary_in_words,
 )
-from steps import MODES
-from tables import markdown
-from utils import InputError, Stopped, logger, run_script, select_device, set_precision
+from robust_nc.reports.runs import FREE
+from robust_nc.results.files import free_disk, read_json, read_rows
+from robust_nc.results.records import EpochSummary
+from robust_nc.results.tables import markdown
+from robust_nc.settings import (
+    Settings,
+    difference,
+    select_epochs,
+)
+from robust_nc.training.modes import MODES
+from utils import InputError, Stopped, atomic_open, logger, run_script, select_device, set_precision
 
 CODE = Path(__file__).resolve().parent
 
@@ -224,7 +230,7 @@ class Planned:
         defaults: dict[str, Any] = {"trades_bn": "frozen", "data_name": None}
         defaults["epsilon"] = PUBLISHED_ATTACKS[self.experiment.norm][0]
         given = {name: value for name, value in self.run.items() if value is not None}
-        return flags.run_folder(Settings(**defaults | given)).path
+        return build.run_folder(Settings(**defaults | given)).path
 
     @property
     def name(self) -> str:
@@ -406,7 +412,7 @@ def images_of(planned: Planned) -> tuple[int, int]:
 
 def disk_of(planned: Planned) -> int:
     """Bytes of a run's checkpoints."""
-    kept = flags.select_epochs(planned.training["checkpoint_epochs"], planned.training["epochs"])
+    kept = select_epochs(planned.training["checkpoint_epochs"], planned.training["epochs"])
     return (len(kept) + 2) * model_bytes(planned.experiment.model)
 
 
@@ -522,7 +528,7 @@ def is_as_planned(planned: Planned) -> bool:
         return False
     asked = planned.run | planned.training
     given = {name for name, value in asked.items() if value is not None}
-    differing = flags.difference(asked, told, (given - FREE) | COMPARED)
+    differing = difference(asked, told, (given - FREE) | COMPARED)
     if differing:
         logger.info(f"left out: {planned.folder}: {differing}")
     elif progress(planned) < 1:

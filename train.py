@@ -10,28 +10,40 @@ Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robu
 """
 
 import argparse
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, optim
+from torch import optim
 
-import flags
-from files import Writer, free_disk, read_rows, sha256, write_json
-from flags import Settings
-from networks import Network, Statistics, load_checkpoint, load_weights, read_tensors, weight_bytes
-from records import NC1_DEFINITION, TABLES, EpochSummary, Record, describe_record
-from run_folder import RunFolder, Snapshots, save_checkpoint, to_cpu
-from steps import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, Learner, mode_name
-from training import Interrupted, Training, prepare, run_epoch
+from robust_nc import build, flags
+from robust_nc.build import prepare
+from robust_nc.networks.network import weight_bytes
+from robust_nc.results.files import Writer, free_disk, read_rows, write_json
+from robust_nc.results.records import EpochSummary, Record
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.tables import NC1_DEFINITION, describe_record
+from robust_nc.settings import (
+    STATISTICS,
+    Settings,
+    difference,
+    with_constants,
+)
+from robust_nc.training.epoch import Interrupted, Training, run_epoch
+from robust_nc.training.modes import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, mode_name
+from robust_nc.training.resume import (
+    Snapshots,
+    Start,
+    kept_epochs,
+    restore,
+    save,
+    save_resume,
+    snapshot,
+    to_cpu,
+)
+from robust_nc.training.schedules import SCHEDULES
 from utils import (
-    SCHEDULES,
     InputError,
     Stopped,
     StopSignals,
     describe_peak,
-    log_to,
     logger,
     run_script,
     set_precision,
@@ -50,9 +62,6 @@ FREE_FLAGS = {
     "resume",
     "overwrite",
 }
-
-# In resume.pth, in place of the weights: the SHA-256 of the epoch's checkpoint, which has them.
-CHECKPOINT = "checkpoint_sha256"
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
@@ -154,31 +163,23 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     return Settings(**vars(args))
 
 
-@dataclass
-class Start:
-    """Where training begins: at the first step of an epoch, or after what was done of it."""
-
-    epoch: int
-    done: dict[str, Any] | None = None
-
-
 def main() -> None:
     settings = parse_args()
     set_precision(settings.precision)
-    run = flags.run_folder(settings)
+    run = build.run_folder(settings)
     refuse_other_run(settings, run)
 
-    training = prepare(settings, run, flags.load_data(settings))
-    statistics = flags.normalisation(settings, training.data)
+    training = prepare(settings, run, build.load_data(settings))
+    statistics = build.normalisation(settings, training.data)
     if settings.resume:
-        flags.refuse_other_data(run, training.data, statistics)
+        build.refuse_other_data(run, training.data, statistics)
     check_disk(training)
     with run.lock("train.py"):
         refuse_other_run(settings, run)  # again: the images may have taken a while
         start = restore(training)
         if start is None:
             return
-        write_json(run.args_file, flags.describe_run(settings, training.data, statistics))
+        write_json(run.args_file, build.describe_run(settings, training.data, statistics))
         data = training.data
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
@@ -236,9 +237,9 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
             "--overwrite deletes it and those after it first"
         )
     if resume:
-        now, earlier = vars(settings), flags.with_constants(run.trained_with())
-        compared = now.keys() - FREE_FLAGS - {*flags.STATISTICS}  # these once there are images
-        differing = flags.difference(now, earlier, compared)
+        now, earlier = vars(settings), with_constants(run.trained_with())
+        compared = now.keys() - FREE_FLAGS - {*STATISTICS}  # these once there are images
+        differing = difference(now, earlier, compared)
         if differing:
             raise InputError(f"{run.path} was made with other flags: {differing}")
 
@@ -278,175 +279,6 @@ def check_disk(training: Training) -> None:
     if needed > free:
         raise InputError(f"{run.path}: {figures}; --checkpoint-epochs keeps fewer")
     logger.info(f"disk: {figures}")
-
-
-def kept_epochs(settings: Settings) -> list[int]:
-    """The epochs whose checkpoint stays."""
-    return flags.select_epochs(settings.checkpoint_epochs, settings.epochs)
-
-
-def restore(training: Training) -> Start | None:
-    """Open the run folder and load what --resume asks for; None if the run is finished."""
-    settings, run, learner = training.settings, training.run, training.learner
-    resume = settings.resume
-    if resume is None and settings.overwrite:
-        tables = [run.table(row_type).name for row_type in TABLES if run.table(row_type).exists()]
-        if run.epochs() or tables:
-            what = ", ".join([f"{len(run.epochs())} checkpoints", *tables])
-            logger.info(f"--overwrite deletes the run that is there: {what}")
-        run.delete()
-    if resume is None or (resume == "last" and not run.resume_file.exists()):
-        if run.holds_run() and not run.cut_off_in_first_epoch():
-            raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
-        run.open()
-        log_to(run.path / "output.log")
-        if run.records or run.history:
-            run.forget_from(0)
-        return Start(0)
-    network = learner.network
-    if resume == "last":
-        path = run.resume_file
-        rest, start = load_resume(training)
-        if start.epoch >= settings.epochs:
-            logger.info(f"{run.path} is finished: {settings.epochs} epochs")
-            return None
-    else:
-        path, start = run.checkpoint(resume - 1), Start(resume)
-        rest = take_weights(network, path, *load_checkpoint(path, network))
-    load_optimizer(learner.optimizer, rest.get("optimizer"), path)
-    run.open()
-    log_to(run.path / "output.log")
-    if resume != "last":
-        run.delete(from_epoch=start.epoch)
-    run.forget_from(start.epoch)  # what a sweep recorded of later checkpoints is stale as well
-    after = f" after step {start.done['steps']}" if start.done else ""
-    logger.info(f"resuming at epoch {start.epoch}{after} from {path.name}")
-    return start
-
-
-def load_resume(training: Training) -> tuple[dict[str, Any], Start]:
-    """Load the weights that resume.pth holds or refers to; its other entries, and where to go on.
-
-    A finished run goes on with no weights: the checkpoint that its file refers to may be gone.
-    """
-    run, network = training.run, training.learner.network
-    content = read_tensors(run.resume_file)
-    if not isinstance(content, dict) or CHECKPOINT not in content:
-        loaded = load_weights(run.resume_file, content, network)
-        rest = take_weights(network, run.resume_file, *loaded)
-        return rest, read_start(rest, run.resume_file)
-    start = read_start(content, run.resume_file)
-    if start.epoch < training.settings.epochs:
-        path = run.checkpoint(start.epoch - 1)
-        missing = not path.exists()
-        if missing or sha256(path) != content[CHECKPOINT]:
-            fault = "is missing" if missing else "is another file than it was"
-            earlier = [epoch for epoch in run.epochs() if epoch < start.epoch - 1]
-            advice = (
-                f"--resume {earlier[-1] + 1} --overwrite goes on from model_{earlier[-1]}.pth"
-                if earlier
-                else "--overwrite starts the run again"
-            )
-            raise InputError(
-                f"{path}: {fault}, and resume.pth goes on from it: put it back, or {advice}"
-            )
-        load_checkpoint(path, network)
-    return content, start
-
-
-def take_weights(
-    network: Network, path: Path, rest: dict[str, Any], found: Statistics | None
-) -> dict[str, Any]:
-    """The other entries of a checkpoint that was loaded, unless it was trained on other inputs."""
-    if found and not network.normalises_by(found):
-        raise InputError(f"{path}: was trained with {flags.in_words(found)}; give the same")
-    return rest
-
-
-def read_start(rest: dict[str, Any], path: Path) -> Start:
-    """Where resume.pth says that training goes on."""
-    if not isinstance(rest.get("epoch"), int):
-        raise InputError(f"{path}: holds no epoch to go on from; name one, --resume N")
-    done = rest.get("unfinished")
-    if done and "means" not in done:
-        epoch = rest["epoch"] + 1
-        advice = (
-            f"--resume {epoch} --overwrite goes on from model_{epoch - 1}.pth, where it was kept"
-            if epoch > 0
-            else "--overwrite starts it again"
-        )
-        raise InputError(
-            f"{path}: stopped in mid-epoch by an older version, whose draws were others: {advice}"
-        )
-    return Start(rest["epoch"] + 1, done)
-
-
-def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -> None:
-    """Load the optimiser state of a checkpoint, where it holds one.
-
-    Its buffers alone, to where this optimiser needs them: rate, momentum, weight decay and every
-    other setting are those of this run's flags, whatever the checkpoint was made with.
-    """
-    if state is None:
-        logger.warning(f"{path.name} holds no optimiser state: momentum starts at zero")
-        return
-    kind = "betas" if isinstance(optimizer, optim.Adam) else "momentum"
-    groups = optimizer.state_dict()["param_groups"]
-    try:
-        if kind not in state["param_groups"][0]:
-            raise ValueError("it is of another optimiser")
-        if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in groups]:
-            raise ValueError("it is of another network")
-        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        # In the layout of its weight, without which a fused step refuses it.
-        for parameter, buffers in optimizer.state.items():
-            for name, value in buffers.items():
-                if isinstance(value, Tensor) and value.ndim:
-                    if value.shape != parameter.shape:
-                        raise ValueError("it is of another network")
-                    buffers[name] = torch.empty_like(parameter).copy_(value)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{path}: its optimiser state does not fit this run: {error}") from error
-
-
-def snapshot(learner: Learner, snapshots: Snapshots) -> dict[str, Any]:
-    """Copies in main memory of the weights and the optimiser's state, which training changes."""
-    return snapshots.take(
-        {
-            "state_dict": learner.network.model.state_dict(),
-            "optimizer": learner.optimizer.state_dict(),
-        }
-    )
-
-
-def save(
-    training: Training, summary: EpochSummary, records: list[Record], state: dict[str, Any]
-) -> None:
-    """Write the epoch. resume.pth comes last: what it resumes from is on disk by then."""
-    epoch, settings = summary.epoch, training.settings
-    if epoch in kept_epochs(settings):
-        save_checkpoint(
-            training.run.checkpoint(epoch),
-            state_dict=state["state_dict"],
-            epoch=epoch,
-            seed=settings.seed,
-        )
-    training.run.add(records, summary)
-    save_resume(training, epoch, state)
-
-
-def save_resume(
-    training: Training, epoch: int, state: dict[str, Any], seen: dict[str, Any] | None = None
-) -> None:
-    """Write resume.pth: the last finished epoch, and what is done of the next one.
-
-    The weights of a finished epoch are in its checkpoint, where that is kept. It is on disk by
-    then, and resume.pth holds its SHA-256, so that no other file is taken for it.
-    """
-    settings, run = training.settings, training.run
-    if seen is None and epoch in kept_epochs(settings):
-        state = {"optimizer": state["optimizer"], CHECKPOINT: sha256(run.checkpoint(epoch))}
-    save_checkpoint(run.resume_file, **state, epoch=epoch, seed=settings.seed, unfinished=seen)
 
 
 def log_epoch(training: Training, summary: EpochSummary, records: list[Record]) -> None:

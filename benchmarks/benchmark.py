@@ -34,21 +34,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import baseline
 
 from attacks import pgd
-from cuda_graphs import ReplayedStep
-from data import DATASETS, Dataset, Split, batches
-from flags import (
-    Parser,
-    Settings,
-    add_run_flags,
-    finish_run_flags,
-    positive_int,
-    run_folder,
-)
-from measure import Subject, input_parts, input_rows
 from nc_metrics import neural_collapse
-from networks import ARCHITECTURES, build_model
-from steps import MART_LAMBDA, TRADES_BETA
-from training import Training, prepare, run_epoch
+from robust_nc.build import prepare, run_folder
+from robust_nc.data.datasets import DATASETS, Dataset, batches
+from robust_nc.data.readers import Split
+from robust_nc.flags import Parser, add_run_flags, finish_run_flags, positive_int
+from robust_nc.measuring.collapse import input_rows
+from robust_nc.measuring.subject import Subject, input_parts
+from robust_nc.networks.network import ARCHITECTURES, build_model
+from robust_nc.settings import Settings
+from robust_nc.training.cuda_graphs import ReplayedStep
+from robust_nc.training.epoch import Training, run_epoch
+from robust_nc.training.modes import MART_LAMBDA, TRADES_BETA
 from utils import keep_freed_memory, set_precision
 
 IMAGES, TEST_IMAGES, EPOCHS = 50_000, 10_000, 400

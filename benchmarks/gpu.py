@@ -31,14 +31,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import benchmark
 
-from cuda_graphs import ReplayedStep
-from data import Dataset, as_float
-from files import Writer, atomic_open, read_json, write_json
-from flags import Parser, run_folder
-from run_folder import Snapshots, save_checkpoint
-from steps import MODES, mode_name
-from training import Training, prepare, run_epoch
-from utils import peak_memory, set_precision
+from robust_nc.build import prepare, run_folder
+from robust_nc.data.datasets import Dataset, as_float
+from robust_nc.flags import Parser
+from robust_nc.networks.checkpoints import save_checkpoint
+from robust_nc.results.files import Writer, read_json, write_json
+from robust_nc.training.cuda_graphs import ReplayedStep
+from robust_nc.training.epoch import Training, run_epoch
+from robust_nc.training.modes import MODES, mode_name
+from robust_nc.training.resume import Snapshots
+from utils import atomic_open, peak_memory, set_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30

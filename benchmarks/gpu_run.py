@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import benchmark
 import gpu
 
-from files import read_json
-from flags import Parser, positive_int
+from robust_nc.flags import Parser, positive_int
+from robust_nc.results.files import read_json
 
 RUN = "--dataset=cifar --model=vgg11bn --seed 1 --norm l_inf --train-mode std_train --lr-max=0.1 "
 RUN += "--epsilon=8 --pgd-alpha=2 --attack-iters=10 --epochs 400"

@@ -12,10 +12,10 @@ from conftest import BENCHMARKS, CIFAR_STATISTICS, HAS_BF16
 from test_attacks import L_INF, share_equal
 
 from attacks import pgd, trades
-from cuda_graphs import ReplayedStep
-from flags import strength
 from nc_metrics import neural_collapse
-from networks import Network
+from robust_nc.build import strength
+from robust_nc.networks.network import Network
+from robust_nc.training.cuda_graphs import ReplayedStep
 from train import parse_args
 
 SETTINGS = {key: L_INF[key] for key in ("epsilon", "step_size", "steps")}

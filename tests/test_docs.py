@@ -13,7 +13,8 @@ import eval as eval_script
 import plot
 import reproduce
 import train
-from records import series_names
+from robust_nc import build
+from robust_nc.results.series import series_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -59,7 +60,7 @@ def test_every_line_of_the_grid_is_a_run_and_its_sweep(grid):
     for run, sweep in zip(runs, sweeps, strict=True):
         trained = train.parse_args(run.split())
         swept = eval_script.parse_args(sweep.split())
-        assert train.flags.run_folder(trained).path == train.flags.run_folder(swept).path
+        assert build.run_folder(trained).path == build.run_folder(swept).path
         standard = trained.train_mode == "std_train"
         assert trained.neural_collapse and swept.neural_collapse_gaussian
         assert swept.neural_collapse == swept.neural_collapse_targeted == standard

@@ -21,17 +21,19 @@ from test_scripts import assert_equal_runs
 
 import attacks
 import eval as sweep
-import flags as run_flags
 import train
 from attacks import NORMS, pgd
-from cuda_graphs import ReplayedStep
-from data import DATASETS, Dataset, Split, as_float
-from measure import Evaluator
 from nc_metrics import neural_collapse
-from networks import ARCHITECTURES
-from run_folder import Snapshots, to_cpu
-from steps import MODES
-from training import prepare, run_epoch, set_rate, train_epoch
+from robust_nc import build
+from robust_nc.build import prepare
+from robust_nc.data.datasets import DATASETS, Dataset, as_float
+from robust_nc.data.readers import Split
+from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.networks.network import ARCHITECTURES
+from robust_nc.training.cuda_graphs import ReplayedStep
+from robust_nc.training.epoch import run_epoch, set_rate, train_epoch
+from robust_nc.training.modes import MODES
+from robust_nc.training.resume import Snapshots, to_cpu
 from utils import random_state, seed_everything, set_precision
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -90,7 +92,7 @@ def make_training(command, count=70):
     command = f"--lr-max 0.01 --attack-iters 3 --batch-size 32 --device {DEVICE} {command}"
     settings = train.parse_args(command.split())
     data = Dataset(random_images(count), random_images(10), 10, *DATASETS["cifar"].statistics)
-    return prepare(settings, run_flags.run_folder(settings), data.to(DEVICE))
+    return prepare(settings, build.run_folder(settings), data.to(DEVICE))
 
 
 def follow(training, steps=8, size=32):
@@ -251,7 +253,7 @@ def test_a_replayed_or_compiled_run_is_the_plain_one(mode, more, run_script, mon
         replayed_steps.append(ReplayedStep(step))
         return replayed_steps[-1]
 
-    monkeypatch.setattr("training.ReplayedStep", replayed)
+    monkeypatch.setattr("robust_nc.build.ReplayedStep", replayed)
     command = f"{SMALL} {TRAINING} {mode_flags(mode)} --limit-train 330 --epochs 6"
     for folder, switches in (("plain", ""), ("fast", more)):
         code, out, err = run_script(
@@ -305,7 +307,7 @@ def test_a_replayed_run_stopped_in_mid_epoch_ends_with_the_same_bits(
     flags = f"{SMALL} {TRAINING} {mode_flags(mode)} --limit-train 330 --epochs 7"
     flags += " --attack-iters 2 --cuda-graph"
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
-    monkeypatch.setattr("training.ReplayedStep", Stopping)
+    monkeypatch.setattr("robust_nc.build.ReplayedStep", Stopping)
     codes = [run_script(train, f"{flags} --resume")[0] for _ in range(3)]
     assert codes == [143, 143, 0] and len(steps_taken) == 7 * 3
     assert_equal_runs(run_path("models", mode), run_path("whole", mode))
@@ -428,9 +430,9 @@ def make_evaluator(name, batch_size=None):
     images = torch.randint(0, 256, (600, 3, 32, 32), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.arange(600) % 10)
     data = Dataset(split, split, 10, *DATASETS["cifar"].statistics).to(settings.device)
-    _, folded = run_flags.build_networks(settings, data)
-    size = batch_size or run_flags.eval_batch_size(settings)
-    return Evaluator(folded, size), data.train, run_flags.strength(settings).attack
+    _, folded = build.build_networks(settings, data)
+    size = batch_size or build.eval_batch_size(settings)
+    return Evaluator(folded, size), data.train, build.strength(settings).attack
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

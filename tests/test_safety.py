@@ -19,13 +19,13 @@ from conftest import whole_resume
 from test_scripts import TREE_FOLDER, assert_equal_runs, rows
 
 import eval as eval_script
-import networks
-import steps
 import train
-import training
-from files import Writer
-from flags import Parser, select_epochs
-from run_folder import Snapshots
+from robust_nc.flags import Parser
+from robust_nc.networks import network
+from robust_nc.results.files import Writer
+from robust_nc.settings import select_epochs
+from robust_nc.training import epoch, modes, resume
+from robust_nc.training.resume import Snapshots
 from utils import InputError, Stopped
 from utils import run_script as run_as_script
 
@@ -104,7 +104,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp
     print(f"{mode}: {len(hits)} kills: {[code for code, _ in hits]}")
 
 
-@pytest.mark.parametrize("killed_at", ("RunFolder.add", "save_resume"))
+@pytest.mark.parametrize(
+    "killed_at", ("train.RunFolder.add", "robust_nc.training.resume.save_resume")
+)
 def test_a_run_killed_while_its_first_epoch_is_written_begins_again(
     killed_at, flags, run_script, monkeypatch, tmp_path, tiny_models
 ):
@@ -115,7 +117,7 @@ def test_a_run_killed_while_its_first_epoch_is_written_begins_again(
 
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
     with monkeypatch.context() as patched:
-        patched.setattr(f"train.{killed_at}", kill)
+        patched.setattr(killed_at, kill)
         assert run_script(train, flags)[0] == 130
     folder = tmp_path / TREE_FOLDER
     assert (folder / "model_0.pth").exists() and not (folder / "resume.pth").exists()
@@ -138,7 +140,7 @@ def test_a_signal_within_an_epoch_stops_after_the_step_and_loses_nothing(
     flags = f"{flags} --train-mode {mode}"
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
     taken = []
-    original = steps.update
+    original = modes.update
 
     def update(*args):
         taken.append(1)
@@ -146,7 +148,7 @@ def test_a_signal_within_an_epoch_stops_after_the_step_and_loses_nothing(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(steps, "update", update)
+    monkeypatch.setattr(modes, "update", update)
     code, output, error = run_script(train, flags)
     assert code == 143
     assert (
@@ -217,7 +219,7 @@ def test_memory_that_runs_out_in_training_names_the_flag_that_helps(
         raise kind("can't allocate memory: 9 GiB\nmore")
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "update", update)
+        patched.setattr(modes, "update", update)
         code, _, error = run_script(train, flags)
     assert code == 1 and error.count("\n") == 1
     assert "--batch-size can be lowered" in error and "--eval-batch-size" not in error
@@ -240,14 +242,14 @@ def test_a_checkpoint_overrules_no_setting_of_the_optimiser(
             del group["momentum"]
     torch.save(content | {"epoch": 1}, path)
     seen = []
-    original = training.train_epoch
+    original = epoch.train_epoch
 
     def train_epoch(run, *rest):
         state = run.learner.optimizer.state_dict()
         seen.append(copy.deepcopy((state["param_groups"][0], state["state"])))
         return original(run, *rest)
 
-    monkeypatch.setattr(training, "train_epoch", train_epoch)
+    monkeypatch.setattr(epoch, "train_epoch", train_epoch)
     assert run_script(train, f"{flags} --resume")[0] == 0
     [(group, buffers)] = seen
     assert group["weight_decay"] == 5e-4 and group["lr"] == 0.01
@@ -267,7 +269,7 @@ def test_the_optimiser_s_state_goes_to_where_the_running_one_needs_it(capturable
     optimizer.step()
     elsewhere = torch.nn.Linear(3, 2, device="meta")
     running = torch.optim.Adam(elsewhere.parameters(), capturable=capturable)
-    train.load_optimizer(running, optimizer.state_dict(), tmp_path / "model_0.pth")
+    resume.load_optimizer(running, optimizer.state_dict(), tmp_path / "model_0.pth")
     for parameter, buffers in running.state.items():
         assert buffers["exp_avg"].device == parameter.device == torch.device("meta")
         assert buffers["step"].device.type == ("meta" if capturable else "cpu")
@@ -308,7 +310,7 @@ def test_resume_pth_leaves_the_weights_to_the_checkpoint_of_its_epoch(
 def test_the_disk_is_asked_for_what_a_run_may_take(
     kept, units, flags, run_script, monkeypatch, tiny_models
 ):
-    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict().values()
+    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict().values()
     needed = units * sum(tensor.numel() * tensor.element_size() for tensor in weights)
     for free, expected in ((needed - 1, 1), (needed, 0)):
         monkeypatch.setattr(train, "free_disk", lambda path, free=free: free)
@@ -319,7 +321,7 @@ def test_the_disk_holds_the_images_of_a_stop_in_mid_epoch(
     flags, run_script, monkeypatch, tiny_models
 ):
     """18 training images, of which AT keeps the perturbed ones for their neural collapse."""
-    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict().values()
+    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict().values()
     # Three checkpoints, resume.pth with the weights, and the one before it without.
     needed = (3 + 2 + 1) * sum(tensor.numel() * tensor.element_size() for tensor in weights)
     needed += 18 * 3 * 32 * 32 * 4
@@ -330,7 +332,7 @@ def test_the_disk_holds_the_images_of_a_stop_in_mid_epoch(
 
 def stop_in_epoch(run_script, monkeypatch, flags, steps_of_it):
     """Start a run of five steps an epoch that is stopped in epoch 2, after so many of its steps."""
-    taken, original = [], steps.update
+    taken, original = [], modes.update
 
     def update(*args):
         taken.append(1)
@@ -339,7 +341,7 @@ def stop_in_epoch(run_script, monkeypatch, flags, steps_of_it):
         return original(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "update", update)
+        patched.setattr(modes, "update", update)
         assert run_script(train, flags)[0] == 143
 
 
@@ -549,7 +551,7 @@ def test_any_checkpoint_file_is_measured(
     key, prefix, sweep_flags, run_script, tmp_path, tiny_models
 ):
     torch.manual_seed(0)
-    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
     renamed = {prefix + name: value for name, value in weights.items()}
     torch.save({key: renamed, "acc": 93.1} if key else renamed, tmp_path / "theirs.pt")
     torch.save({"state_dict": weights}, tmp_path / "plain.pth")
@@ -689,8 +691,8 @@ def test_a_run_that_goes_on_needs_no_disk_for_what_is_behind_it(
 ):
     """Checkpoints of finished epochs that were deleted are not written again."""
     assert run_script(train, flags)[0] == 0
-    for epoch in (0, 1):
-        (tmp_path / TREE_FOLDER / f"model_{epoch}.pth").unlink()
+    for number in (0, 1):
+        (tmp_path / TREE_FOLDER / f"model_{number}.pth").unlink()
     monkeypatch.setattr(train, "free_disk", lambda _: 0)
     code, output, _ = run_script(train, f"{flags} --resume")
     assert code == 0 and "is finished" in output

@@ -16,16 +16,18 @@ from conftest import needs_bf16, whole_resume
 from PIL import Image
 
 import eval as eval_script
-import files
-import networks
 import train
-from data import as_float
-from flags import load_data, strength
-from inputs import INPUTS
-from measure import Evaluator
-from records import EpochSummary, Record, metric_series
-from run_folder import RunFolder
-from steps import MODES
+import utils
+from robust_nc.build import load_data, strength
+from robust_nc.data.datasets import as_float
+from robust_nc.data.inputs import INPUTS
+from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.networks import network
+from robust_nc.results.records import EpochSummary, Record
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.series import metric_series
+from robust_nc.training import resume
+from robust_nc.training.modes import MODES
 from utils import InputError
 
 
@@ -218,7 +220,7 @@ def assert_equal_runs(folder, other):
 
 @contextmanager
 def dying_after_the_second_checkpoint(monkeypatch):
-    save = train.save_checkpoint
+    save = resume.save_checkpoint
 
     def save_and_die(path, **content):
         save(path, **content)
@@ -226,7 +228,7 @@ def dying_after_the_second_checkpoint(monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "save_checkpoint", save_and_die)
+        patched.setattr(resume, "save_checkpoint", save_and_die)
         yield
 
 
@@ -350,7 +352,7 @@ def test_emulated_bf16_is_told_of(tree_flags, run_script, monkeypatch):
     shared = tree_flags.replace(" --epochs 3", " --epochs 1 --overwrite")
     swept = shared.replace(" --batch-size 7", " --neural-collapse")
     for native, precision in ((True, "bf16"), (False, "fp32"), (False, "bf16")):
-        monkeypatch.setattr(networks, "computes_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(network, "computes_bf16", lambda device, native=native: native)
         for script, flags in ((train, shared), (eval_script, swept)):
             code, output, error = run_script(script, f"{flags} --precision {precision}")
             assert code == 0, error
@@ -508,17 +510,17 @@ def damage_hostile(path):
 
 
 def damage_other_architecture(path):
-    torch.save({"state_dict": networks.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path)
+    torch.save({"state_dict": network.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path)
     return "another network"
 
 
 def damage_other_classes(path):
-    torch.save({"state_dict": networks.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
+    torch.save({"state_dict": network.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
     return "its network has 7 classes, the data has 3"
 
 
 def damage_diverged(path):
-    weights = networks.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
     weights["classifier.bias"] += float("nan")
     torch.save({"state_dict": weights}, path)
     return "classifier.bias is not finite"
@@ -554,7 +556,7 @@ def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
 ):
     TREE_FOLDER.mkdir(parents=True)
     path = TREE_FOLDER / "model_0.pth"
-    torch.save({"state_dict": networks.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
+    torch.save({"state_dict": network.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
     expected = damage(path)
     sweep = tree_flags.replace(" --batch-size 7", " --checkpoints 0 --neural-collapse")
     commands = [(eval_script, sweep), (train, f"{tree_flags} --resume 1")]
@@ -778,7 +780,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / "series.npy"
     path.write_bytes(b"before")
     for raised, seen in ((KeyboardInterrupt, KeyboardInterrupt), (OSError, InputError)):
-        with pytest.raises(seen), files.atomic_open(path) as file:
+        with pytest.raises(seen), utils.atomic_open(path) as file:
             file.write(b"half")
             raise raised(28, "No space left on device")
         assert path.read_bytes() == b"before"

@@ -5,8 +5,9 @@ from itertools import combinations
 import pytest
 import torch
 
-from steps import mode_name
-from utils import InputError, learning_rate, memory_advice, seed_everything, select_device
+from robust_nc.training.modes import mode_name
+from robust_nc.training.schedules import learning_rate
+from utils import InputError, memory_advice, seed_everything, select_device
 
 
 def first_draws(*numbers):

@@ -1,0 +1,191 @@
+"""The flags that train.py and eval.py share, and what is made of them.
+
+Settings are the flags as the script will use them; they are read-only. What is derived from them,
+a folder, the data, networks, is a value of its own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from attacks import gaussian_noise, l2_noise, pgd, sign_noise
+
+# Norm -> epsilon and step size, in 1/255 units.
+PUBLISHED_ATTACKS = {"l_inf": (8.0, 2.0), "l_2": (128.0, 15.0)}
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How far inputs are perturbed, in units of images in [0, 1].
+
+    attack: the keywords `epsilon`, `step_size`, `steps` and `norm` of `pgd` and `trades`.
+    noise: standard deviation of the noise, per pixel.
+    radius: the attack's epsilon in the units of --epsilon, as tables tell it.
+    """
+
+    attack: dict[str, Any]
+    restarts: int
+    noise: float
+    radius: float = math.nan
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """One kind of input.
+
+    perturb: from a model, images, labels and the strength to what is added; None for clean images.
+    attacked: whether it is perturbed by an attack, whose epsilon tables tell.
+    targeted: measured with the next class, (y + 1) mod C, towards which it is perturbed.
+    asked_by: the flags of eval.py that ask for it.
+    from_clean: whether its class means are compared with those of the clean images.
+    layerwise: whether --layerwise measures it.
+    prefix: of its .npy series; `published` holds the names that do not follow it.
+    outcome: series of accuracy and loss are SPLIT_{outcome}acc and ..._loss; None: there are none.
+    published_as: the kind whose .npy series hold it too, before those of a sweep.
+    stands_in_for: the kind that figures show in its place where both were measured.
+    label, color, marker, size: in figures. The colours are Okabe and Ito's, which the colour-blind
+        can tell apart; markers that are drawn later are smaller, so that all are seen.
+    """
+
+    perturb: Callable[[nn.Module, Tensor, Tensor, Strength], Tensor] | None
+    label: str
+    color: str
+    marker: str
+    size: float
+    prefix: str
+    asked_by: tuple[str, ...] = ()
+    attacked: bool = False
+    targeted: bool = False
+    from_clean: bool = False
+    layerwise: bool = False
+    outcome: str | None = None
+    published: dict[str, str] = field(default_factory=dict)
+    published_as: str | None = None
+    stands_in_for: str | None = None
+
+    def bound(
+        self, model: nn.Module, strength: Strength
+    ) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """From images and labels to what is added to the images; None adds nothing."""
+        perturb = self.perturb
+        return perturb and (lambda x, y: perturb(model, x, y, strength))
+
+    def labels(self, labels: Tensor, num_classes: int) -> Tensor:
+        """What the images are measured with, (N,), from their labels (N,)."""
+        return (labels + 1) % num_classes if self.targeted else labels
+
+
+def _attacked(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
+    return pgd(model, x, y, restarts=strength.restarts, **strength.attack)
+
+
+def _towards(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
+    return pgd(model, x, y, restarts=strength.restarts, targeted=True, **strength.attack)
+
+
+def _gaussian(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
+    return gaussian_noise(x, strength.noise)
+
+
+def _sign(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
+    return sign_noise(x, strength.noise)
+
+
+def _gaussian_l2(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
+    # 16 times the level: 128/255 at the default, as published, the l_2 radius of the paper.
+    return l2_noise(x, 16 * strength.noise)
+
+
+# Each kind has its own random stream, by its place: new ones go to the end.
+INPUTS: dict[str, InputKind] = {
+    "clean": InputKind(
+        None,
+        *("clean", "#0072B2", "o", 5.5),
+        prefix="",
+        asked_by=("neural_collapse", "neural_collapse_targeted"),
+        layerwise=True,
+        outcome="",
+    ),
+    "pgd": InputKind(
+        _attacked,
+        *("PGD", "#D55E00", "s", 4.5),
+        asked_by=("neural_collapse",),
+        attacked=True,
+        from_clean=True,
+        layerwise=True,
+        prefix="robust_",
+        outcome="robust_",
+        published={
+            "nc2_norm_activation": "robust_activation_nc2_norm",
+            "nc2_norm_classifier": "robust_classifier_nc2_norm",
+            "nc2_angle_activation": "robust_activation_nc2_angle",
+            "nc2_angle_classifier": "robust_classifier_nc2_angle",
+            "clean_distance": "clean_robust_dist",
+            "clean_angle": "clean_robust_angle",
+            "clean_distance_abs": "clean_robust_dist_abs",
+            "clean_angle_abs": "clean_robust_angle_abs",
+            "clean_mean_distance": "muG_dist",
+            "clean_mean_angle": "muG_angle",
+        },
+    ),
+    "gaussian": InputKind(
+        _gaussian,
+        *("Gaussian noise", "#009E73", "^", 4.5),
+        asked_by=("neural_collapse_gaussian",),
+        layerwise=True,
+        prefix="new_gaussian_label_",
+    ),
+    "sign": InputKind(
+        _sign,
+        *("sign noise", "#CC79A7", "D", 3),
+        asked_by=("neural_collapse_gaussian",),
+        prefix="linf_label_",
+    ),
+    "targeted": InputKind(
+        _towards,
+        *("targeted", "#E69F00", "v", 4.5),
+        asked_by=("neural_collapse_targeted",),
+        attacked=True,
+        targeted=True,
+        from_clean=True,
+        layerwise=True,
+        prefix="targeted_",
+        published={
+            "nc2_norm_activation": "targeted_nc2_norm_M",
+            "nc2_norm_classifier": "targeted_nc2_norm_W",
+            "nc2_angle_activation": "targeted_nc2_angle_M",
+            "nc2_angle_classifier": "targeted_nc2_angle_W",
+            "clean_distance": "clean_target_dist",
+            "clean_angle": "clean_target_angle",
+            "clean_distance_abs": "clean_target_dist_abs",
+            "clean_angle_abs": "clean_target_angle_abs",
+            "clean_mean_distance": "target_muG_dist",
+            "clean_mean_angle": "target_muG_angle",
+        },
+    ),
+    # What train.py measures; eval.py's "gaussian" has taken its place in the paper.
+    "gaussian_l2": InputKind(
+        _gaussian_l2,
+        *("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
+        prefix="gaussian_label_",
+        stands_in_for="gaussian",
+    ),
+    # What train.py measures under AT, TRADES and MART: the images that the epoch stepped on, which
+    # were perturbed against earlier weights (under TRADES by its own attack).
+    "seen": InputKind(
+        None,
+        *("perturbed, as seen in training", "#D55E00", "s", 4.5),
+        attacked=True,
+        from_clean=True,
+        prefix="robust_",
+        published_as="pgd",
+    ),
+}
+
+
+def place_of(name: str) -> int:
+    """The place of a kind of input in INPUTS: its order in tables, and its random stream."""
+    return list(INPUTS).index(name)

@@ -1,0 +1,88 @@
+"""A network on images: perturbations, outputs, and one function per type of row.
+
+Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoint that are asked
+for, and their numbers do not depend on which others are: each has a random stream of its own.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_nc.data.datasets import as_float, balanced_subset, batches
+from robust_nc.data.inputs import Strength
+from robust_nc.measuring.evaluator import accuracy
+from robust_nc.measuring.subject import Subject
+from robust_nc.results.records import AutoAttackRecord
+from utils import InputError, memory_advice
+
+
+def autoattack_rows(
+    subject: Subject, epoch: int, parts: list[tuple[int, float]]
+) -> list[AutoAttackRecord]:
+    """Accuracy of so many class-balanced test images under standard AutoAttack.
+
+    How many, and the radius of the attack, are a part.
+
+    Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+    Parameter-free Attacks" (ICML 2020).
+    """
+    records = []
+    for count, radius in parts:
+        labels = subject.data.test.labels
+        chosen = balanced_subset(labels.cpu(), count, subject.seed)
+        part = subject.data.test.select(chosen.to(labels.device))
+        x, y = as_float(part.images), part.labels
+        subject.start_stream(epoch, "test", "pgd")
+        attacked = _autoattack(subject, x, y, subject.strength(radius))
+        clean, _ = subject.evaluator.outputs(x, y)
+        robust, _ = subject.evaluator.outputs(attacked, y)
+        records.append(
+            AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), accuracy(robust, y), radius)
+        )
+    return records
+
+
+def find_autoattack() -> str | None:
+    """The installed package that has AutoAttack, its authors' own first."""
+    return next((name for name in ("autoattack", "torchattacks") if find_spec(name)), None)
+
+
+def _autoattack(subject: Subject, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
+    """Images (N, C, H, W) under standard AutoAttack.
+
+    Raises:
+        InputError: the package left the epsilon-ball or the image box.
+    """
+    epsilon = strength.attack["epsilon"]
+    norm = {"l_inf": "Linf", "l_2": "L2"}[strength.attack["norm"]]
+    try:
+        with memory_advice("--eval-batch-size can be lowered"):
+            attacked = _standard_evaluation(subject, x, y, {"norm": norm, "eps": epsilon})
+    except IndexError as error:  # of its loss, which compares the four likeliest classes
+        raise InputError("standard AutoAttack needs at least four classes") from error
+    delta = (attacked - x).flatten(1)
+    furthest = delta.abs().amax() if norm == "Linf" else delta.norm(dim=1).amax()
+    inside = attacked.amin() >= 0 and attacked.amax() <= 1
+    if not (inside and furthest <= epsilon * 1.001 + 1e-6):
+        raise InputError(f"AutoAttack of {find_autoattack()} left the epsilon-ball")
+    return attacked
+
+
+def _standard_evaluation(subject: Subject, x: Tensor, y: Tensor, ball: dict[str, Any]) -> Tensor:
+    network, classes = subject.evaluator.network, subject.data.num_classes
+    options = ball | {"seed": subject.seed}
+    if find_autoattack() == "autoattack":
+        from autoattack import AutoAttack
+
+        whole = AutoAttack(network, verbose=False, device=x.device, **options)
+        # As published they try the nine likeliest other classes, which there must be.
+        for targeted in (whole.apgd_targeted, whole.fab):
+            targeted.n_target_classes = min(9, classes - 1)
+        return whole.run_standard_evaluation(x, y, bs=subject.evaluator.batch_size)
+    from torchattacks import AutoAttack
+
+    whole = AutoAttack(network, n_classes=classes, **options)
+    parts = batches(x, y, subject.evaluator.batch_size)
+    return torch.cat([whole(*part) for part in parts])

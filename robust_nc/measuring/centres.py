@@ -1,0 +1,223 @@
+"""What lies after every block: collapse, the clean class means, and the classifier by the nearest.
+
+`layer_rows` and `centre_rows` measure the parts of a checkpoint that are asked for, as the rows of
+measure.py do; no more than a batch of a layer's outputs is ever held.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attacks import margin_loss, pgd
+from robust_nc.data.inputs import INPUTS, Strength
+from robust_nc.data.readers import Split
+from robust_nc.measuring.evaluator import Perturb, accuracy, check_finite
+from robust_nc.measuring.subject import InputPart, Subject
+from robust_nc.networks.blocks import NearestCentre, layer_outputs
+from robust_nc.results.records import ADAPTIVE, CENTRE_INPUTS, CentreRecord
+
+MEANS_INPUTS = ("clean", "pgd")
+
+# The attacks on a nearest-centre classifier, after PGD as on the network: so many on the margin,
+# then one towards each of so many nearest other class means, all of so many steps, each a quarter
+# of epsilon. docs/results.md tells what else was tried.
+MARGIN_ATTACKS = 2
+RIVALS = 9
+MARGIN_STEPS = 40
+MARGIN_STEP = 1 / 4
+
+# The layer, the images that the class means are of, and the radius of all attacks.
+CentrePart = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is said of N images: by a nearest-centre classifier, and by the network."""
+
+    classes: Tensor  # (N, C), float64
+    logits: Tensor  # (N, C)
+
+
+def centre_rows(subject: Subject, epoch: int, parts: list[CentrePart]) -> list[CentreRecord]:
+    """Test images by the nearest training class mean of a layer, beside the network itself.
+
+    The class means are of clean or of PGD-perturbed training images. The test images are clean,
+    perturbed by PGD against the network, and the worst that `hardest` makes of them ("adaptive").
+
+    Source: Su et al. 2024, the robustness of the nearest-centre classifier.
+    """
+    records, test = [], subject.data.test
+    means = class_means(subject, epoch, parts)
+    for radius in dict.fromkeys(radius for _, _, radius in parts):
+        wanted = [part for part in parts if part[2] == radius]
+        network = subject.evaluator.network
+        centres = [NearestCentre(network, means[part], part[0]).eval() for part in wanted]
+        seen = {}
+        for name in ("clean", "pgd"):
+            images, perturb = subject.images(epoch, input_part("test", name, radius))
+            batch = Split(images, test.labels)
+            seen[name] = classified(subject, centres, batch, perturb)
+        for place, part in enumerate(wanted):
+            outcomes = {name: found[place] for name, found in seen.items()}
+            outcomes[ADAPTIVE] = hardest(subject, epoch, centres[place], radius, outcomes)
+            records += [
+                centre_record(subject, epoch, part, name, outcomes[name]) for name in CENTRE_INPUTS
+            ]
+    return records
+
+
+def centre_record(
+    subject: Subject, epoch: int, part: CentrePart, name: str, outcome: Outcome
+) -> CentreRecord:
+    layer, means, radius = part
+    data = subject.data
+    return CentreRecord(
+        epoch,
+        split="test",
+        means=means,
+        input=name,
+        ncc_accuracy=accuracy(outcome.classes, data.test.labels),
+        network_accuracy=accuracy(outcome.logits, data.test.labels),
+        images=len(data.test),
+        centre_images=len(data.train),
+        epsilon=radius,
+        layer=layer,
+        attempts=attempts(data.num_classes) if name == ADAPTIVE else 0,
+    )
+
+
+def input_part(split: str, name: str, radius: float) -> InputPart:
+    """The part of one kind of input, whose radius counts where it is attacked."""
+    return split, name, radius if INPUTS[name].attacked else 0.0
+
+
+def centre_inputs(parts: list[CentrePart]) -> list[InputPart]:
+    """The kinds of input that `centre_rows` asks for, each once."""
+    return list(
+        dict.fromkeys(
+            found
+            for _, means, radius in parts
+            for found in (
+                input_part("train", means, radius),
+                *(input_part("test", name, radius) for name in ("clean", "pgd")),
+            )
+        )
+    )
+
+
+def class_means(subject: Subject, epoch: int, parts: list[CentrePart]) -> dict[CentrePart, Tensor]:
+    """The class means (C, D), float64, that each part's classifier goes by."""
+    found: dict[tuple[str, InputPart], Tensor] = {}
+    for of in dict.fromkeys(input_part("train", means, radius) for _, means, radius in parts):
+        layers = {part[0] for part in parts if input_part("train", *part[1:]) == of}
+        images, perturb = subject.images(epoch, of)
+        train = Split(images, subject.data.train.labels)
+        for layer, means in means_after(subject, layers, train, perturb).items():
+            found[layer, of] = means
+    return {part: found[part[0], input_part("train", *part[1:])] for part in parts}
+
+
+def means_after(
+    subject: Subject, layers: set[str], images: Split, perturb: Perturb
+) -> dict[str, Tensor]:
+    """Of each layer the class means (C, D), float64; zero for a class without images."""
+    sums: dict[str, Any] = dict.fromkeys(layers, 0.0)
+
+    def add(x: Tensor, y: Tensor) -> None:
+        _, outputs = layer_outputs(subject.evaluator.network, x, layers)
+        of_batch = F.one_hot(y, subject.data.num_classes).double().T
+        sums.update({name: sums[name] + of_batch @ outputs[name].double() for name in layers})
+
+    subject.evaluator.over_batches(add, images.images, images.labels, perturb)
+    check_finite(*sums.values())
+    counts = images.labels.bincount(minlength=subject.data.num_classes).clamp(min=1).unsqueeze(1)
+    return {name: total / counts for name, total in sums.items()}
+
+
+def classified(
+    subject: Subject, centres: list[NearestCentre], images: Split, perturb: Perturb
+) -> list[Outcome]:
+    """What every one of the classifiers, and the network, say of images with their labels."""
+    network = subject.evaluator.network
+
+    def classify(x: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        logits, outputs = layer_outputs(network, x, {centre.layer for centre in centres})
+        return logits, *(centre.classify(outputs[centre.layer]) for centre in centres)
+
+    found = subject.evaluator.over_batches(classify, images.images, images.labels, perturb)
+    logits, *classes = map(torch.cat, zip(*found, strict=True))
+    check_finite(logits, *classes)
+    return [Outcome(of_centre, logits) for of_centre in classes]
+
+
+def hardest(
+    subject: Subject, epoch: int, centre: NearestCentre, radius: float, seen: dict[str, Outcome]
+) -> Outcome:
+    """Of each test image the worst for a classifier of what was seen and of attacks on itself.
+
+    An image that it took for another class once is not attacked again. Otherwise the worst is the
+    one with the highest margin loss. So nothing that was seen is worse, and a classifier that only
+    hides its gradients is not taken for a robust one.
+    """
+    test, evaluator = subject.data.test, subject.evaluator
+    classes, logits = seen["pgd"].classes.clone(), seen["pgd"].logits.clone()
+    everything = torch.arange(len(test), device=test.labels.device)
+
+    def take(found: Outcome, of: Tensor) -> None:
+        y = test.labels[of]
+        better = badness(found.classes, y) > badness(classes[of], y)
+        classes[of[better]], logits[of[better]] = found.classes[better], found.logits[better]
+
+    take(seen["clean"], everything)
+    subject.start_stream(epoch, "test", "pgd")
+    for perturb in attacks_on(centre, subject.strength(radius)):
+        left = everything[classes.argmax(1) == test.labels]
+        evaluator.on_batch(len(test) - len(left))
+        if len(left):
+            take(classified(subject, [centre], test.select(left), perturb)[0], left)
+    return Outcome(classes, logits)
+
+
+def attempts(num_classes: int) -> int:
+    """How many attacks `attacks_on` gives."""
+    return 1 + MARGIN_ATTACKS + min(RIVALS, num_classes - 1)
+
+
+def attacks_on(centre: NearestCentre, strength: Strength) -> list[Perturb]:
+    """The attacks on a nearest-centre classifier, in the order in which they are tried.
+
+    PGD as on the network; then in more steps on the margin, which has a gradient where the
+    cross-entropy has saturated; then likewise towards each of the nearest other class means.
+
+    Source: Carlini et al., "On Evaluating Adversarial Robustness" (2019), on adaptive attacks;
+    Gowal et al., "An Alternative Surrogate Loss for PGD-based Adversarial Testing" (2019), on
+    trying every target.
+    """
+    steps = max(MARGIN_STEPS, strength.attack["steps"])
+    step = {"steps": steps, "step_size": MARGIN_STEP * strength.attack["epsilon"]}
+    how = strength.attack | step | {"loss": margin_loss}
+    means = centre.class_means
+    apart = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest_first = apart.fill_diagonal_(-1).argsort(1)  # (C, C), each class itself first
+
+    def on_margin(x: Tensor, y: Tensor) -> Tensor:
+        return pgd(centre, x, y, **how)
+
+    def towards(place: int) -> Perturb:
+        return lambda x, y: pgd(centre, x, nearest_first[y, place], targeted=True, **how)
+
+    rivals = range(1, min(RIVALS, len(means) - 1) + 1)
+    return [
+        INPUTS["pgd"].bound(centre, strength),
+        *[on_margin] * MARGIN_ATTACKS,
+        *map(towards, rivals),
+    ]
+
+
+def badness(classes: Tensor, labels: Tensor) -> Tensor:
+    """The margin loss (N,) of logits (N, C), infinite where another class is said."""
+    margins = margin_loss(classes, labels, reduction="none")
+    return margins.masked_fill(classes.argmax(1) != labels, torch.inf)

@@ -1,0 +1,267 @@
+"""A network on images: perturbations, outputs, and one function per type of row.
+
+Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoint that are asked
+for, and their numbers do not depend on which others are: each has a random stream of its own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attacks import CHUNK
+from nc_metrics import (
+    LayerCollapse,
+    NeuralCollapse,
+    StreamingCollapse,
+    neural_collapse,
+    simplex_distance,
+)
+from robust_nc.data.datasets import as_float, batches
+from robust_nc.networks.blocks import block_outputs
+from robust_nc.networks.network import Network
+from utils import (
+    InputError,
+    logger,
+    out_of_memory,
+    random_state,
+    set_random_state,
+)
+
+Result = TypeVar("Result")
+# From images and labels of a batch to what is added to the images; None adds nothing.
+Perturb = Callable[[Tensor, Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input."""
+
+    images: int
+    loss: float
+    accuracy: float
+    collapse: NeuralCollapse
+
+
+@dataclass(frozen=True)
+class BlockMeasurement:
+    """The outputs of one block on one input: the fields of LayerRecord, and the class means."""
+
+    features: int
+    collapse: LayerCollapse
+    centre_accuracy: float
+    target_centre_accuracy: float
+    clean_distance: float
+    clean_angle: float
+    means: StreamingCollapse = field(compare=False, repr=False)
+
+
+@dataclass
+class Evaluator:
+    """A network in eval mode, in which it is left, on images in batches.
+
+    The batch size is for speed alone: it is halved, and stays so, when memory runs out. No result
+    depends on it as long as it is a multiple of CHUNK; smaller batches have draws of their own.
+
+    Args:
+        on_batch: told the size of each finished batch, for a progress bar.
+    """
+
+    network: Network
+    batch_size: int
+    on_batch: Callable[[int], Any] = lambda size: None
+
+    @torch.no_grad()
+    def outputs(
+        self, images: Tensor, labels: Tensor, perturb: Perturb = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and features (N, D), with one forward pass per perturbed image.
+
+        Args:
+            images: (N, C, H, W), uint8 or float in [0, 1].
+            labels: (N,); the targets where the input is a targeted attack.
+
+        Raises:
+            InputError: features or logits that are not finite.
+        """
+
+        def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return self.network(_perturbed(x, y, perturb), return_activations=True)
+
+        logits, features = map(torch.cat, zip(*self._map(forward, images, labels), strict=True))
+        check_finite(features, logits)
+        return logits, features
+
+    def measure(self, images: Tensor, labels: Tensor, perturb: Perturb = None) -> Measurement:
+        """Loss, accuracy and neural collapse; arguments and errors as in `outputs`."""
+        logits, features = self.outputs(images, labels, perturb)
+        return Measurement(
+            images=len(labels),
+            loss=F.cross_entropy(logits.double(), labels).item(),
+            accuracy=accuracy(logits, labels),
+            collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
+        )
+
+    def perturbed(self, images: Tensor, labels: Tensor, perturb: Perturb) -> Tensor:
+        """All images (N, C, H, W) with their perturbation, as float; clean ones as they are."""
+        if perturb is None:
+            return images
+        return torch.cat(self._map(lambda x, y: _perturbed(x, y, perturb), images, labels))
+
+    def blocks(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        clean: dict[str, StreamingCollapse] | None = None,
+        truth: Tensor | None = None,
+    ) -> dict[str, BlockMeasurement]:
+        """Collapse and nearest clean class means of every block's output, by its name.
+
+        Two forward passes per image, of which no more than a batch's outputs are kept. The network
+        must not be compiled: compiled code does not tell what its blocks put out.
+
+        Args:
+            images, labels: as in `outputs`.
+            clean: `block_means` of the clean training images; None where these are the images.
+            truth: (N,), the true labels where `labels` are the targets of an attack.
+
+        Raises:
+            InputError: outputs that are not finite.
+        """
+        found = self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
+        self.on_batch(len(labels))
+        return found
+
+    def block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
+        """The class means after every block, by its name, in one forward pass per image.
+
+        Raises:
+            InputError: outputs that are not finite.
+        """
+        found = self._retried(lambda: self._block_means(images, labels), len(labels))
+        self.on_batch(len(labels))
+        return found
+
+    @torch.no_grad()
+    def _block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
+        network = self.network.eval()
+        classes = len(network.classifier_weight)
+        means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
+        with block_outputs(network) as found:
+            for x, y in batches(images, labels, self.batch_size):
+                network(x)
+                for name, collapse in means.items():
+                    collapse.add_to_means(found[name], y)
+        check_finite(*(collapse.class_means for collapse in means.values()))
+        return means
+
+    @torch.no_grad()
+    def _blocks(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        clean: dict[str, StreamingCollapse] | None,
+        truth: Tensor | None,
+    ) -> dict[str, BlockMeasurement]:
+        collapses = self._block_means(images, labels)
+        clean = clean or collapses
+        true = labels if truth is None else truth
+        near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
+        near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
+        with block_outputs(self.network) as found:
+            parts = batches(images, labels, self.batch_size)
+            for (x, y), true_y in zip(parts, true.split(self.batch_size), strict=True):
+                predictions = self.network(x).argmax(1)
+                for name, collapse in collapses.items():
+                    collapse.add_to_spread(found[name], y, predictions)
+                    nearest = clean[name].nearest(found[name])
+                    near_true[name] += (nearest == true_y).sum()
+                    near_label[name] += (nearest == y).sum()
+        measured = {}
+        for name, collapse in collapses.items():
+            apart = simplex_distance(clean[name].class_means, collapse.class_means)
+            aimed = math.nan if truth is None else near_label[name].item() / len(labels)
+            measured[name] = BlockMeasurement(
+                features=collapse.class_means.shape[1],
+                collapse=collapse.result(),
+                centre_accuracy=near_true[name].item() / len(labels),
+                target_centre_accuracy=aimed,
+                clean_distance=apart.distance.mean().item(),
+                clean_angle=apart.angle.mean().item(),
+                means=collapse,
+            )
+        return measured
+
+    @torch.no_grad()
+    def over_batches(
+        self,
+        work: Callable[[Tensor, Tensor], Result],
+        images: Tensor,
+        labels: Tensor,
+        perturb: Perturb = None,
+    ) -> list[Result]:
+        """work(perturbed images as float, labels) of every batch, in order.
+
+        A batch for which memory runs out is tried again: until it returns, `work` changes nothing.
+        """
+        return self._map(lambda x, y: work(_perturbed(x, y, perturb), y), images, labels)
+
+    def _map(
+        self, work: Callable[[Tensor, Tensor], Result], images: Tensor, labels: Tensor
+    ) -> list[Result]:
+        """work(images as float, labels) of every batch, in order."""
+        self.network.eval()
+        results, start = [], 0
+
+        def next_batch() -> tuple[Result, int]:
+            end = start + self.batch_size
+            y = labels[start:end]
+            return work(as_float(images[start:end]), y), len(y)
+
+        while start < len(labels):
+            result, size = self._retried(next_batch, len(labels))
+            results.append(result)
+            self.on_batch(size)
+            start += size
+        return results
+
+    def _retried(self, work: Callable[[], Result], count: int) -> Result:
+        """work() on so many images, again with half the batch whenever memory runs out.
+
+        Each time with the same random state, and in whole chunks of draws where it holds one.
+        """
+        device = self.network.mean.device
+        while True:
+            state = random_state(device)
+            try:
+                return work()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if min(self.batch_size, count) == 1:
+                    raise InputError("out of memory with a batch of one image") from error
+            half = min(self.batch_size, count) // 2
+            self.batch_size = half // CHUNK * CHUNK or half
+            set_random_state(state, device)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning(f"out of memory: from here on batches of {self.batch_size} images")
+
+
+def _perturbed(x: Tensor, y: Tensor, perturb: Perturb) -> Tensor:
+    return x if perturb is None else x + perturb(x, y)
+
+
+def check_finite(*tensors: Tensor) -> None:
+    """Raise InputError where an output of a network is not finite."""
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise InputError("the network's outputs are not finite: its training has diverged")
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share in [0, 1] of labels (N,) that have the largest of the logits (N, C)."""
+    return (logits.argmax(1) == labels).double().mean().item()

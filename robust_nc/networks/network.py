@@ -1,0 +1,145 @@
+"""Networks: architectures by name and image size, and what stands around a bare model.
+
+An architecture is a row of ARCHITECTURES. Its interface: `forward(x, return_activations=False)`
+takes normalised images and returns logits (N, C), and with `return_activations` also the features
+(N, D) that enter its only linear layer; `blocks()` lists the name and module of each block in
+forward order, the last of which puts out the features. A network of another package has an Anatomy
+instead. Checkpoints hold the bare model.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import preactresnet
+import preactresnet_imagenet
+import vgg
+import vgg_imagenet
+from robust_nc.networks import any_network, resnet
+from robust_nc.networks.any_network import Anatomy
+
+# Mean and standard deviation per channel, in [0, 1] units, that normalise images.
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+# Name -> image size -> factory (num_classes, in_channels) of a model with fresh weights.
+ARCHITECTURES: dict[str, dict[int, Callable[..., nn.Module]]] = {
+    "vgg11bn": {32: vgg.vgg11_bn, 160: vgg_imagenet.vgg11_bn_pool},
+    "PreActResNet18": {
+        32: preactresnet.PreActResNet18,
+        160: preactresnet_imagenet.preact_resnet18,
+    },
+    "ResNet18": {32: resnet.ResNet18},
+}
+
+
+def build_model(name: str, image_size: int, in_channels: int, num_classes: int) -> nn.Module:
+    """The architecture of ARCHITECTURES, or of a factory, for images of that size, freshly made.
+
+    Raises:
+        InputError: the factory fails.
+    """
+    if any_network.is_factory(name):
+        return any_network.make_model(name, in_channels, num_classes)
+    return ARCHITECTURES[name][image_size](num_classes=num_classes, in_channels=in_channels)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 arithmetic; where it has not, PyTorch emulates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """What a model's weights and statistics take in a checkpoint."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
+class Network(nn.Module):
+    """A model after the normalisation of its data, so that attacks see images in [0, 1].
+
+    With `bf16` the model runs under autocast; logits and features come out as float32 all the
+    same. Checkpoints hold the bare `model`. Without an `anatomy` it has the interface of
+    ARCHITECTURES.
+    """
+
+    model: Any
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Iterable[float],
+        std: Iterable[float],
+        bf16: bool = False,
+        anatomy: Anatomy | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.bf16 = bf16
+        self.anatomy = anatomy
+        self.channels_last = False
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1))
+
+    def forward(
+        self, images: Tensor, return_activations: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in [0, 1] -> logits (N, classes), and features (N, D) if asked."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            x = (images - self.mean) / self.std
+            if self.channels_last:
+                x = x.clone(memory_format=torch.channels_last)  # of one channel too
+            if self.anatomy is None:
+                logits, features = self.model(x, return_activations=True)
+            else:
+                logits, features = self.anatomy.outputs(self.model, x)
+        return (logits.float(), features.float()) if return_activations else logits.float()
+
+    def to_channels_last(self) -> "Network":
+        """Lay out weights, activations and images so; returns itself.
+
+        Images too: given others, the first convolution has its gradient copied twice on a GPU.
+        """
+        self.channels_last = True
+        return self.to(memory_format=torch.channels_last)
+
+    def normalise_by(self, mean: Iterable[float], std: Iterable[float]) -> None:
+        """Take other statistics per channel; a folded network follows when it is refolded."""
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.tensor(tuple(values)).view(1, -1, 1, 1))
+
+    def normalises_by(self, statistics: Statistics) -> bool:
+        """Whether its statistics are these, in float32."""
+        mean, std = map(torch.tensor, statistics)
+        return torch.equal(mean, self.mean.cpu().flatten()) and torch.equal(
+            std, self.std.cpu().flatten()
+        )
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer, the only one that the models of ARCHITECTURES have."""
+        if self.anatomy is not None:
+            return self.model.get_submodule(self.anatomy.classifier)
+        return next(m for m in self.model.modules() if isinstance(m, nn.Linear))
+
+    @property
+    def classifier_weight(self) -> Tensor:
+        """Weight (classes, D) of the last linear layer."""
+        return self.classifier.weight.detach()
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Name and module of every block in forward order.
+
+        Where the module is the classifier, the block is what enters it.
+        """
+        return self.model.blocks() if self.anatomy is None else self.anatomy.blocks(self.model)
+
+
+def statistics_in_words(statistics: Statistics) -> str:
+    """Statistics as the flags that ask for them."""
+    mean, std = (" ".join(f"{value:.6g}" for value in values) for values in statistics)
+    return f"--mean {mean} --std {std}"

@@ -1,0 +1,222 @@
+"""The row types of every table that a run leaves, and the published series made of them.
+
+Each is a dataclass with a column per field; `key` is what no two rows of a table share. Accuracies
+and shares are in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a
+default, so that tables of older versions stay readable.
+
+`images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is the
+radius of their attack in the units of --epsilon, NaN where there was none.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from robust_nc.data.inputs import INPUTS, place_of
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of metrics.csv: one epoch's network on one input. NaN where not measured.
+
+    `source` is the script that measured ("train" or "eval"); the metrics are NeuralCollapse's, and
+    those that name a `series` are kept as an .npy series too; the `clean_*` fields compare the
+    class means with those of the clean images (means over classes of SimplexDistance).
+    """
+
+    source: str
+    epoch: int
+    split: str
+    input: str
+    loss: float
+    accuracy: float
+    ncc_accuracy: float
+    nc1: float = field(metadata={"series": "nc1"})
+    nc2_norm_activation: float = field(metadata={"series": "nc2_activation_norm"})
+    nc2_norm_classifier: float = field(metadata={"series": "nc2_classifier_norm"})
+    nc2_angle_activation: float = field(metadata={"series": "nc2_activation_angle"})
+    nc2_angle_classifier: float = field(metadata={"series": "nc2_classifier_angle"})
+    nc3: float = field(metadata={"series": "nc3"})
+    nc4: float = field(metadata={"series": "nc4"})
+    clean_distance: float = math.nan
+    clean_angle: float = math.nan
+    clean_distance_abs: float = math.nan
+    clean_angle_abs: float = math.nan
+    clean_mean_distance: float = math.nan
+    clean_mean_angle: float = math.nan
+    nc1_papyan: float = math.nan
+    cdnv: float = math.nan
+    nc2_zhu: float = math.nan
+    nc3_zhu: float = math.nan
+    images: int = 0
+    epsilon: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, self.source, self.split, place_of(self.input), radius_of(self)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A row of layers.csv: one block of one epoch's network on one split and input.
+
+    `index` counts the blocks from 0 in forward order, `features` is the width of the block's
+    output; the metrics are those of LayerCollapse, with the split's own class means.
+
+    The last four fields tell how it lies to the *clean training* class means of the block:
+    `centre_accuracy` is the share of samples whose nearest one is their true label's,
+    `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
+    and `clean_angle` compare the class means with them, as those of Record do.
+    """
+
+    epoch: int
+    split: str
+    input: str
+    layer: str
+    index: int
+    features: int
+    nc1: float
+    nc2_norm: float
+    nc2_angle: float
+    ncc_accuracy: float
+    ncc_agreement: float
+    images: int = 0
+    epsilon: float = math.nan
+    centre_accuracy: float = math.nan
+    target_centre_accuracy: float = math.nan
+    clean_distance: float = math.nan
+    clean_angle: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        split, input = SPLITS.index(self.split), place_of(self.input)
+        return self.epoch, split, input, radius_of(self), self.index
+
+
+ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
+CENTRE_LABELS = {  # what it is tested on
+    "clean": "clean",
+    "pgd": "PGD on the network",
+    ADAPTIVE: "attack on this classifier",
+}
+CENTRE_INPUTS = tuple(CENTRE_LABELS)
+
+
+@dataclass(frozen=True)
+class CentreRecord:
+    """A row of ncc.csv: one epoch's nearest-centre classifier, and the network, on one input.
+
+    `means` names the training images that the class means are of: clean, or perturbed by PGD;
+    `centre_images` is how many these are. `images` counts the test images, and `epsilon` holds for
+    both, also where the test images are clean. `layer` is the block whose outputs are classified,
+    "features" for the network's own. `attempts` is how many attacks on this classifier the images
+    of "adaptive" are the worst of, 0 in rows of versions that made a single weak one.
+    """
+
+    epoch: int
+    split: str
+    means: str
+    input: str
+    ncc_accuracy: float
+    network_accuracy: float
+    images: int = 0
+    centre_images: int = 0
+    epsilon: float = math.nan
+    layer: str = "features"
+    attempts: int = 0
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
+        return self.epoch, SPLITS.index(self.split), self.layer, means, radius_of(self), input
+
+
+@dataclass(frozen=True)
+class AutoAttackRecord:
+    """A row of autoattack.csv: accuracy of so many test images, clean and under AutoAttack."""
+
+    epoch: int
+    split: str
+    images: int
+    clean_accuracy: float
+    robust_accuracy: float
+    epsilon: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return self.epoch, self.images, radius_of(self)
+
+
+def radius_of(row: Any) -> float:
+    """The epsilon of a row, 0 where nothing was attacked: unlike NaN it can be compared."""
+    return 0.0 if math.isnan(row.epsilon) else row.epsilon
+
+
+# The tables in results/. train.py adds to the first alone.
+TABLES = {
+    Record: "metrics.csv",
+    LayerRecord: "layers.csv",
+    CentreRecord: "ncc.csv",
+    AutoAttackRecord: "autoattack.csv",
+}
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """A row of history.csv. NaN where a training mode has no such quantity.
+
+    A field that names what it is `over` is the mean of what the epoch's steps saw, over its images
+    or its steps. `train_robust_loss` is the objective that was stepped on (AT and TRADES); test_*
+    are those of the epoch's network in eval mode; `lr` is the rate of the last step; `grad_norm` is
+    the l_2 norm of the gradient that was stepped on; `peak_memory` is in GiB, so far.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float = field(metadata={"over": "images"})
+    train_acc: float = field(metadata={"over": "images"})
+    train_robust_loss: float = field(metadata={"over": "images"})
+    train_robust_acc: float = field(metadata={"over": "images"})
+    test_loss: float
+    test_acc: float
+    seconds: float
+    grad_norm: float = field(default=math.nan, metadata={"over": "steps"})
+    peak_memory: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows share, and the order of the rows."""
+        return (self.epoch,)
+
+
+def at_epsilon(rows: list, epsilon: float) -> list:
+    """The rows that no attack at another radius has made."""
+    return [row for row in rows if math.isnan(row.epsilon) or row.epsilon == epsilon]
+
+
+def as_now(row: Any, epsilon: float) -> Any:
+    """A row of TABLES as this version writes it, of a run with that epsilon.
+
+    Earlier ones did not tell the epsilon, which was the run's, and called "pgd" what train.py had
+    seen in training.
+    """
+    if isinstance(row, Record) and (row.source, row.input) == ("train", "pgd"):
+        row = replace(row, input="seen")
+    attacked = not isinstance(row, Record | LayerRecord) or INPUTS[row.input].attacked
+    if attacked and math.isnan(row.epsilon):
+        row = replace(row, epsilon=epsilon)
+    return row
+
+
+def swept_by_eval(row: Any) -> bool:
+    """Whether eval.py recorded a row of one of TABLES."""
+    return not isinstance(row, Record) or row.source == "eval"
+
+
+STEP_MEANS = {f.name: f.metadata["over"] for f in fields(EpochSummary) if "over" in f.metadata}

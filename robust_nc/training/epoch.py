@@ -1,0 +1,196 @@
+"""A run under way: what it is made of, and one epoch of it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+from tqdm import tqdm
+
+from robust_nc.data.datasets import Dataset, as_float
+from robust_nc.data.inputs import INPUTS
+from robust_nc.measuring.collapse import make_record
+from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.results.records import STEP_MEANS, EpochSummary, Record
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.settings import Settings
+from robust_nc.training.modes import Learner, Step, TrainingMode
+from robust_nc.training.schedules import learning_rate
+from utils import (
+    InputError,
+    StopSignals,
+    memory_advice,
+    peak_memory,
+    random_state,
+    seed_everything,
+    set_random_state,
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: its settings and folder, the data, and what learns and is measured on it."""
+
+    settings: Settings
+    mode: TrainingMode
+    run: RunFolder
+    data: Dataset
+    learner: Learner
+    step: Callable[[Learner, Tensor, Tensor], Step]
+    evaluator: Evaluator
+
+
+def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def run_epoch(
+    training: Training,
+    epoch: int,
+    done: dict[str, Any] | None = None,
+    signals: StopSignals | None = None,
+) -> tuple[EpochSummary, list[Record]]:
+    """Train for one epoch, then measure the test data and what the flags ask for.
+
+    Args:
+        done: what an Interrupted epoch had seen, to go on after it.
+        signals: asked after every step whether to stop.
+    """
+    started, batch_size = time.perf_counter(), training.settings.batch_size
+    means, perturbed = train_epoch(training, epoch, done, signals)
+    training.learner.folded.refold()
+    test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
+    tested = training.evaluator.measure(test.images, test.labels)
+    records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
+    records += measure_collapse(training, epoch, perturbed)
+    summary = EpochSummary(
+        epoch=epoch,
+        lr=rate_of_step(training.settings, epoch, steps - 1, steps),
+        **dict.fromkeys(STEP_MEANS, math.nan) | means,
+        test_loss=tested.loss,
+        test_acc=tested.accuracy,
+        seconds=round(time.perf_counter() - started, 3),
+        peak_memory=round(peak_memory(training.settings.device), 3),
+    )
+    return summary, records
+
+
+class Interrupted(Exception):
+    """A signal came in the middle of an epoch; `seen` is what the epoch has seen so far."""
+
+    def __init__(self, seen: dict[str, Any]):
+        self.seen = seen
+
+
+def train_epoch(
+    training: Training, epoch: int, done: dict[str, Any] | None, signals: StopSignals | None
+) -> tuple[dict[str, float], Tensor | None]:
+    """Visit all images once in random order.
+
+    Returns:
+        Column of history.csv -> its mean over the epoch, and where an adversary's neural collapse
+        is asked for the perturbed images (N, C, H, W) in the order of the data.
+
+    Raises:
+        InputError: a loss that is not finite, or not enough memory.
+        Interrupted: a signal asked to stop.
+    """
+    settings, learner, data = training.settings, training.learner, training.data.train
+    seed_everything(settings.seed, epoch)
+    learner.network.train()
+    device = data.labels.device
+    order = torch.randperm(len(data)).to(device)
+    parts = order.split(settings.batch_size)
+    keep = settings.neural_collapse and training.mode.adversary
+    # `means` holds column -> its mean in each step. They stay on the device: nothing waits for it
+    # until the epoch ends.
+    seen: dict[str, Any] = {"steps": 0, "means": {}}
+    seen["perturbed"] = torch.empty(data.images.shape, device=device) if keep else None
+    if done:
+        seen = resume_epoch(done, device)
+    advice = "--batch-size can be lowered, and --precision bf16 takes half"
+    bar = tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False)
+    with bar, memory_advice(advice):
+        bar.update(min(seen["steps"] * settings.batch_size, len(data)))
+        for i in range(seen["steps"], len(parts)):
+            set_rate(learner.optimizer, rate_of_step(settings, epoch, i, len(parts)))
+            x, y = as_float(data.images[parts[i]]), data.labels[parts[i]]
+            result = training.step(learner, x, y)
+            for name, value in result.means.items():
+                if name not in seen["means"]:
+                    zeros = torch.zeros(len(parts), dtype=torch.float64, device=device)
+                    seen["means"][name] = zeros
+                seen["means"][name][i] = value
+            if keep:
+                seen["perturbed"][parts[i]] = result.perturbed
+            seen["steps"] = i + 1
+            bar.update(len(y))
+            if signals is not None and signals.received and i + 1 < len(parts):
+                raise Interrupted(seen | {"random": random_state(device)})
+    means = {name: values.cpu() for name, values in seen["means"].items()}
+    check_losses(settings, epoch, means)
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)
+    weights = {"images": sizes, "steps": torch.ones_like(sizes)}
+    averages = {}
+    for name, values in means.items():
+        weight = weights[STEP_MEANS[name]]
+        averages[name] = (values @ weight / weight.sum()).item()
+    return averages, seen["perturbed"]
+
+
+def resume_epoch(done: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What an interrupted epoch had seen, on the device, and its random state."""
+    set_random_state(done["random"], device)
+    means = {name: values.to(device) for name, values in done["means"].items()}
+    perturbed = None if done["perturbed"] is None else done["perturbed"].to(device)
+    return {"steps": done["steps"], "means": means, "perturbed": perturbed}
+
+
+def rate_of_step(settings: Settings, epoch: int, i: int, steps: int) -> float:
+    """The learning rate of step i of an epoch of so many steps."""
+    return learning_rate(
+        settings.lr_schedule,
+        epoch + (i + 1) / steps,
+        epochs=settings.epochs,
+        lr_max=settings.lr_max,
+        drop_epoch=settings.lr_drop_epoch,
+        drop_lr=settings.lr_one_drop,
+    )
+
+
+def check_losses(settings: Settings, epoch: int, means: dict[str, Tensor]) -> None:
+    """Raise InputError naming the first step whose losses, (steps,) each, are not finite."""
+    losses = torch.stack([values for name, values in means.items() if name.endswith("loss")])
+    finite = losses.isfinite().all(0)
+    if not finite.all():
+        i, steps = int((~finite).nonzero()[0]), len(finite)
+        rate = rate_of_step(settings, epoch, i, steps)
+        raise InputError(
+            f"step {i} of {steps}, learning rate {rate:g}: the training loss is no longer finite"
+        )
+
+
+def measure_collapse(training: Training, epoch: int, perturbed: Tensor | None) -> list[Record]:
+    """The records that the --neural-collapse flags ask for, in eval mode after the epoch."""
+    settings, evaluator, data = training.settings, training.evaluator, training.data.train
+    key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "train"}
+    records = []
+    if settings.neural_collapse:
+        clean = evaluator.measure(data.images, data.labels)
+        records.append(make_record(clean, **key, input="clean"))
+        if perturbed is not None:
+            robust = evaluator.measure(perturbed, data.labels)
+            key_of_seen = key | {"input": "seen", "epsilon": training.learner.strength.radius}
+            records.append(make_record(robust, clean.collapse.class_means, **key_of_seen))
+    if settings.neural_collapse_gaussian:
+        perturb = INPUTS["gaussian_l2"].bound(evaluator.network, training.learner.strength)
+        noisy = evaluator.measure(data.images, data.labels, perturb)
+        records.append(make_record(noisy, **key, input="gaussian_l2"))
+    return records

@@ -1,0 +1,270 @@
+"""One training step of each mode, and the table of modes.
+
+A step is `step(learner, x, y) -> Step`: images (N, C, H, W) in [0, 1] and labels (N,) of a batch.
+It waits for nothing on the device, so that it can be captured as a CUDA graph.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn, optim
+
+from attacks import pgd, trades
+from robust_nc.data.inputs import Strength
+from robust_nc.networks.folding import FoldedNetwork
+from robust_nc.networks.network import Network
+
+TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
+MART_LAMBDA = 5.0  # weight of the KL term: Wang et al. 2020
+
+
+@dataclass
+class Learner:
+    """What training changes, a network and its optimiser, and what its attacks need.
+
+    folded: the network for eval mode, which takes its weights over when it is refolded.
+    trades_beta, mart_lambda: weight of the KL term of TRADES and of MART.
+    """
+
+    network: Network
+    folded: FoldedNetwork
+    optimizer: optim.Optimizer
+    strength: Strength
+    trades_beta: float = TRADES_BETA
+    mart_lambda: float = MART_LAMBDA
+
+
+@dataclass
+class Step:
+    """What a step saw of its batch.
+
+    means: column of history.csv -> its mean over the batch, a scalar on the device.
+    perturbed: the images that were stepped on, (N, C, H, W), where there is an adversary.
+    """
+
+    means: dict[str, Tensor]
+    perturbed: Tensor | None = None
+
+
+def standard_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+    """ST: one step on the cross-entropy of the clean images."""
+    logits = learner.network(x)
+    loss = F.cross_entropy(logits, y)
+    return Step(clean_means(loss, logits, y) | update(learner.optimizer, loss))
+
+
+def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+    """AT: one step on the cross-entropy of images perturbed by PGD (Madry et al. 2018, eq. 2.1).
+
+    The attack runs in the network's mode, train mode. The clean pass only tracks loss and
+    accuracy, but it moves the running statistics too, as in the published code. There the pass
+    that scores a single restart and the one that is stepped on are the same; here it is made once
+    and moves the statistics twice.
+    """
+    network, restarts = learner.network, learner.strength.restarts
+    delta = pgd(network, x, y, restarts=restarts, score=False, **learner.strength.attack)
+    perturbed = x + delta
+    with statistics_moved(network, times=2 if restarts == 1 else 1):
+        logits = network(perturbed)
+    loss = F.cross_entropy(logits, y)
+    with torch.no_grad():
+        clean_logits = network(x)
+        clean_loss = F.cross_entropy(clean_logits, y)
+    means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
+    return Step(means | update(learner.optimizer, loss), perturbed)
+
+
+@contextmanager
+def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
+    """A pass in train mode moves the running statistics as far as `times` equal passes would."""
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    # One without a momentum averages over all batches: it counts the pass once.
+    norms = [norm for norm in norms if norm.momentum is not None]
+    momenta = [norm.momentum or 0.0 for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** times
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked += times - 1
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step:
+    """TRADES: one step on CE(clean) + beta KL(p(clean) || p(perturbed)) (Zhang et al. 2019, eq. 5).
+
+    The attack runs in eval mode. With `frozen` batch norm the whole step does, as the published
+    code does by accident, so the clean pass serves the attack as well; without, both passes of the
+    step use batch statistics.
+    """
+    network, attack = learner.network, learner.strength.attack
+    if frozen:
+        network.eval()
+        clean_logits = network(x)
+        perturbed = x + trades(learner.folded.refold(), x, clean_logits=clean_logits, **attack)
+    else:
+        perturbed = x + trades(learner.folded.refold(), x, **attack)
+        clean_logits = network(x)
+    logits = network(perturbed)
+    clean_loss = F.cross_entropy(clean_logits, y)
+    loss = clean_loss + learner.trades_beta * divergence(clean_logits, logits)
+    means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
+    return Step(means | update(learner.optimizer, loss), perturbed)
+
+
+def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(p(clean) || p(perturbed)), mean over the batch.
+
+    Of logarithms: where a clean probability underflows to zero, the gradient through F.softmax
+    would be NaN.
+    """
+    return F.kl_div(
+        F.log_softmax(logits, 1),
+        F.log_softmax(clean_logits, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def mart_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+    """MART: one step on `mart_objective` (Wang et al. 2020).
+
+    The attack is PGD on the cross-entropy in eval mode; then a clean and a perturbed pass in train
+    mode, through both of which the gradient flows.
+    """
+    network, strength = learner.network, learner.strength
+    folded = learner.folded.refold()
+    perturbed = x + pgd(folded, x, y, restarts=strength.restarts, **strength.attack)
+    clean_logits = network(x)
+    logits = network(perturbed)
+    loss = mart_objective(clean_logits, logits, y, learner.mart_lambda)
+    clean_loss = F.cross_entropy(clean_logits.detach(), y)
+    means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
+    return Step(means | update(learner.optimizer, loss), perturbed)
+
+
+def mart_objective(clean_logits: Tensor, logits: Tensor, y: Tensor, weight: float) -> Tensor:
+    """What MART minimises: boosted cross-entropy, and KL weighted by how wrong the clean image is.
+
+    With p = softmax of the clean logits (N, C), p' of the perturbed ones, labels y (N,), and
+    lambda the `weight`, the mean over the batch of
+
+        -log p'_y - log(1 - max_{k != y} p'_k) + lambda (1 - p_y) KL(p || p')
+
+    1 - p'_k is the sum of all other probabilities, and its logarithm one of a sum of exponentials:
+    nothing is lost where a probability rounds to 0 or 1, so nothing is clamped.
+
+    Source: Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified
+    Examples" (ICLR 2020), the objective of MART.
+    """
+    clean_logs, logs = F.log_softmax(clean_logits, 1), F.log_softmax(logits, 1)
+    label = y.unsqueeze(1)
+    rival = logs.scatter(1, label, -math.inf).argmax(1, keepdim=True)
+    not_rival = logs.scatter(1, rival, -math.inf).logsumexp(1)  # log(1 - p'_rival)
+    boosted = -logs.gather(1, label).squeeze(1) - not_rival
+    wrong = -torch.expm1(clean_logs.gather(1, label).squeeze(1))  # 1 - p_y
+    divergences = F.kl_div(logs, clean_logs, reduction="none", log_target=True).sum(1)
+    return (boosted + weight * wrong * divergences).mean()
+
+
+def update(optimizer: optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
+    """One step of the optimiser on a loss; what history.csv tells of it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+    optimizer.step()
+    return {"grad_norm": norm}
+
+
+def clean_means(loss: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Mean cross-entropy and accuracy of the clean images."""
+    return {"train_loss": loss.detach(), "train_acc": batch_accuracy(logits, y)}
+
+
+def robust_means(objective: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The objective that was stepped on, and accuracy on the perturbed images."""
+    return {
+        "train_robust_loss": objective.detach(),
+        "train_robust_acc": batch_accuracy(logits, y),
+    }
+
+
+def batch_accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of labels (N,) that have the largest of the logits (N, C), a float64 scalar."""
+    return (logits.argmax(1) == y).double().mean()
+
+
+@dataclass(frozen=True)
+class TrainingMode:
+    """One way to train.
+
+    step: (learner, images, labels) -> Step.
+    adversary: whether it steps on perturbed images; then these are measured and logged as well.
+    short, label, color, marker: in the names of figures and in their legends. The colours are
+        Tol's, none of them an input's.
+    flags: those of --restarts and the like that it reads, and most modes do not.
+    trades_bn: which --trades-bn chooses it, beside its --train-mode.
+    """
+
+    step: Callable[[Learner, Tensor, Tensor], Step]
+    short: str
+    label: str
+    color: str
+    marker: str
+    adversary: bool = True
+    flags: tuple[str, ...] = ()
+    trades_bn: str = "frozen"
+
+
+# Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
+MODES: dict[str, TrainingMode] = {
+    "std_train": TrainingMode(standard_step, "st", "ST", "#882255", "o", adversary=False),
+    "pgd_train": TrainingMode(
+        adversarial_step,
+        *("at", "AT", "#117733", "<"),
+        flags=("restarts",),
+    ),
+    "pgd_train_TRADES": TrainingMode(
+        partial(trades_step, frozen=True),
+        *("trades", "TRADES (frozen)", "#332288", "X"),
+        flags=("trades_beta",),
+    ),
+    "pgd_train_TRADES_batch": TrainingMode(
+        partial(trades_step, frozen=False),
+        *("trades_batch", "TRADES (batch)", "#999933", ">"),
+        flags=("trades_beta",),
+        trades_bn="batch",
+    ),
+    "pgd_train_MART": TrainingMode(
+        mart_step,
+        *("mart", "MART", "#AA4499", "*"),
+        flags=("restarts", "mart_lambda"),
+    ),
+}
+TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")
+# The flags that not every mode reads.
+MODE_FLAGS = {flag for mode in MODES.values() for flag in mode.flags}
+
+
+def mode_name(train_mode: str, trades_bn: str) -> str:
+    """The name in MODES, and of the folder, that --train-mode and --trades-bn choose.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    name = train_mode if trades_bn == "frozen" else f"{train_mode}_{trades_bn}"
+    if name not in MODES:
+        raise ValueError(f"no training mode {name!r}: expected one of {', '.join(MODES)}")
+    return name

@@ -1,0 +1,76 @@
+"""What knows nothing of neural collapse, and every other file may use.
+
+Errors, seeds, signals, ranks, device and memory, learning rates, logs and how a script ends.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a schedule is made of; `drop_epoch` and `drop_lr` are those of `onedrop`."""
+
+    epochs: int
+    lr_max: float
+    drop_epoch: int = 100
+    drop_lr: float = 0.01
+
+
+def _piecewise(t: float, rates: Rates) -> float:
+    if t < 0.25 * rates.epochs:
+        return rates.lr_max
+    return rates.lr_max / (10 if t < 0.375 * rates.epochs else 100)
+
+
+def _superconverge(t: float, rates: Rates) -> float:
+    knots = [0, 2 * rates.epochs // 5, rates.epochs]
+    return float(np.interp(t, knots, [0, rates.lr_max, 0]))
+
+
+def _linear(t: float, rates: Rates) -> float:
+    knots = [0, rates.epochs // 3, 2 * rates.epochs // 3, rates.epochs]
+    heights = [rates.lr_max, rates.lr_max, rates.lr_max / 10, rates.lr_max / 100]
+    return float(np.interp(t, knots, heights))
+
+
+def _onedrop(t: float, rates: Rates) -> float:
+    return rates.lr_max if t < rates.drop_epoch else rates.drop_lr
+
+
+def _multipledecay(t: float, rates: Rates) -> float:
+    # Never negative, which it would be late in a run whose epochs are no multiple of ten.
+    return max(0.0, rates.lr_max - t // (rates.epochs // 10) * rates.lr_max / 10)
+
+
+def _cosine(t: float, rates: Rates) -> float:
+    return rates.lr_max / 2 * (1 + math.cos(math.pi * t / rates.epochs))
+
+
+# Name -> learning rate at the fractional epoch t in (0, epochs].
+SCHEDULES: dict[str, Callable[[float, Rates], float]] = {
+    "piecewise": _piecewise,
+    "superconverge": _superconverge,
+    "linear": _linear,
+    "onedrop": _onedrop,
+    "multipledecay": _multipledecay,
+    "cosine": _cosine,
+}
+
+
+def learning_rate(schedule: str, t: float, **rates: Any) -> float:
+    """Learning rate of a schedule of SCHEDULES at the fractional epoch t in (0, epochs].
+
+    Args:
+        rates: the fields of Rates: `epochs`, `lr_max`, perhaps `drop_epoch` and `drop_lr`.
+
+    Raises:
+        ValueError: unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[schedule](t, Rates(**rates))

@@ -1,0 +1,454 @@
+"""What a sweep takes from the run's folder, measures, keeps apart, and says of it."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_scripts import TREE_FOLDER, rows, series
+
+import eval as eval_script
+import train
+from robust_nc.data import inputs
+from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.networks import network
+from robust_nc.results.files import read_rows
+from robust_nc.results.records import CentreRecord, LayerRecord, Record
+from robust_nc.results.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
+ALL_INPUTS = "--neural-collapse --neural-collapse-gaussian --neural-collapse-targeted"
+
+
+@pytest.fixture
+def tree(image_tree):
+    """The flags that name the data, with a short attack."""
+    return f"--dataset folder --data-dir {image_tree} --attack-iters 2"
+
+
+@pytest.fixture
+def run_of_three(tree, run_script):
+    """The flags of a run of three epochs, which is there."""
+    assert run_script(train, f"{tree} --epochs 3")[0] == 0
+    return tree
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How many images each pass through the network had, in order."""
+    passes = []
+    original = Evaluator.outputs
+
+    def outputs(evaluator, images, labels, perturb=None):
+        passes.append((len(images), perturb is not None))
+        return original(evaluator, images, labels, perturb)
+
+    monkeypatch.setattr(Evaluator, "outputs", outputs)
+    return passes
+
+
+def swept_epochs():
+    return [
+        int(r["epoch"]) for r in rows(TREE_FOLDER / "results/metrics.csv") if r["input"] == "pgd"
+    ]
+
+
+class TestWhatTheRunLeft:
+    def test_the_number_of_epochs_need_not_be_repeated(self, run_of_three, run_script):
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        assert swept_epochs() == [0, 1, 2]
+
+    def test_a_number_of_epochs_that_is_given_must_be_the_run_s(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse"
+        assert run_script(eval_script, f"{flags} --epochs 3")[0] == 0
+        code, _, error = run_script(eval_script, f"{flags} --epochs 400")
+        assert code == 1 and "--epochs was 3, is 400 now" in error and error.count("\n") == 1
+
+    def test_a_resume_that_keeps_other_epochs_leaves_nothing_missing(self, tree, run_script):
+        flags = f"{tree} --epochs 6"
+        assert run_script(train, f"{flags} --checkpoint-epochs 0,1,2")[0] == 0
+        resumed = f"{flags} --checkpoint-epochs ::5 --resume 3 --overwrite"
+        assert run_script(train, resumed)[0] == 0
+        code, _, error = run_script(eval_script, f"{tree} --neural-collapse")
+        assert (code, error) == (0, "")
+        assert swept_epochs() == [0, 1, 2, 5]
+
+    def test_a_run_under_way_is_swept_as_far_as_it_has_come(self, run_of_three, run_script):
+        args = TREE_FOLDER / "args.json"
+        args.write_text(args.read_text().replace('"epochs": 3', '"epochs": 30'))
+        code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse --epochs 30")
+        assert code == 0 and "has come to epoch 2 of 29" in output
+        assert swept_epochs() == [0, 1, 2]
+
+    def test_a_finished_run_that_keeps_few_checkpoints_is_not_said_to_be_under_way(
+        self, tree, run_script
+    ):
+        assert run_script(train, f"{tree} --epochs 5 --checkpoint-epochs 0,2")[0] == 0
+        code, output, _ = run_script(eval_script, f"{tree} --neural-collapse")
+        assert code == 0 and swept_epochs() == [0, 2]
+        assert "has come to" not in output and "left out" not in output
+
+    def test_a_last_checkpoint_that_is_gone_is_missed(self, run_of_three, run_script):
+        (TREE_FOLDER / "model_2.pth").unlink()
+        output = run_script(eval_script, f"{run_of_three} --neural-collapse")[1]
+        assert "left out: model_2.pth\n" in output
+
+    def test_of_a_folder_without_args_json_so_many_epochs_as_are_given_are_swept(
+        self, run_of_three, run_script
+    ):
+        for name in ("args.json", "history.csv"):
+            (TREE_FOLDER / name).unlink()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse --epochs 2")[0] == 0
+        assert swept_epochs() == [0, 1]
+
+    def test_a_checkpoint_that_is_gone_is_left_out_with_a_word(self, run_of_three, run_script):
+        (TREE_FOLDER / "model_1.pth").unlink()
+        code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse")
+        assert code == 0 and "left out: model_1.pth\n" in output
+        assert swept_epochs() == [0, 2]
+
+    def test_a_folder_without_checkpoints_is_told_so(self, tree, run_script):
+        code, _, error = run_script(eval_script, f"{tree} --neural-collapse")
+        assert code == 1 and "model_0.pth: no such checkpoint" in error and error.count("\n") == 1
+
+
+class TestOnlyWhatIsMissing:
+    def test_one_more_kind_of_input_leaves_the_others_alone(
+        self, run_of_three, run_script, measured
+    ):
+        shutil.copytree("models", "at_once")
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        measured.clear()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse-gaussian")[0] == 0
+        assert measured == [(18, True)] * 2 * 3  # Gaussian and sign noise of three epochs
+        measured.clear()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse-targeted")[0] == 0
+        # The clean pass is for the class means that the targeted ones are compared with.
+        assert measured == [(18, False), (18, True)] * 3
+        at_once = f"{run_of_three} {ALL_INPUTS} --models-dir at_once"
+        assert run_script(eval_script, at_once)[0] == 0
+        other = "at_once" / TREE_FOLDER.relative_to("models")
+        assert rows(TREE_FOLDER / "results/metrics.csv") == rows(other / "results/metrics.csv")
+        found, expected = series(TREE_FOLDER), series(other)
+        assert found.keys() == expected.keys()
+        assert all((found[name] == expected[name]).all() for name in found)
+
+    def test_one_more_split_leaves_the_other_alone(self, run_of_three, run_script, measured):
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        measured.clear()
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse --split both")[0] == 0
+        assert measured == [(6, False), (6, True)] * 3  # the test images
+
+    def test_a_sweep_that_was_killed_measures_the_rest(self, run_of_three, run_script, measured):
+        flags = f"{run_of_three} --neural-collapse"
+        assert run_script(eval_script, f"{flags} --checkpoints 0,1")[0] == 0
+        measured.clear()
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "1 checkpoints (2 done before)" in output
+        assert len(measured) == 2
+
+
+class TestAnyFile:
+    @pytest.fixture
+    def flags(self, tree, tmp_path):
+        torch.manual_seed(0)
+        weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+        torch.save({"state_dict": weights}, tmp_path / "a.pth")
+        return f"{tree} --neural-collapse --checkpoint a.pth --out res"
+
+    @pytest.mark.parametrize(
+        ("other", "named"),
+        (
+            ("--epsilon 80", "--epsilon was 8.0, is 80.0 now"),
+            ("--seed 3", "--seed was 1, is 3 now"),
+            ("--norm l_2", "--epsilon was 8.0, is 128.0 now"),
+            ("--norm l_2 --epsilon 8 --pgd-alpha 2", "--norm was l_inf, is l_2 now"),
+            ("--model PreActResNet18", "--model was vgg11bn, is PreActResNet18 now"),
+            ("--train-mode pgd_train", "--train-mode was std_train, is pgd_train now"),
+            ("--data-name cats", "--data-name was None, is cats now"),
+            ("--limit-train 9", "--limit-train was None, is 9 now"),
+        ),
+    )
+    def test_results_of_other_flags_are_not_taken_for_these(self, other, named, flags, run_script):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        code, _, error = run_script(eval_script, f"{flags} {other}")
+        assert code == 1 and error.count("\n") == 1
+        assert named in error and "--overwrite" in error
+        assert rows("res/metrics.csv") == before
+        assert run_script(eval_script, f"{flags} {other} --overwrite")[0] == 0
+        told = json.loads(Path("res/eval_args.json").read_text())
+        flag, value = other.split()[:2]
+        assert str(told[flag[2:].replace("-", "_")]).removesuffix(".0") == value
+
+    def test_another_file_under_the_same_name_is_noticed(self, flags, run_script, tmp_path):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        assert run_script(eval_script, flags)[1].count("1 done before") == 1
+        torch.manual_seed(1)
+        weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+        torch.save({"state_dict": weights}, tmp_path / "a.pth")
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and error.count("\n") == 1
+        assert "a.pth was another file then" in error and "--overwrite" in error
+        assert run_script(eval_script, f"{flags} --overwrite")[0] == 0
+        assert rows("res/metrics.csv") != before
+
+    def test_other_images_are_noticed(self, flags, run_script, image_tree):
+        assert run_script(eval_script, flags)[0] == 0
+        for path in (image_tree / "train" / "ant").iterdir():
+            shutil.copy(image_tree / "train" / "bee" / path.name, path)
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and "its images were others" in error and error.count("\n") == 1
+
+    def test_other_test_images_and_other_labels_are_noticed(self, flags, run_script, image_tree):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        train_split, test_split = image_tree / "train", image_tree / "val"
+        for split, name in ((train_split, "train"), (test_split, "test")):
+            # The same images with two classes exchanged: their mean is what it was.
+            for old, new in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
+                (split / old).rename(split / new)
+            code, _, error = run_script(eval_script, flags)
+            assert code == 1 and error.count("\n") == 1
+            assert f"its images were others: those of the {name} split have changed" in error
+            for old, new in (("bee", "x"), ("ant", "bee"), ("x", "ant")):
+                (split / old).rename(split / new)
+        assert rows("res/metrics.csv") == before
+        assert "1 done before" in run_script(eval_script, flags)[1]
+
+    def test_a_file_is_known_by_its_content_whatever_its_name(self, flags, run_script, tmp_path):
+        assert run_script(eval_script, flags)[0] == 0
+        shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
+        for name in (tmp_path / "a.pth", "b.pth"):
+            code, output, _ = run_script(eval_script, flags.replace("a.pth", str(name)))
+            assert code == 0 and "1 done before" in output
+
+    def test_the_folder_of_a_run_takes_no_results_of_other_files(self, flags, run_script):
+        run = Path("run")
+        (run / "results").mkdir(parents=True)
+        (run / "args.json").write_text("{}")
+        for folder in ("run", "run/results"):
+            code, _, error = run_script(eval_script, flags.replace("--out res", f"--out {folder}"))
+            assert code == 2 and error.count("\n") == 1
+            assert f"argument --out: {folder} belongs to a run" in error
+        assert not list((run / "results").iterdir())
+
+
+class TestSayingSo:
+    def test_overwrite_names_every_table_that_it_drops(self, run_of_three, run_script):
+        everything = f"{run_of_three} {ALL_INPUTS} --layerwise --ncc --checkpoints 0,2"
+        assert run_script(eval_script, everything)[0] == 0
+        results = TREE_FOLDER / "results"
+        (results / "autoattack.csv").write_text(
+            "epoch,split,images,clean_accuracy,robust_accuracy\n0,test,6,0.5,0.25\n"
+        )
+        code, output, _ = run_script(eval_script, f"{run_of_three} --neural-collapse --overwrite")
+        assert code == 0
+        [line] = [line for line in output.splitlines() if "--overwrite drops" in line]
+        assert line.endswith(
+            ": 10 rows of metrics.csv, 32 rows of layers.csv, 12 rows of ncc.csv, "
+            "1 rows of autoattack.csv"
+        )
+        assert not any(
+            (results / f"{name}.csv").exists() for name in ("layers", "ncc", "autoattack")
+        )
+        assert "targeted_nc1" not in series(TREE_FOLDER)
+        assert len(series(TREE_FOLDER)["nc1"]) == 3
+
+    def test_features_that_are_all_zero_have_no_nc1(self, run_of_three, run_script):
+        for path in TREE_FOLDER.glob("model_*.pth"):
+            content = torch.load(path, weights_only=True)
+            for name in ("norm.weight", "norm.bias"):
+                content["state_dict"][name].zero_()
+            torch.save(content, path)
+        code, output, error = run_script(eval_script, f"{run_of_three} {ALL_INPUTS} --layerwise")
+        assert (code, error) == (0, "")
+        assert output.count("the class means of the features coincide") == 1
+        recorded = rows(TREE_FOLDER / "results/metrics.csv")
+        assert all(row["nc1"] == "" for row in recorded if row["source"] == "eval")
+        features = [
+            row for row in rows(TREE_FOLDER / "results/layers.csv") if row["layer"] == "features"
+        ]
+        assert features and all(row["nc1"] == "" for row in features)
+        assert np.isnan(series(TREE_FOLDER)["nc1"]).all()
+
+
+class TestNamedFolders:
+    def test_two_data_sets_of_folders_have_run_folders_of_their_own(
+        self, tree, image_tree, run_script
+    ):
+        for name in ("cats", "dogs.v2"):
+            assert run_script(train, f"{tree} --epochs 1 --data-name {name}")[0] == 0
+            folder = Path(str(TREE_FOLDER).replace("/folder/", f"/{name}/"))
+            assert (folder / "model_0.pth").exists()
+            assert json.loads((folder / "args.json").read_text())["data_name"] == name
+            sweep = f"{tree} --data-name {name} --neural-collapse"
+            assert run_script(eval_script, sweep)[0] == 0
+            assert (folder / "results" / "robust_nc1.npy").exists()
+        assert not TREE_FOLDER.exists()
+
+
+def table(row_type, name):
+    return read_rows(TREE_FOLDER / "results" / name, row_type)
+
+
+class TestEpsilons:
+    """Attacks at several radii: clean and noise once, the published series of the run's own."""
+
+    def test_each_radius_has_its_rows_and_the_rest_is_measured_once(
+        self, run_of_three, run_script, measured
+    ):
+        flags = f"{run_of_three} {ALL_INPUTS} --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        alone = {
+            (r.input, r.epsilon): r for r in table(Record, "metrics.csv") if r.source == "eval"
+        }
+        series_of_8 = np.load(TREE_FOLDER / "results/robust_nc1.npy")
+        measured.clear()
+        code, output, _ = run_script(eval_script, f"{flags} --epsilons 2,8,80")
+        assert code == 0 and "pgd 80" in output
+        # Clean again for its class means, and PGD and the targeted attack at two more radii.
+        assert measured == [(18, False)] + [(18, True)] * 4
+        found = {
+            (r.input, r.epsilon): r for r in table(Record, "metrics.csv") if r.source == "eval"
+        }
+        assert found.keys() - alone.keys() == {
+            (name, radius) for name in ("pgd", "targeted") for radius in (2.0, 80.0)
+        }
+        assert all(repr(found[key]) == repr(row) for key, row in alone.items() if key in found)
+        assert found["pgd", 80.0].loss > found["pgd", 8.0].loss > found["pgd", 2.0].loss
+        now = np.load(TREE_FOLDER / "results/robust_nc1.npy")
+        assert np.array_equal(series_of_8, now, equal_nan=True)
+
+    def test_a_radius_is_attacked_with_a_quarter_of_it_as_step(
+        self, run_of_three, run_script, monkeypatch
+    ):
+        used = []
+        original = inputs.pgd
+
+        def pgd(*args, **keywords):
+            used.append((keywords["epsilon"] * 255, keywords["step_size"] * 255))
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(inputs, "pgd", pgd)
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        assert run_script(eval_script, f"{flags} --epsilons 16,8,2")[0] == 0
+        assert used == [pytest.approx(pair) for pair in ((2, 0.5), (8, 2), (16, 4))]
+        code, _, error = run_script(eval_script, f"{flags} --epsilons 16 --pgd-alpha 1")
+        assert code == 1 and "--pgd-alpha was 4.0 at epsilon 16, is 1.0 now" in error
+        used.clear()
+        assert run_script(eval_script, f"{flags} --epsilons 4 --pgd-alpha 3")[0] == 0
+        assert used == [pytest.approx((4, 3))]
+
+    def test_an_epsilon_of_no_run_attacks_the_only_one_there_is(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        code, output, _ = run_script(eval_script, f"{flags} --epsilon 16")
+        assert code == 0 and "trained with epsilon 8, is attacked at 16" in output
+        rows = [r for r in table(Record, "metrics.csv") if r.source == "eval"]
+        assert [(r.input, r.epsilon) for r in rows if r.input == "pgd"] == [("pgd", 16.0)]
+        assert not (TREE_FOLDER / "results/robust_nc1.npy").exists()
+        shutil.copytree(TREE_FOLDER.parents[1], TREE_FOLDER.parents[2] / "eps4.0")
+        code, _, error = run_script(eval_script, f"{flags} --epsilon 2")
+        assert code == 1 and "eps2.0" in error and "no such checkpoint" in error
+
+    def test_what_drops_a_sweep_never_goes_to_a_run_that_was_not_named(
+        self, run_of_three, run_script
+    ):
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        before = (TREE_FOLDER / "results/metrics.csv").read_bytes()
+        TREE_FOLDER.parents[1].rename(TREE_FOLDER.parents[2] / "eps20.0")
+        for more in ("", "--overwrite", "--epsilon 4 --overwrite"):  # 8 is the default
+            code, _, error = run_script(eval_script, f"{flags} {more}")
+            assert code == 1 and "no such checkpoint" in error, more
+        moved = TREE_FOLDER.parents[2] / "eps20.0/std_train/seed1/results/metrics.csv"
+        assert moved.read_bytes() == before
+        shutil.copytree(moved.parents[3], moved.parents[4] / "eps20.0_backup")
+        code, output, _ = run_script(eval_script, f"{flags} --epsilon 4")
+        assert code == 0 and "trained with epsilon 20, is attacked at 4" in output
+
+    def test_among_radii_the_run_s_own_is_attacked_as_before(
+        self, run_of_three, run_script, monkeypatch
+    ):
+        used = {}
+        original = inputs.pgd
+
+        def pgd(*args, **keywords):
+            used[round(keywords["epsilon"] * 255)] = keywords["step_size"] * 255
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(inputs, "pgd", pgd)
+        flags = f"{run_of_three} --neural-collapse"
+        # A step size binds only where an attack was recorded.
+        assert run_script(eval_script, f"{flags}-gaussian --checkpoints 2 --pgd-alpha 7")[0] == 0
+        assert run_script(eval_script, f"{flags} --checkpoints 2 --pgd-alpha 3")[0] == 0
+        assert run_script(eval_script, f"{flags} --checkpoints 1,2 --epsilons 4,8")[0] == 0
+        assert used == {8: pytest.approx(3), 4: pytest.approx(1)}
+
+    def test_all_tables_have_the_radius(self, run_of_three, run_script):
+        flags = f"{run_of_three} --layerwise --ncc --checkpoints 2 --epsilons 2,8"
+        assert run_script(eval_script, flags)[0] == 0
+        layers, centres = table(LayerRecord, "layers.csv"), table(CentreRecord, "ncc.csv")
+        assert {r.epsilon for r in layers if r.input in ("pgd", "targeted")} == {2.0, 8.0}
+        assert all(np.isnan(r.epsilon) for r in layers if r.input in ("clean", "gaussian"))
+        assert {r.epsilon for r in centres} == {2.0, 8.0}
+        assert len({r.key for r in centres}) == len(centres) == 12
+
+
+class TestHowManyImages:
+    def test_every_row_tells(self, run_of_three, run_script):
+        flags = f"{run_of_three} --checkpoints 2 --limit-train 9 --limit-test 3"
+        kinds = f"{ALL_INPUTS} --layerwise --ncc --split both"
+        assert run_script(eval_script, f"{flags} {kinds}")[0] == 0
+        for row in table(Record, "metrics.csv"):
+            full = {"train": 18, "test": 6}
+            swept = {"train": 9, "test": 3}
+            assert row.images == (full if row.source == "train" else swept)[row.split]
+        for row in table(LayerRecord, "layers.csv"):
+            assert row.images == {"train": 9, "test": 3}[row.split]
+        for row in table(CentreRecord, "ncc.csv"):
+            assert (row.images, row.centre_images) == (3, 9)
+
+    def test_equal_n_takes_as_many_of_each_class_from_both_splits(self, run_of_three, run_script):
+        flags = f"{run_of_three} --checkpoints 2 --split both --neural-collapse"
+        assert run_script(eval_script, f"{flags} --equal-n")[0] == 0
+        assert {r.images for r in table(Record, "metrics.csv") if r.source == "eval"} == {6}
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and "--equal-n was True, is False now" in error
+
+    def test_equal_n_is_not_mixed_with_an_older_sweep(self, run_of_three, run_script):
+        flags = f"{run_of_three} --checkpoints 2 --neural-collapse"
+        assert run_script(eval_script, flags)[0] == 0
+        told = json.loads((TREE_FOLDER / "results/eval_args.json").read_text())
+        del told["equal_n"]  # which older versions did not know
+        (TREE_FOLDER / "results/eval_args.json").write_text(json.dumps(told))
+        code, _, error = run_script(eval_script, f"{flags} --equal-n --split both")
+        assert code == 1 and "--equal-n was False, is True now" in error
+        assert run_script(eval_script, flags)[0] == 0
+
+
+class TestOlderTables:
+    def test_rows_that_do_not_tell_are_of_the_run_s_epsilon(self, tree, run_script):
+        mode = "--train-mode pgd_train --epochs 2"
+        assert run_script(train, f"{tree} {mode} --neural-collapse")[0] == 0
+        assert run_script(eval_script, f"{tree} {mode} --neural-collapse")[0] == 0
+        folder = Path(str(TREE_FOLDER).replace("std_train", "pgd_train"))
+        path = folder / "results/metrics.csv"
+        now = read_rows(path, Record)
+        assert {r.input for r in now if r.source == "train"} == {"clean", "seen"}
+        old = rows(path)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [n for n in old[0] if n not in ("images", "epsilon")])
+            writer.writeheader()
+            for row in old:
+                kept = {name: row[name] for name in writer.fieldnames}
+                writer.writerow(kept | {"input": row["input"].replace("seen", "pgd")})
+        found = RunFolder(folder, standard=False).rows(Record)
+        assert [repr(replace(row, images=0)) for row in now] == [repr(row) for row in found]
+        code, output, _ = run_script(eval_script, f"{tree} {mode} --neural-collapse")
+        assert code == 0 and "0 checkpoints (2 done before)" in output
