@@ -54,24 +54,18 @@ def pgd(
         loss: of logits, labels and `reduction`, as torch.nn.functional has them; `margin_loss` is
             for logits at which the cross-entropy has no gradient.
 
-    Returns:
-        delta (N, C, H, W) in the epsilon-ball, without gradient.
+    Returns: delta (N, C, H, W) in the epsilon-ball, without gradient.
 
     Raises:
-        ValueError: unknown norm, images that are not floats in [0, 1] (of their values those on the
-            CPU are looked at), or what was made under torch.inference_mode.
+        ValueError: as `_check_inputs`.
 
-    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks"
-    (ICLR 2018), section 2.1; l_inf steps follow the sign, l_2 steps the unit gradient.
+    Source: Madry et al. (ICLR 2018), section 2.1; l_2 steps follow the unit gradient.
     """
-    _check_norm(norm)
-    _check_images(x)
-    _check_differentiable(x, y)
-    direction = -1 if targeted else 1
+    _check_inputs(norm, x, y)
+    direction, x = -1 if targeted else 1, x.detach()
     needs_score = restarts > 1 or (score and model.training)
-    x = x.detach()
     starts = _draw(x, lambda part: _random_starts(part, epsilon, norm, restarts))
-    best_delta, best_score = torch.zeros_like(x), None
+    best: tuple[Tensor, Tensor] | None = None
     with torch.enable_grad(), _frozen(model):
         for start in starts.unbind(1):
             delta = _clip_to_box(start, x)
@@ -79,26 +73,14 @@ def pgd(
                 delta.requires_grad_()
                 total = loss(model(x + delta), y, reduction="sum") / min(len(x), CHUNK)
                 (gradient,) = torch.autograd.grad(total, delta)
-                delta = delta.detach()
-                if norm == "l_inf":
-                    delta = (delta + direction * step_size * gradient.sign()).clamp(
-                        -epsilon, epsilon
-                    )
-                else:
-                    unit = gradient / (_image_norms(gradient) + 1e-10)
-                    delta = _renorm(delta + direction * step_size * unit, epsilon)
+                delta = _step(delta.detach(), gradient, direction * step_size, epsilon, norm)
                 delta = _clip_to_box(delta, x)
             if not needs_score:
                 return delta
             with torch.no_grad():
                 scores = direction * loss(model(x + delta), y, reduction="none")
-            if best_score is None:
-                best_delta, best_score = delta, scores
-            else:
-                better = scores >= best_score
-                best_delta = torch.where(better.view(-1, 1, 1, 1), delta, best_delta)
-                best_score = torch.where(better, scores, best_score)
-    return best_delta
+            best = _best_of(best, delta, scores)
+    return torch.zeros_like(x) if best is None else best[0]
 
 
 def trades(
@@ -130,9 +112,7 @@ def trades(
     Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy"
     (ICML 2019), algorithm 1.
     """
-    _check_norm(norm)
-    _check_images(x)
-    _check_differentiable(x)
+    _check_inputs(norm, x)
     x = x.detach()
     with torch.enable_grad(), _frozen(model), _eval_mode(model):
         if clean_logits is None:
@@ -215,6 +195,27 @@ def _random_starts(x: Tensor, epsilon: float, norm: str, restarts: int) -> Tenso
     return torch.stack(starts, 1)
 
 
+def _step(delta: Tensor, gradient: Tensor, size: float, epsilon: float, norm: str) -> Tensor:
+    """One step along the gradient, or for a negative size against it, back in the epsilon-ball."""
+    if norm == "l_inf":
+        return (delta + size * gradient.sign()).clamp(-epsilon, epsilon)
+    unit = gradient / (_image_norms(gradient) + 1e-10)
+    return _renorm(delta + size * unit, epsilon)
+
+
+def _best_of(
+    best: tuple[Tensor, Tensor] | None, delta: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of each image the perturbation with the higher score (N,), and that score."""
+    if best is None:
+        return delta, scores
+    better = scores >= best[1]
+    return (
+        torch.where(better.view(-1, 1, 1, 1), delta, best[0]),
+        torch.where(better, scores, best[1]),
+    )
+
+
 def _clip_to_box(delta: Tensor, x: Tensor) -> Tensor:
     """The delta nearest to the given one with x + delta in [0, 1]."""
     return torch.clamp(delta, -x, 1 - x)
@@ -245,9 +246,16 @@ def _unit_or_noise(gradient: Tensor, noise: Tensor) -> Tensor:
     return torch.where(norms == 0, noise, gradient / norms)
 
 
-def _check_norm(norm: str) -> None:
+def _check_inputs(norm: str, x: Tensor, *others: Tensor) -> None:
+    """Raise ValueError for what cannot be attacked.
+
+    That is an unknown norm, images that are not floats in [0, 1] (of their values those on the CPU
+    are looked at), and what was made under torch.inference_mode.
+    """
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    _check_images(x)
+    _check_differentiable(x, *others)
 
 
 def _check_images(x: Tensor) -> None:

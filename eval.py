@@ -16,7 +16,6 @@ The flags that name the run are those it was trained with. Each finished checkpo
 once; the same command, started again, goes on after the last one.
 """
 
-import argparse
 import re
 from collections import Counter
 from contextlib import nullcontext, suppress
@@ -26,27 +25,30 @@ from typing import Any
 
 from tqdm import tqdm
 
-from robust_nc import build, flags
+from robust_nc import build
+from robust_nc.checks import check_run, check_sweep, unknown_layer
 from robust_nc.data.datasets import Dataset, equal_splits
-from robust_nc.data.inputs import INPUTS
-from robust_nc.measuring.autoattack import find_autoattack
+from robust_nc.data.inputs import INPUTS, asked_inputs
+from robust_nc.flags import SWEEP_FLAGS, sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import InputPart, Subject
-from robust_nc.measuring.sweep import PARTS, Part, inputs_of, size_of
-from robust_nc.networks import network
+from robust_nc.measuring.sweep import PARTS, Part, size_of
 from robust_nc.networks.checkpoints import load_checkpoint
 from robust_nc.networks.folding import FoldedNetwork
-from robust_nc.networks.network import ARCHITECTURES, Network, Statistics, statistics_in_words
+from robust_nc.networks.network import Network, Statistics, statistics_in_words
+from robust_nc.parsing import Parser, parse_epochs
 from robust_nc.results.files import read_json, read_rows, sha256, write_json
-from robust_nc.results.records import SPLITS, TABLES, EpochSummary, Record, swept_by_eval
+from robust_nc.results.records import TABLES, EpochSummary, Record, swept_by_eval
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import describe_record, table_lines
 from robust_nc.settings import (
-    MEASURING_FLAGS,
     STATISTICS,
+    Means,
     Settings,
     difference,
+    keys_that,
     select_epochs,
+    with_former_values,
 )
 from utils import (
     InputError,
@@ -59,185 +61,31 @@ from utils import (
     set_precision,
 )
 
-# With --out the folder's name does not tell these.
-NAMING_FLAGS = {
-    "dataset",
-    "data_name",
-    "model",
-    "norm",
-    "epsilon",
-    "train_mode",
-    "trades_bn",
-    "seed",
-}
 HASHES = "checkpoint_sha256"  # in eval_args.json, of the files of --checkpoint
 PUBLISHED_EPOCHS = 400  # where neither the flags nor the folder tell
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
-    parser = flags.Parser(
-        description="Sweep the checkpoints of a run with the neural-collapse metrics.",
-        allow_abbrev=False,
-    )
-    flags.add_run_flags(parser)
-    sweep = parser.add_argument_group("the sweep")
-    sweep.add_argument("--neural-collapse", action="store_true", help="clean and PGD inputs")
-    sweep.add_argument(
-        "--neural-collapse-gaussian", action="store_true", help="Gaussian and sign noise"
-    )
-    sweep.add_argument(
-        "--neural-collapse-targeted",
-        action="store_true",
-        help="PGD towards the next class, measured with the target labels",
-    )
-    sweep.add_argument(
-        "--split",
-        choices=(*SPLITS, "both"),
-        default="train",
-        help="images of the three flags above; series of the test images are named test_* "
-        "(default: %(default)s)",
-    )
-    sweep.add_argument(
-        "--epsilons",
-        metavar="RADII",
-        help="attack at these radii, like 2,4,8,16, instead of the run's own; the step is then a "
-        "quarter of each (l_2: 15/128) unless --pgd-alpha is given",
-    )
-    sweep.add_argument(
-        "--equal-n",
-        action="store_true",
-        help="measure both splits on the same number of images per class, those of the smaller",
-    )
-    sweep.add_argument(
-        "--autoattack",
-        type=flags.positive_int,
-        metavar="N",
-        help="accuracy of N test images under standard AutoAttack; needs the package autoattack "
-        "or torchattacks",
-    )
-    sweep.add_argument(
-        "--layerwise",
-        action="store_true",
-        help="collapse and nearest class means after every block, on training and test images, "
-        "clean, PGD, Gaussian and targeted",
-    )
-    sweep.add_argument(
-        "--ncc",
-        action="store_true",
-        help="the nearest-centre classifier of the training features on clean and PGD test "
-        "images, and on the worst of several attacks against itself",
-    )
-    sweep.add_argument(
-        "--ncc-layers",
-        nargs="+",
-        metavar="NAME",
-        help="likewise that of the outputs of these blocks, as layers.csv names them",
-    )
-    sweep.add_argument(
-        "--layer-batch-size",
-        type=flags.positive_int,
-        metavar="N",
-        help="images per batch of --layerwise, whose blocks' outputs are held at once (default: "
-        "as in the rest of the sweep)",
-    )
-    sweep.add_argument(
-        "--checkpoints",
-        metavar="EPOCHS",
-        help="epochs like 0,10,399, a slice like ::10, or log (default: all that the run left)",
-    )
-    sweep.add_argument(
-        "--checkpoint",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="measure these files instead of a run's checkpoints; needs --out",
-    )
-    sweep.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the results of --checkpoint"
-    )
-    sweep.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="drop first what earlier sweeps recorded: layers, centres and AutoAttack too",
-    )
-    # The run may tell what it was trained with; a value given here must agree with it.
-    parser.set_defaults(lr_max=None, epochs=None)
+    parser = sweep_parser()
     args = parser.parse_args(argv)
-    args.alpha_given, args.epsilon_given = args.pgd_alpha is not None, args.epsilon is not None
-    flags.finish_run_flags(parser, args)
-    if args.epsilons is None:
-        args.epsilons = (args.epsilon,)
-    else:
-        args.epsilons = flags.parse_radii(parser, args)
-    if not (inputs_of(args) or args.layerwise or args.ncc or args.ncc_layers or args.autoattack):
-        parser.error(
-            "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
-            "--neural-collapse-targeted, --layerwise, --ncc, --ncc-layers or --autoattack"
-        )
-    if args.autoattack and not find_autoattack():
-        parser.error("--autoattack needs a package: pip install torchattacks, or autoattack")
-    if args.layer_batch_size and not args.layerwise:
-        parser.error("--layer-batch-size is for --layerwise")
-    if args.layerwise and args.compile:
-        parser.error("--layerwise reads what each block puts out, which --compile hides: drop one")
-    if args.ncc_layers:
-        check_layers(parser, args)
-    if (args.checkpoint is None) != (args.out is None):
-        parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
-    out = args.out and args.out.resolve()
-    if out and ((out / "args.json").exists() or is_results_of_run(out)):
-        parser.error(f"argument --out: {args.out} belongs to a run: name a folder of its own")
-    if args.checkpoint and args.checkpoints:
-        parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
-    settings = at_other_radius(Settings(**vars(args)))
-    epochs = epochs_of(settings, results_folder(settings))
-    flags.parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
+    check_run(parser, args)
+    check_sweep(parser, args)
+    settings = Settings(**vars(args))
+    check_folders(parser, settings)
     return settings
+
+
+def check_folders(parser: Parser, settings: Settings) -> None:
+    """What depends on what lies on the disk."""
+    out = settings.out and settings.out.resolve()
+    if out and ((out / "args.json").exists() or is_results_of_run(out)):
+        parser.error(f"argument --out: {settings.out} belongs to a run: name a folder of its own")
+    epochs = epochs_of(settings, results_folder(settings))
+    parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
 
 
 def is_results_of_run(path: Path) -> bool:
     return path.name == "results" and (path.parent / "args.json").exists()
-
-
-def check_layers(parser: flags.Parser, args: argparse.Namespace) -> None:
-    """End the script where --ncc-layers names no block of the network."""
-    if args.compile:
-        parser.error("--ncc-layers reads what blocks put out, which --compile hides: drop one")
-    if args.model in ARCHITECTURES:  # the blocks of other networks are known when they are made
-        model: Any = network.build_model(args.model, args.image_size, 3, 2)
-        unknown = unknown_layer(args, model.blocks())
-        if unknown:
-            parser.error(unknown)
-
-
-def unknown_layer(args: argparse.Namespace, blocks: list[tuple[str, Any]]) -> str | None:
-    """One line on what --ncc-layers names and is no block, if anything."""
-    names = [name for name, _ in blocks]
-    unknown = [name for name in args.ncc_layers or () if name not in names]
-    if not unknown:
-        return None
-    return (
-        f"argument --ncc-layers: {args.model} has no block {unknown[0]!r}; its blocks are "
-        f"{', '.join(names)}"
-    )
-
-
-def at_other_radius(settings: Settings) -> Settings:
-    """Where the only run was trained with another epsilon than the one given, that of the run.
-
-    The one given is then the radius to attack it at. --overwrite, which drops what a run has, is
-    for the run that the flags name.
-    """
-    path = build.run_folder(settings).path
-    if settings.out or path.exists() or settings.overwrite or not settings.epsilon_given:
-        return settings
-    others = [
-        float(folder.name.removeprefix("eps"))
-        for folder in path.parents[2].glob("eps*")
-        if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
-        and any((folder / Path(*path.parts[-2:])).glob("model_*.pth"))
-    ]
-    return settings.replace(epsilon=others[0]) if len(others) == 1 else settings
 
 
 def with_step_of_run(settings: Settings, run: RunFolder) -> Settings:
@@ -355,7 +203,9 @@ def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
         advice = "--checkpoint names files of weights"
     else:
         files = {epoch: run.checkpoint(epoch) for epoch in swept_epochs(settings, run)}
-        advice = "check the flags that name the run, or choose with --checkpoints"
+        advice = other_radii(settings, run) or (
+            "check the flags that name the run, or choose with --checkpoints"
+        )
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise InputError(
@@ -363,6 +213,23 @@ def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
             f"{advice}"
         )
     return files
+
+
+def other_radii(settings: Settings, run: RunFolder) -> str | None:
+    """One line on what to give where runs were trained with another epsilon than the one given."""
+    trained = sorted(
+        float(folder.name.removeprefix("eps"))
+        for folder in run.path.parents[2].glob("eps*")
+        if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
+        and any((folder / Path(*run.path.parts[-2:])).glob("model_*.pth"))
+    )
+    if run.path.exists() or not trained:
+        return None
+    radii = " or ".join(f"{radius:g}" for radius in trained)
+    return (
+        f"there is one trained with --epsilon {radii}: --epsilon {trained[0]:g} --epsilons "
+        f"{settings.epsilon:g} attacks it at {settings.epsilon:g}"
+    )
 
 
 def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
@@ -434,12 +301,11 @@ def former_steps(run: RunFolder) -> dict[str, float]:
 def refuse_other_sweep(sweep: Sweep, now: dict[str, Any]) -> None:
     """Stop where the records were made with other flags, images or files."""
     settings, run = sweep.settings, sweep.run
-    earlier = read_json(run.sweep_file) or {}
-    if earlier:
-        earlier = {"equal_n": False} | earlier  # older sweeps had no such flag
-    naming = NAMING_FLAGS if settings.checkpoint else set()
+    earlier = with_former_values(read_json(run.sweep_file) or {}, SWEEP_FLAGS)
+    # With --out the folder's name does not tell which run it is.
+    naming = Means.NAME | Means.SEED if settings.checkpoint else Means.FREE
     # The step size is one of each radius: those of other radii stay beside it.
-    compared = MEASURING_FLAGS - {"pgd_alpha"} | naming
+    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - {"pgd_alpha"}
     if settings.checkpoint and len(settings.checkpoint) == len(earlier.get(HASHES, ())):
         compared -= {"checkpoint"}  # whatever its name, a file is known by its content
     differing = difference(now, earlier, compared)
@@ -475,7 +341,7 @@ def measure_share(sweep: Sweep) -> None:
     missing = missing_parts(sweep)
     share = list(missing)[ranks.number :: ranks.count]
     of_rank = f"; rank {ranks.number} of {ranks.count} takes {len(share)}" * (ranks.count > 1)
-    asked = [*inputs_of(settings), *(p.name for p in PARTS[1:] if p.asked_for(settings, data))]
+    asked = [*asked_inputs(settings), *(p.name for p in PARTS[1:] if p.asked_for(settings, data))]
     logger.info(
         f"sweep of {run.path}: {len(missing)} checkpoints ({len(sweep.files) - len(missing)} done "
         f"before) on {', '.join(asked)}; {len(data.train)} training images in batches of "

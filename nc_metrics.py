@@ -303,16 +303,12 @@ def _check_shapes(
 ) -> None:
     samples, dimension = features.shape if features.ndim == 2 else (-1, -1)
     classes = classifier_weight.shape[0]
-    if (
-        samples < 1
-        or labels.shape != (samples,)
-        or logits.shape != (samples, classes)
-        or classifier_weight.shape != (classes, dimension)
-    ):
+    shapes = [tuple(t.shape) for t in (features, labels, logits, classifier_weight)]
+    expected = [(samples, dimension), (samples,), (samples, classes), (classes, dimension)]
+    if samples < 1 or shapes != expected:
         raise ValueError(
             "expected features (N, D), labels (N,), logits (N, C) and classifier_weight (C, D), "
-            f"got {tuple(features.shape)}, {tuple(labels.shape)}, {tuple(logits.shape)} and "
-            f"{tuple(classifier_weight.shape)}"
+            f"got {shapes[0]}, {shapes[1]}, {shapes[2]} and {shapes[3]}"
         )
     if classes < 2:
         raise ValueError("neural collapse needs at least two classes")
@@ -322,15 +318,10 @@ def _check_labels(labels: Tensor, classes: int) -> None:
     """Their values in main memory alone: a check of each batch would wait for a GPU."""
     if labels.dtype != torch.int64:
         raise ValueError(f"expected labels of type torch.int64, got {labels.dtype}")
-    if (
-        labels.device.type == "cpu"
-        and len(labels)
-        and not 0 <= labels.min() <= labels.max() < classes
-    ):
-        raise ValueError(
-            f"expected labels from 0 to {classes - 1}, got some from {labels.min()} to "
-            f"{labels.max()}"
-        )
+    looked_at = labels.device.type == "cpu" and len(labels)
+    if looked_at and not 0 <= labels.min() <= labels.max() < classes:
+        low, high = labels.min(), labels.max()
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got some from {low} to {high}")
 
 
 def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from matplotlib.ticker import (
 )
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.flags import Parser
+from robust_nc.parsing import Parser
 from robust_nc.reports.figures import DISTANCE_PANELS, EPOCH_PANELS, Panel, Plot, Style, all_plots
 from robust_nc.reports.runs import (
     NO_FLAGS,

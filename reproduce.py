@@ -29,10 +29,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from robust_nc import build, flags
+from robust_nc import build
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
-from robust_nc.flags import Parser
+from robust_nc.flags import PRECISIONS
 from robust_nc.networks.network import Network, build_model, weight_bytes
+from robust_nc.parsing import Parser, positive_int, seed_number
 from robust_nc.reports.claims import AT, BATCH, CLAIMS, FROZEN, MART, ST, Run, judge, read_runs
 from robust_nc.reports.report import (
     blocks_in_words,
@@ -156,27 +157,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=flags.seed_number,
+        type=seed_number,
         default=[1, 2, 3],
         help="seeds to take from (default: 1 2 3)",
     )
     parser.add_argument(
-        "--epochs", type=flags.positive_int, help="of every run, instead of those of the scale"
+        "--epochs", type=positive_int, help="of every run, instead of those of the scale"
     )
     parser.add_argument(
         "--limit-train",
-        type=flags.positive_int,
+        type=positive_int,
         metavar="N",
         help="training images of every run (default: small 2000, full all)",
     )
     parser.add_argument(
         "--limit-test",
-        type=flags.positive_int,
+        type=positive_int,
         metavar="N",
         help="test images of every run (default: small half as many as for training, full all)",
     )
     parser.add_argument(
-        "--precision", choices=flags.PRECISIONS, help="of every run (default: that of train.py)"
+        "--precision", choices=PRECISIONS, help="of every run (default: that of train.py)"
     )
     parser.add_argument(
         "--models-dir",

@@ -9,12 +9,12 @@ Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robu
 2024). Everything goes to models/DATASET/MODEL/NORM/epsEPSILON/MODE/seedSEED/.
 """
 
-import argparse
-
 from torch import optim
 
-from robust_nc import build, flags
+from robust_nc import build
 from robust_nc.build import prepare
+from robust_nc.checks import check_run, check_training
+from robust_nc.flags import TRAIN_FLAGS, train_parser
 from robust_nc.networks.network import weight_bytes
 from robust_nc.results.files import Writer, free_disk, read_rows, write_json
 from robust_nc.results.records import EpochSummary, Record
@@ -22,12 +22,13 @@ from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import NC1_DEFINITION, describe_record
 from robust_nc.settings import (
     STATISTICS,
+    Means,
     Settings,
     difference,
-    with_constants,
+    keys_that,
+    with_former_values,
 )
 from robust_nc.training.epoch import Interrupted, Training, run_epoch
-from robust_nc.training.modes import MART_LAMBDA, MODE_FLAGS, MODES, TRADES_BETA, mode_name
 from robust_nc.training.resume import (
     Snapshots,
     Start,
@@ -38,7 +39,6 @@ from robust_nc.training.resume import (
     snapshot,
     to_cpu,
 )
-from robust_nc.training.schedules import SCHEDULES
 from utils import (
     InputError,
     Stopped,
@@ -49,117 +49,16 @@ from utils import (
     set_precision,
 )
 
-# Flags that may change when a run is resumed: they change its numbers by rounding at most.
-FREE_FLAGS = {
-    "data_dir",
-    "data_url",
-    "models_dir",
-    "device",
-    "compile",
-    "cuda_graph",
-    "checkpoint_epochs",
-    "eval_batch_size",
-    "resume",
-    "overwrite",
-}
+# A run goes on with other values of all flags but these; mean and std are compared once there are
+# images.
+COMPARED = keys_that(TRAIN_FLAGS, ~Means.FREE) - {*STATISTICS}
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
-    parser = flags.Parser(
-        description="Train one network with a checkpoint per epoch.", allow_abbrev=False
-    )
-    flags.add_run_flags(parser)
-    training = parser.add_argument_group("training")
-    training.add_argument("--batch-size", type=flags.positive_int, default=128, help="default: 128")
-    training.add_argument(
-        "--cuda-graph",
-        action="store_true",
-        help="on a GPU, capture the training step as a CUDA graph and replay it without Python",
-    )
-    training.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    training.add_argument(
-        "--lr-schedule",
-        choices=SCHEDULES,
-        default="piecewise",
-        help="piecewise divides --lr-max by 10 after a quarter of the epochs and by 100 after "
-        "37.5 %% of them, in a short run as well; the others are in docs/flags.md (default: "
-        "%(default)s)",
-    )
-    training.add_argument(
-        "--lr-drop-epoch",
-        type=flags.positive_int,
-        default=100,
-        help="epoch at which the schedule onedrop drops (default: %(default)s)",
-    )
-    training.add_argument(
-        "--lr-one-drop",
-        type=flags.non_negative_float,
-        default=0.01,
-        help="what it drops to (default: %(default)s)",
-    )
-    training.add_argument(
-        "--trades-beta",
-        type=flags.non_negative_float,
-        default=TRADES_BETA,
-        help="weight of the KL term of TRADES (default: %(default)g)",
-    )
-    training.add_argument(
-        "--mart-lambda",
-        type=flags.non_negative_float,
-        default=MART_LAMBDA,
-        help="weight of the KL term of MART (default: %(default)g)",
-    )
-    training.add_argument(
-        "--neural-collapse",
-        action="store_true",
-        help="per epoch, NC of the training images; under AT, TRADES and MART also of the "
-        "perturbed images that the epoch trained on",
-    )
-    training.add_argument(
-        "--neural-collapse-gaussian",
-        action="store_true",
-        help="per epoch, NC of the training images under normal noise renormed to an l_2 norm "
-        "of at most 16 times --noise-level",
-    )
-    training.add_argument(
-        "--checkpoint-epochs",
-        metavar="EPOCHS",
-        help="epochs whose checkpoint is kept: 0,10,399, a slice like ::10, or log for ten per "
-        "decade (default: all)",
-    )
-    training.add_argument(
-        "--resume",
-        nargs="?",
-        const="last",
-        metavar="N",
-        help="go on with the run in the folder; with N, train epoch N from model_{N-1}.pth",
-    )
-    training.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="delete the run that is in the folder first; with --resume N from epoch N on",
-    )
+    parser = train_parser()
     args = parser.parse_args(argv)
-    flags.finish_run_flags(parser, args)
-    flags.parse_epochs(parser, "--checkpoint-epochs", args.checkpoint_epochs, args.epochs)
-    if args.resume not in (None, "last"):
-        try:
-            args.resume = flags.positive_int(args.resume)
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument --resume: {error}")
-        if args.resume >= args.epochs:
-            parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
-    if args.resume == "last" and args.overwrite:
-        parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
-    if args.lr_schedule == "multipledecay" and args.epochs < 10:
-        parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
-    mode = MODES[mode_name(args.train_mode, args.trades_bn)]
-    for name in sorted(MODE_FLAGS - set(mode.flags)):
-        if getattr(args, name) != parser.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"{flag}: --train-mode {args.train_mode} makes no use of it")
-    if args.cuda_graph and args.device.type != "cuda":
-        parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
+    check_run(parser, args)
+    check_training(parser, args)
     return Settings(**vars(args))
 
 
@@ -237,9 +136,8 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
             "--overwrite deletes it and those after it first"
         )
     if resume:
-        now, earlier = vars(settings), with_constants(run.trained_with())
-        compared = now.keys() - FREE_FLAGS - {*STATISTICS}  # these once there are images
-        differing = difference(now, earlier, compared)
+        earlier = with_former_values(run.trained_with(), TRAIN_FLAGS)
+        differing = difference(vars(settings), earlier, COMPARED)
         if differing:
             raise InputError(f"{run.path} was made with other flags: {differing}")
 

@@ -36,32 +36,21 @@ import baseline
 from attacks import pgd
 from nc_metrics import neural_collapse
 from robust_nc.build import prepare, run_folder
+from robust_nc.checks import check_run, check_training
 from robust_nc.data.datasets import DATASETS, Dataset, batches
 from robust_nc.data.readers import Split
-from robust_nc.flags import Parser, add_run_flags, finish_run_flags, positive_int
+from robust_nc.flags import train_parser
 from robust_nc.measuring.collapse import input_rows
 from robust_nc.measuring.subject import Subject, input_parts
 from robust_nc.networks.network import ARCHITECTURES, build_model
+from robust_nc.parsing import Parser, positive_int
 from robust_nc.settings import Settings
 from robust_nc.training.cuda_graphs import ReplayedStep
 from robust_nc.training.epoch import Training, run_epoch
-from robust_nc.training.modes import MART_LAMBDA, TRADES_BETA
 from utils import keep_freed_memory, set_precision
 
 IMAGES, TEST_IMAGES, EPOCHS = 50_000, 10_000, 400
 IMAGE_SIZE = 32
-# The flags that train.py alone has, as they are by default.
-TRAINING = {
-    "batch_size": 128,
-    "optimizer": "sgd",
-    "lr_schedule": "piecewise",
-    "lr_drop_epoch": 100,
-    "lr_one_drop": 0.01,
-    "trades_beta": TRADES_BETA,
-    "mart_lambda": MART_LAMBDA,
-    "neural_collapse": False,
-    "neural_collapse_gaussian": False,
-}
 TRAIN_MODES = {"st": "std_train", "at": "pgd_train", "trades": "pgd_train_TRADES"}
 SWEPT = ("clean", "pgd", "gaussian", "sign", "targeted")
 TASKS = {
@@ -133,7 +122,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0])
     cuda = torch.cuda.is_available()
     precisions = ("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16")
     switches = ("", "+compile", "+graph", "+compile+graph") if cuda else ("", "+compile")
@@ -278,19 +267,17 @@ def baseline_collapse(classes: int, device: torch.device) -> None:
 
 
 def our_settings(variant: str, mode: str, model: str, device: torch.device) -> Settings:
-    """The flags of a run on the random images."""
+    """The flags of a run on the random images: train.py's defaults but for these."""
     precision, *switches = variant.split("+")
-    parser = Parser()
-    add_run_flags(parser)
-    args = parser.parse_args(
-        [
-            *("--model", model, "--train-mode", mode, "--precision", precision),
-            *("--device", device.type, "--lr-max", "0.001"),
-            *(["--compile"] if "compile" in switches else []),
-        ]
-    )
-    finish_run_flags(parser, args)
-    return Settings(**vars(args), **TRAINING, cuda_graph="graph" in switches)
+    words = ["--model", model, "--train-mode", mode, "--precision", precision]
+    words += ["--device", device.type, "--lr-max", "0.001"]
+    words += ["--compile"] if "compile" in switches else []
+    words += ["--cuda-graph"] if "graph" in switches else []
+    parser = train_parser()
+    args = parser.parse_args(words)
+    check_run(parser, args)
+    check_training(parser, args)
+    return Settings(**vars(args))
 
 
 @cache

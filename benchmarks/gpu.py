@@ -33,8 +33,8 @@ import benchmark
 
 from robust_nc.build import prepare, run_folder
 from robust_nc.data.datasets import Dataset, as_float
-from robust_nc.flags import Parser
 from robust_nc.networks.checkpoints import save_checkpoint
+from robust_nc.parsing import Parser
 from robust_nc.results.files import Writer, read_json, write_json
 from robust_nc.training.cuda_graphs import ReplayedStep
 from robust_nc.training.epoch import Training, run_epoch

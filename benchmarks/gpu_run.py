@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import benchmark
 import gpu
 
-from robust_nc.flags import Parser, positive_int
+from robust_nc.parsing import Parser, positive_int
 from robust_nc.results.files import read_json
 
 RUN = "--dataset=cifar --model=vgg11bn --seed 1 --norm l_inf --train-mode std_train --lr-max=0.1 "

@@ -1,8 +1,4 @@
-"""The flags that train.py and eval.py share, and what is made of them.
-
-Settings are the flags as the script will use them; they are read-only. What is derived from them,
-a folder, the data, networks, is a value of its own.
-"""
+"""What is made of settings: the run's folder, data, networks, the attack, and what is trained."""
 
 import subprocess
 from pathlib import Path
@@ -161,7 +157,7 @@ def eval_batch_size(settings: Settings) -> int:
     """
     if settings.eval_batch_size:
         return settings.eval_batch_size
-    size_factor = (settings.image_size // 32) ** 2
+    size_factor = max(1, (settings.image_size // 32) ** 2)
     if settings.device.type == "cuda":
         return max(CHUNK, 8 * CHUNK // size_factor)
     return max(1, CHUNK // size_factor)

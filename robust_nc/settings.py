@@ -1,34 +1,14 @@
-"""The flags that train.py and eval.py share, and what is made of them.
-
-Settings are the flags as the script will use them; they are read-only. What is derived from them,
-a folder, the data, networks, is a value of its own.
-"""
+"""Settings: the flags as the scripts use them, and what each flag means when runs are compared."""
 
 import argparse
+import enum
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from robust_nc.training.modes import TRADES_BETA
-
-# Flags that change what a sweep measures: records made with other values are never mixed in.
-MEASURING_FLAGS = {
-    "attack_iters",
-    "pgd_alpha",
-    "restarts",
-    "noise_level",
-    "limit_train",
-    "limit_test",
-    "equal_n",
-    "image_size",
-    "precision",
-    "checkpoint",
-}
-# What older versions trained with, whose args.json does not tell it: it was no flag then.
-CONSTANTS = {"trades_beta": TRADES_BETA}
-
-# Compared as they are in use, whether given as flags or not.
+# Compared as they are in use, whether given as flags or not: args.json tells them so.
 STATISTICS = ("mean", "std")
 
 
@@ -49,17 +29,96 @@ class Settings(argparse.Namespace):
         return Settings(**vars(self) | flags)
 
 
-def with_constants(told: dict[str, Any]) -> dict[str, Any]:
+class Means(enum.Flag):
+    """What a flag decides. Whether two runs, or two sweeps, may be mixed follows from it alone.
+
+    FREE: nothing but time, place and what is printed; it may change whenever a script is started.
+    NAME: the run's folder.
+    SEED: likewise, and runs that differ in it alone are averaged.
+    TRAIN: what is trained: the same when a run is resumed, and in seeds of one setting.
+    RECORD: what a training records beside the weights: the same when it is resumed.
+    MEASURE: what a sweep measures: the same in all rows of one table, and in seeds of one setting.
+    """
+
+    FREE = 0
+    NAME = enum.auto()
+    SEED = enum.auto()
+    TRAIN = enum.auto()
+    RECORD = enum.auto()
+    MEASURE = enum.auto()
+
+
+class _Always:
+    """The former value of a flag that every args.json tells."""
+
+
+ALWAYS_THERE = _Always()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: how argparse reads it, and what it means.
+
+    former: the value of runs from before there was the flag, whose args.json does not tell it.
+    only_with: a flag and its values without which nothing reads this one; None: always read.
+    """
+
+    name: str
+    means: Means
+    former: Any
+    only_with: tuple[str, tuple[str, ...]] | None
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Its name in settings and in args.json."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+    def is_read(self, settings: dict[str, Any]) -> bool:
+        """Whether anything reads it in a run with these settings."""
+        if self.only_with is None:
+            return True
+        other, values = self.only_with
+        return settings.get(other) in values
+
+
+def flag(
+    name: str,
+    means: Means,
+    *,
+    former: Any = None,
+    only_with: tuple[str, tuple[str, ...]] | None = None,
+    **options: Any,
+) -> Flag:
+    """A row of the tables of flags.
+
+    Args:
+        former: as in Flag, where it is not the default.
+        options: those of argparse's add_argument.
+    """
+    default = options.get("default", False if options.get("action") == "store_true" else None)
+    return Flag(name, means, default if former is None else former, only_with, options)
+
+
+def keys_that(flags: Iterable[Flag], means: Means) -> set[str]:
+    """The keys of the flags that decide any of these."""
+    return {flag.key for flag in flags if flag.means & means}
+
+
+def with_former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict[str, Any]:
     """What an args.json tells, and what one of an older version leaves unsaid; {} stays {}."""
-    return CONSTANTS | told if told else {}
+    if not arguments:
+        return {}
+    former = {flag.key: flag.former for flag in flags if flag.former is not ALWAYS_THERE}
+    return former | arguments
 
 
-def difference(now: dict[str, Any], earlier: dict[str, Any], names: Iterable[str]) -> str | None:
-    """One line on the first of the names whose value is not what an earlier run had, if any."""
-    for name in sorted(names):
-        value = json.loads(json.dumps(now[name], default=str))
-        if name in earlier and earlier[name] != value:
-            return f"--{name.replace('_', '-')} was {earlier[name]}, is {value} now"
+def difference(now: dict[str, Any], earlier: dict[str, Any], keys: Iterable[str]) -> str | None:
+    """One line on the first of the flags whose value is not what an earlier run had, if any."""
+    for key in sorted(keys):
+        value = json.loads(json.dumps(now[key], default=str))
+        if key in earlier and earlier[key] != value:
+            return f"--{key.replace('_', '-')} was {earlier[key]}, is {value} now"
     return None
 
 

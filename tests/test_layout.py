@@ -13,10 +13,10 @@ WINGS = (
     "robust_nc.data",
     "robust_nc.results",
     "robust_nc.networks",
-    "robust_nc.settings",
+    "robust_nc.settings robust_nc.parsing",
     "robust_nc.measuring",
     "robust_nc.training",
-    "robust_nc.flags",
+    "robust_nc.flags_training robust_nc.flags_sweep robust_nc.flags robust_nc.checks",
     "robust_nc.build",
     "robust_nc.reports",
     "train eval plot reproduce",
@@ -86,14 +86,13 @@ def test_utils_knows_nothing_of_neural_collapse():
 @pytest.mark.parametrize("name", FILES)
 def test_files_and_functions_are_read_on_a_few_screens(name):
     text = FILES[name].read_text()
-    # The metrics are one file, to be copied.
-    assert len(text.splitlines()) <= (410 if name in PURE else 400)
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < (80 if name in PURE else 60), node.name
+            assert node.end_lineno - node.lineno < 60, node.name
             arguments = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
             count = len([a for a in arguments if a not in ("self", "cls")])
-            most = 8 if name in PURE else 6 if node.name == "__init__" else 5
+            most = 12 if name in PURE else 6 if node.name == "__init__" else 5
             assert count <= most, node.name
 
 

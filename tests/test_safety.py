@@ -20,8 +20,8 @@ from test_scripts import TREE_FOLDER, assert_equal_runs, rows
 
 import eval as eval_script
 import train
-from robust_nc.flags import Parser
 from robust_nc.networks import network
+from robust_nc.parsing import Parser
 from robust_nc.results.files import Writer
 from robust_nc.settings import select_epochs
 from robust_nc.training import epoch, modes, resume

@@ -189,3 +189,12 @@ INPUTS: dict[str, InputKind] = {
 def place_of(name: str) -> int:
     """The place of a kind of input in INPUTS: its order in tables, and its random stream."""
     return list(INPUTS).index(name)
+
+
+def asked_inputs(settings: Any) -> list[str]:
+    """The kinds of input that the flags of a sweep ask for."""
+    return [
+        name
+        for name, kind in INPUTS.items()
+        if any(getattr(settings, flag) for flag in kind.asked_by)
+    ]

@@ -4,7 +4,6 @@ A part of a checkpoint is what is measured, and missing, as a whole: a split on 
 classifier, so many images.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from robust_nc.data.datasets import Dataset
-from robust_nc.data.inputs import INPUTS
+from robust_nc.data.inputs import INPUTS, asked_inputs
 from robust_nc.measuring.autoattack import autoattack_rows
 from robust_nc.measuring.centres import MEANS_INPUTS, attempts, centre_inputs, centre_rows
 from robust_nc.measuring.collapse import input_rows, passes
@@ -60,15 +59,6 @@ class Part:
 
 def splits_of(settings: Settings) -> tuple[str, ...]:
     return SPLITS if settings.split == "both" else (settings.split,)
-
-
-def inputs_of(settings: argparse.Namespace) -> list[str]:
-    """The kinds of input that the flags ask for."""
-    return [
-        name
-        for name, kind in INPUTS.items()
-        if any(getattr(settings, flag) for flag in kind.asked_by)
-    ]
 
 
 def size_of(data: Dataset, split: str) -> int:
@@ -123,7 +113,7 @@ PARTS = (
         "inputs",
         Record,
         lambda settings, data: input_parts(
-            splits_of(settings), inputs_of(settings), settings.epsilons
+            splits_of(settings), asked_inputs(settings), settings.epsilons
         ),
         lambda row: (row.split, row.input, radius_of(row)),
         input_rows,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_nc.flags import Parser
+from robust_nc.parsing import Parser
 from robust_nc.reports.claims import ST, Run, read_runs
 from robust_nc.reports.runs import seeds_in_words
 from robust_nc.results.files import read_rows

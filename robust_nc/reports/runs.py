@@ -13,6 +13,7 @@ import numpy as np
 from robust_nc.build import step_sizes
 from robust_nc.data.datasets import DATASETS
 from robust_nc.data.inputs import INPUTS
+from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.results.files import read_json, read_rows
 from robust_nc.results.records import (
     ADAPTIVE,
@@ -26,22 +27,17 @@ from robust_nc.results.records import (
 )
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import (
-    MEASURING_FLAGS,
-    with_constants,
+    Means,
+    keys_that,
+    with_former_values,
 )
-from robust_nc.training.modes import MODE_FLAGS, MODES, mode_name
+from robust_nc.training.modes import MODES, mode_name
 from utils import InputError
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
 # (The flags of the subsets draw with the seed: --limit-train counts, the images drawn do not.)
-FREE = {
-    "seed",
-    *("data_dir", "data_url", "models_dir", "checkpoint_epochs", "limit_test"),
-    *("device", "compile", "cuda_graph", "eval_batch_size", "resume", "overwrite"),
-    *("neural_collapse", "neural_collapse_gaussian"),
-    *("git_commit", "git_dirty", "torch", "ran_on"),
-    "no_normalisation",  # mean and std tell it
-}
+FREE = {flag.key for flag in TRAIN_FLAGS if not flag.means & (Means.NAME | Means.TRAIN)}
+FREE |= {"git_commit", "git_dirty", "torch", "ran_on"}
 # What else sets runs apart: what images are normalised with, what was measured, and on how many.
 NO_FLAGS = (
     *("mean", "std", "perturbed", "images", "test images"),
@@ -246,10 +242,9 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
         dataset, model, norm, epsilon = place
         setting = Setting(mode, dataset, model, norm, float(epsilon))
         swept = read_json(path / "results" / "eval_args.json") or {}
-        unread = MODE_FLAGS - set(MODES[mode].flags)
-        if told and told.get("lr_schedule") != "onedrop":
-            unread |= {"lr_drop_epoch", "lr_one_drop"}
-        flags = read_flags(with_constants(told or {}), swept)
+        told = with_former_values(told or {}, TRAIN_FLAGS)
+        unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(told)}
+        flags = read_flags(told, with_former_values(swept, SWEEP_FLAGS))
         return setting, int(seed), {k: v for k, v in flags.items() if k not in unread}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         source = path / "args.json" if told is not None else f"{path}: its path"
@@ -261,7 +256,9 @@ def read_setting(path: Path) -> tuple[Setting, int, dict[str, Any]]:
 def read_flags(told: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
     """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples."""
     flags = {name: value for name, value in told.items() if name not in FREE}
-    measuring = MEASURING_FLAGS - {"pgd_alpha"}  # of which there is one for each radius
+    measuring = keys_that(SWEEP_FLAGS, Means.MEASURE) - {
+        "pgd_alpha"
+    }  # of which there is one for each radius
     flags |= {f"{name} of the sweep": swept[name] for name in measuring if name in swept}
     for radius, size in step_sizes(swept).items():
         flags[f"pgd_alpha at epsilon {radius}"] = size

@@ -214,7 +214,6 @@ class TrainingMode:
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     short, label, color, marker: in the names of figures and in their legends. The colours are
         Tol's, none of them an input's.
-    flags: those of --restarts and the like that it reads, and most modes do not.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
 
@@ -224,7 +223,6 @@ class TrainingMode:
     color: str
     marker: str
     adversary: bool = True
-    flags: tuple[str, ...] = ()
     trades_bn: str = "frozen"
 
 
@@ -234,28 +232,22 @@ MODES: dict[str, TrainingMode] = {
     "pgd_train": TrainingMode(
         adversarial_step,
         *("at", "AT", "#117733", "<"),
-        flags=("restarts",),
     ),
     "pgd_train_TRADES": TrainingMode(
         partial(trades_step, frozen=True),
         *("trades", "TRADES (frozen)", "#332288", "X"),
-        flags=("trades_beta",),
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         partial(trades_step, frozen=False),
         *("trades_batch", "TRADES (batch)", "#999933", ">"),
-        flags=("trades_beta",),
         trades_bn="batch",
     ),
     "pgd_train_MART": TrainingMode(
         mart_step,
         *("mart", "MART", "#AA4499", "*"),
-        flags=("restarts", "mart_lambda"),
     ),
 }
 TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")
-# The flags that not every mode reads.
-MODE_FLAGS = {flag for mode in MODES.values() for flag in mode.flags}
 
 
 def mode_name(train_mode: str, trades_bn: str) -> str:

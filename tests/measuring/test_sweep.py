@@ -345,16 +345,24 @@ class TestEpsilons:
         assert run_script(eval_script, f"{flags} --epsilons 4 --pgd-alpha 3")[0] == 0
         assert used == [pytest.approx((4, 3))]
 
-    def test_an_epsilon_of_no_run_attacks_the_only_one_there_is(self, run_of_three, run_script):
+    def test_an_epsilon_of_no_run_is_told_what_to_give_instead(self, run_of_three, run_script):
         flags = f"{run_of_three} --neural-collapse --checkpoints 2"
-        code, output, _ = run_script(eval_script, f"{flags} --epsilon 16")
+        code, _, error = run_script(eval_script, f"{flags} --epsilon 16")
+        assert code == 1 and error.count("\n") == 1
+        assert "eps16.0" in error and "no such checkpoint" in error
+        assert "trained with --epsilon 8: --epsilon 8 --epsilons 16 attacks it at 16" in error
+        code, output, _ = run_script(eval_script, f"{flags} --epsilon 8 --epsilons 16")
         assert code == 0 and "trained with epsilon 8, is attacked at 16" in output
         rows = [r for r in table(Record, "metrics.csv") if r.source == "eval"]
         assert [(r.input, r.epsilon) for r in rows if r.input == "pgd"] == [("pgd", 16.0)]
         assert not (TREE_FOLDER / "results/robust_nc1.npy").exists()
+
+    def test_all_epsilons_that_there_are_runs_of_are_named(self, run_of_three, run_script):
         shutil.copytree(TREE_FOLDER.parents[1], TREE_FOLDER.parents[2] / "eps4.0")
+        shutil.copytree(TREE_FOLDER.parents[1], TREE_FOLDER.parents[2] / "eps20.0_backup")
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
         code, _, error = run_script(eval_script, f"{flags} --epsilon 2")
-        assert code == 1 and "eps2.0" in error and "no such checkpoint" in error
+        assert code == 1 and "trained with --epsilon 4 or 8: --epsilon 4 --epsilons 2" in error
 
     def test_what_drops_a_sweep_never_goes_to_a_run_that_was_not_named(
         self, run_of_three, run_script
@@ -368,9 +376,6 @@ class TestEpsilons:
             assert code == 1 and "no such checkpoint" in error, more
         moved = TREE_FOLDER.parents[2] / "eps20.0/std_train/seed1/results/metrics.csv"
         assert moved.read_bytes() == before
-        shutil.copytree(moved.parents[3], moved.parents[4] / "eps20.0_backup")
-        code, output, _ = run_script(eval_script, f"{flags} --epsilon 4")
-        assert code == 0 and "trained with epsilon 20, is attacked at 4" in output
 
     def test_among_radii_the_run_s_own_is_attacked_as_before(
         self, run_of_three, run_script, monkeypatch
