@@ -1,6 +1,9 @@
 """The house: who may import whom, how large files and functions are, what stands at the root."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,45 @@ def test_benchmarks_use_the_rooms():
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not names & {*SCRIPTS}, path.name
+
+
+USERS_FILES = {
+    # Names that a user is likely to have, and that files of ours once had.
+    "data.py": "CLASSES = 'theirs'",
+    "records.py": "KEPT = 'theirs'",
+    "networks.py": "WIDTH = 4",
+    "my_nets.py": """
+from torch import nn
+
+from data import CLASSES
+from networks import WIDTH
+from records import KEPT
+
+assert CLASSES == KEPT == "theirs"
+
+
+def make(num_classes, in_channels):
+    pooled = nn.Sequential(nn.Conv2d(in_channels, WIDTH, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(pooled, nn.Linear(WIDTH, num_classes))
+""",
+}
+
+
+def test_scripts_run_from_anywhere_and_hide_no_file_of_the_user_s(tmp_path):
+    for name, content in USERS_FILES.items():
+        (tmp_path / name).write_text(content)
+    run = "--dataset digits --model my_nets:make --limit-train 20 --limit-test 10 --device cpu"
+    for script, flags in {
+        "train.py": f"{run} --epochs 1",
+        "eval.py": f"{run} --neural-collapse",
+        "plot.py": "models/digits/my_nets.make/l_inf/eps8.0/std_train/seed1",
+    }.items():
+        result = subprocess.run(
+            [sys.executable, str(ROOT / script), *flags.split()],
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "figures").glob("*.png"))
