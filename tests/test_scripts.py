@@ -18,7 +18,7 @@ from PIL import Image
 import eval as eval_script
 import train
 import utils
-from robust_nc.build import load_data, strength
+from robust_nc.build import load_data, prepare, strength
 from robust_nc.data.datasets import as_float
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.evaluator import Evaluator
@@ -636,7 +636,7 @@ def test_history_tells_the_gradient_s_norm_and_the_memory(tree_flags, run_script
     assert run_script(train, flags)[0] == 0
     settings = train.parse_args(flags.split())
     data = load_data(settings)
-    training = train.prepare(settings, RunFolder(Path("none"), standard=True), data)
+    training = prepare(settings, RunFolder(Path("none"), standard=True), data)
     network, data = training.learner.network, data.train
     weights = torch.load(TREE_FOLDER / "model_0.pth", weights_only=True)["state_dict"]
     network.model.load_state_dict(weights)
