@@ -12,11 +12,10 @@ Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robu
 from torch import optim
 
 from robust_nc import build
-from robust_nc.build import prepare
 from robust_nc.checks import check_run, check_training
 from robust_nc.flags import TRAIN_FLAGS, train_parser
 from robust_nc.networks.network import weight_bytes
-from robust_nc.results.files import Writer, free_disk, read_rows, write_json
+from robust_nc.results.files import Writer, free_disk, write_json
 from robust_nc.results.records import EpochSummary, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import NC1_DEFINITION, describe_record
@@ -29,16 +28,7 @@ from robust_nc.settings import (
     with_former_values,
 )
 from robust_nc.training.epoch import Interrupted, Training, run_epoch
-from robust_nc.training.resume import (
-    Snapshots,
-    Start,
-    kept_epochs,
-    restore,
-    save,
-    save_resume,
-    snapshot,
-    to_cpu,
-)
+from robust_nc.training.resume import Saver, Start, first_epoch, kept_epochs, restore
 from utils import (
     InputError,
     Stopped,
@@ -68,18 +58,19 @@ def main() -> None:
     run = build.run_folder(settings)
     refuse_other_run(settings, run)
 
-    training = prepare(settings, run, build.load_data(settings))
-    statistics = build.normalisation(settings, training.data)
+    data = build.load_data(settings)
+    training = build.prepare(settings, run, data)
+    statistics = build.normalisation(settings, data)
     if settings.resume:
-        build.refuse_other_data(run, training.data, statistics)
+        build.refuse_other_data(run, data, statistics)
     check_disk(training)
     with run.lock("train.py"):
         refuse_other_run(settings, run)  # again: the images may have taken a while
         start = restore(training)
         if start is None:
+            logger.info(f"{run.path} is finished: {settings.epochs} epochs")
             return
-        write_json(run.args_file, build.describe_run(settings, training.data, statistics))
-        data = training.data
+        write_json(run.args_file, build.describe_run(settings, data, statistics))
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
             f"training and {len(data.test)} test images, {data.num_classes} classes, on "
@@ -92,33 +83,34 @@ def main() -> None:
 
 
 def train(training: Training, start: Start) -> None:
-    """Train from the start on, writing every epoch, until the end or a signal."""
-    done, epochs = start.done, training.settings.epochs
-    snapshots = Snapshots(training.settings.device)
+    """Train from the start on, saving every epoch, until the end or a signal."""
+    unfinished, epochs = start.unfinished, training.settings.epochs
     with StopSignals() as signals, Writer() as writer:
+        saver = Saver(training, writer)
         for epoch in range(start.epoch, epochs):
             try:
-                summary, records = run_epoch(training, epoch, done, signals)
+                summary, records = run_epoch(training, epoch, unfinished, signals)
             except InputError as error:
+                saver.save_latest()
                 raise InputError(
                     f"epoch {epoch}: {error}; the checkpoints before it are kept"
                 ) from error
             except Interrupted as interrupted:
-                # As if the epoch before had ended here, with what this one has seen beside it.
-                seen, state = to_cpu(interrupted.seen), snapshot(training.learner, snapshots)
-                writer.submit(save_resume, training, epoch - 1, state, seen)
+                saver.save_unfinished(epoch, interrupted.seen)
+                steps = interrupted.seen["steps"]
                 raise Stopped(
                     signals.received,
-                    f" in epoch {epoch}, after step {seen['steps']}; --resume goes on from there",
+                    f" in epoch {epoch}, after step {steps}; --resume goes on from there",
                 ) from None
-            done = None
-            state = snapshot(training.learner, snapshots)
-            writer.submit(save, training, summary, records, state)
+            unfinished = None
+            saver.save_epoch(summary, records)
             log_epoch(training, summary, records)
             if signals.received and epoch + 1 < epochs:
+                saver.save_latest()
                 raise Stopped(
                     signals.received, f" after epoch {epoch}; --resume goes on from there"
                 )
+        saver.save_latest()
 
 
 def refuse_other_run(settings: Settings, run: RunFolder) -> None:
@@ -145,30 +137,25 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
 def check_disk(training: Training) -> None:
     """Say what the run will take on the disk; refuse when there is less.
 
-    What --overwrite deletes first counts as free. A run that has all its checkpoints is not asked:
-    it may have to say only that it is finished.
+    What --overwrite deletes first counts as free. A run that is finished is not asked.
     """
     settings, run, learner = training.settings, training.run, training.learner
-    weights = weight_bytes(learner.network.model)
-    buffers = 2 if isinstance(learner.optimizer, optim.Adam) else 1
+    first = first_epoch(settings, run)
+    if first >= settings.epochs:
+        return
     deleted = run.to_delete(settings.resume or 0) if settings.overwrite else []
     present = {epoch for epoch in run.epochs() if run.checkpoint(epoch) not in deleted}
-    first = settings.resume if isinstance(settings.resume, int) else 0
-    if settings.resume == "last":
-        first = len(read_rows(run.path / "history.csv", EpochSummary))
-    to_come = [epoch for epoch in kept_epochs(settings) if epoch >= first]
-    count = len(set(to_come) - present)
-    if count == 0:
-        return
-    # resume.pth may hold the weights too: after a stop in mid-epoch, or where not all checkpoints
-    # are kept. While it is written, the one before it is still there.
-    largest = 1 + buffers
-    usual = buffers if len(kept_epochs(settings)) == settings.epochs else largest
-    there = run.resume_file.exists() and run.resume_file not in deleted
+    count = len({epoch for epoch in kept_epochs(settings) if epoch >= first} - present)
+    weights = weight_bytes(learner.network.model)
+    buffers = 2 if isinstance(learner.optimizer, optim.Adam) else 1
+    # Weights and the optimiser's buffers; and the one before it while it is replaced.
+    resume_file = 2 * (1 + buffers) * weights
+    if run.resume_file.exists() and run.resume_file not in deleted:
+        resume_file -= min(run.resume_file.stat().st_size, resume_file // 2)
     # A stop in mid-epoch keeps the perturbed images as well, as float32.
     keeps_images = settings.neural_collapse and training.mode.adversary
     images = training.data.train.images.numel() * 4 if keeps_images else 0
-    needed = (count + largest + (0 if there else usual)) * weights + images
+    needed = count * weights + resume_file + images
     free = free_disk(run.path) + sum(path.stat().st_size for path in deleted)
     figures = (
         f"{count} checkpoints of {weights / 2**20:.1f} MiB and resume.pth take "
@@ -180,6 +167,7 @@ def check_disk(training: Training) -> None:
 
 
 def log_epoch(training: Training, summary: EpochSummary, records: list[Record]) -> None:
+    """A line for the epoch, and one for each input of the training images that was measured."""
     robust = ""
     if training.mode.adversary:
         robust = (

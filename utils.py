@@ -1,6 +1,6 @@
 """What knows nothing of neural collapse, and every other file may use.
 
-Errors, seeds, signals, ranks, device and memory, learning rates, logs and how a script ends.
+Errors, seeds, signals, ranks, device and memory, logs and how a script ends.
 """
 
 import ctypes

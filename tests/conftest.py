@@ -55,12 +55,9 @@ def images_and_labels():
     )
 
 
-def whole_resume(folder):
-    """What resume.pth holds, with its epoch's weights, as earlier versions wrote it."""
-    content = torch.load(folder / "resume.pth", weights_only=True)
-    del content["checkpoint_sha256"]
-    weights = torch.load(folder / f"model_{content['epoch']}.pth", weights_only=True)
-    return {"state_dict": weights["state_dict"]} | content
+def read_resume(folder):
+    """What resume.pth holds."""
+    return torch.load(folder / "resume.pth", weights_only=True)
 
 
 @pytest.fixture(scope="session")

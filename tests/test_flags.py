@@ -40,7 +40,7 @@ def test_every_flag_of_a_sweep_has_its_meaning():
 
 def test_a_resumed_run_is_compared_in_all_but_the_free_flags():
     in_use = {"mean", "std"}  # known, and compared, once there are images
-    assert train.COMPARED == (NAMING | {"seed"} | TRAINED | RECORDED) - in_use
+    assert (NAMING | {"seed"} | TRAINED | RECORDED) - in_use == train.COMPARED
 
 
 def test_what_a_run_of_an_older_version_does_not_tell_was_the_default_then():

@@ -2,6 +2,7 @@
 
 import copy
 import fcntl
+import hashlib
 import io
 import os
 import random
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import whole_resume
+from conftest import read_resume
 from test_scripts import TREE_FOLDER, assert_equal_runs, rows
 
 import eval as eval_script
@@ -105,7 +106,11 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(mode, flags, tmp
 
 
 @pytest.mark.parametrize(
-    "killed_at", ("train.RunFolder.add", "robust_nc.training.resume.save_resume")
+    "killed_at",
+    (
+        "robust_nc.results.run_folder.RunFolder.add",
+        "robust_nc.training.resume.Saver._write_resume",
+    ),
 )
 def test_a_run_killed_while_its_first_epoch_is_written_begins_again(
     killed_at, flags, run_script, monkeypatch, tmp_path, tiny_models
@@ -233,7 +238,7 @@ def test_a_checkpoint_overrules_no_setting_of_the_optimiser(
     flags = f"{flags} --optimizer {optimizer}"
     assert run_script(train, flags)[0] == 0
     path = TREE_FOLDER / "resume.pth"
-    content = whole_resume(TREE_FOLDER)
+    content = read_resume(TREE_FOLDER)
     for group in content["optimizer"]["param_groups"]:
         group |= {"weight_decay": 0.5, "lr": 7.0, "momentum": 0.1, "betas": (0.1, 0.1)}
         if optimizer == "sgd":
@@ -277,33 +282,140 @@ def test_the_optimiser_s_state_goes_to_where_the_running_one_needs_it(capturable
 
 
 @pytest.mark.parametrize("optimizer", ("sgd", "adam"))
-def test_resume_pth_leaves_the_weights_to_the_checkpoint_of_its_epoch(
-    optimizer, flags, run_script, tiny_models
-):
-    """Where that is kept; which epochs are may change from one resume to the next."""
+def test_resume_pth_is_whole_and_needs_no_checkpoint(optimizer, flags, run_script, tiny_models):
+    """Which epochs keep theirs may change from one resume to the next."""
     flags = f"{flags} --optimizer {optimizer} --lr-schedule onedrop"
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
     args = TREE_FOLDER / "args.json"
-    for epochs, kept, inside in ((1, "0", False), (2, "0", True), (3, "::1", False)):
+    checkpoints = {}
+    for epochs, kept in ((1, "0"), (2, "0"), (3, "::1")):
         if args.exists():  # a longer run
             former = f'"epochs": {epochs - 1}'
             args.write_text(args.read_text().replace(former, f'"epochs": {epochs}'))
         command = f"{flags} --epochs {epochs} --checkpoint-epochs {kept} --resume"
         assert run_script(train, command)[0] == 0
-        content = torch.load(TREE_FOLDER / "resume.pth", weights_only=True)
-        assert content["epoch"] == epochs - 1
-        assert ("state_dict" in content) == inside != ("checkpoint_sha256" in content)
+        content = read_resume(TREE_FOLDER)
+        assert content["epoch"] == epochs - 1 and content["unfinished"] is None
+        assert content.keys() == {"state_dict", "optimizer", "epoch", "seed", "unfinished"}
+        for path in TREE_FOLDER.glob("model_*.pth"):
+            checkpoints[path] = path.read_bytes()
+            path.unlink()
+    for path, checkpoint in checkpoints.items():
+        path.write_bytes(checkpoint)
     whole = Path("whole") / TREE_FOLDER.relative_to("models")
     (whole / "model_1.pth").unlink()  # which the other run did not keep
     assert_equal_runs(TREE_FOLDER, whole)
 
 
+def epochs_in_resume_pth(monkeypatch):
+    """The list of the epochs of each resume.pth, as they are written."""
+    written, save = [], resume.save_checkpoint
+
+    def save_checkpoint(path, **content):
+        save(path, **content)
+        if path.name == "resume.pth":
+            written.append(content["epoch"])
+
+    monkeypatch.setattr(resume, "save_checkpoint", save_checkpoint)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs"),
+    (
+        (0, [0, 1, 2, 3, 4]),
+        (10, [0, 2, 4]),  # with six seconds an epoch
+        (1e9, [0, 4]),
+    ),
+)
+def test_resume_pth_is_written_at_first_after_some_time_and_at_the_end(
+    seconds, epochs, flags, run_script, monkeypatch, tiny_models
+):
+    written, times = epochs_in_resume_pth(monkeypatch), iter(range(0, 1000, 6))
+    add = resume.RunFolder.add
+    now = []
+
+    def add_and_wait(*args):
+        now.append(next(times))
+        add(*args)
+
+    monkeypatch.setattr(resume.RunFolder, "add", add_and_wait)
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[-1])
+    monkeypatch.setattr(resume, "RESUME_SECONDS", seconds)
+    assert run_script(train, f"{flags} --epochs 5")[0] == 0
+    assert written == epochs
+
+
+def test_a_run_killed_long_after_resume_pth_makes_the_epochs_after_it_again(
+    flags, run_script, monkeypatch, tiny_models
+):
+    flags = f"{flags} --epochs 5 --train-mode pgd_train"
+    folder = run_folder("pgd_train")
+    assert run_script(train, f"{flags} --models-dir whole")[0] == 0
+    write_epoch = resume.Saver._write_epoch
+
+    def write_and_die(saver, summary, *rest):
+        write_epoch(saver, summary, *rest)
+        if summary.epoch == 2:
+            raise KeyboardInterrupt  # which nothing catches on the way, as a kill
+
+    monkeypatch.setattr(resume, "RESUME_SECONDS", 1e9)
+    with monkeypatch.context() as patched:
+        patched.setattr(resume.Saver, "_write_epoch", write_and_die)
+        assert run_script(train, flags)[0] == 130
+    assert read_resume(folder)["epoch"] == 0
+    assert [row["epoch"] for row in rows(folder / "history.csv")] == ["0", "1", "2"]
+    made = {path.name: path.read_bytes() for path in folder.glob("model_*.pth")}
+    assert made.keys() == {"model_0.pth", "model_1.pth", "model_2.pth"}
+    # What an epoch that is made again finds in its place must not matter.
+    (folder / "model_2.pth").write_bytes(made["model_1.pth"])
+    code, output, _ = run_script(train, f"{flags} --resume")
+    assert code == 0 and "resuming at epoch 1 from resume.pth" in output
+    assert {name: (folder / name).read_bytes() for name in made} == made
+    assert_equal_runs(folder, Path("whole") / folder.relative_to("models"))
+    assert read_resume(folder)["epoch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    ((0, (1, None)), (3, (1, 3))),  # of epoch 2; a signal in the last step stops after the epoch
+)
+def test_a_signal_writes_resume_pth_whenever_it_comes(
+    steps, expected, flags, run_script, monkeypatch, tiny_models
+):
+    monkeypatch.setattr(resume, "RESUME_SECONDS", 1e9)
+    stop_in_epoch(run_script, monkeypatch, flags, steps)
+    content = read_resume(TREE_FOLDER)
+    unfinished = content["unfinished"] and content["unfinished"]["steps"]
+    assert (content["epoch"], unfinished) == expected
+
+
+def test_a_diverged_run_keeps_the_epoch_before_in_resume_pth(
+    flags, run_script, monkeypatch, tiny_models
+):
+    monkeypatch.setattr(resume, "RESUME_SECONDS", 1e9)
+    taken, update = [], modes.update
+
+    def update_to_nan(optimizer, loss):
+        taken.append(1)
+        return update(optimizer, loss * float("nan") if len(taken) == 12 else loss)
+
+    monkeypatch.setattr(modes, "update", update_to_nan)
+    code, _, error = run_script(train, flags)
+    assert code == 1 and "epoch 2: step 2 of 5" in error and "no longer finite" in error
+    content = read_resume(TREE_FOLDER)
+    checkpoint = torch.load(TREE_FOLDER / "model_1.pth", weights_only=True)
+    assert content["epoch"] == 1 and content["unfinished"] is None
+    for name, value in checkpoint["state_dict"].items():
+        assert torch.equal(content["state_dict"][name], value)
+
+
 @pytest.mark.parametrize(
     ("kept", "units"),
     (
-        # In units of the weights: checkpoints, a resume.pth that holds them beside the momentum,
-        # and the one before it, which needs them where not every epoch has a checkpoint.
-        ("::1", 3 + 2 + 1),
+        # In units of the weights: checkpoints, resume.pth, which holds them and the momentum, and
+        # the one before it.
+        ("::1", 3 + 2 + 2),
         ("::2", 2 + 2 + 2),
     ),
 )
@@ -322,8 +434,8 @@ def test_the_disk_holds_the_images_of_a_stop_in_mid_epoch(
 ):
     """18 training images, of which AT keeps the perturbed ones for their neural collapse."""
     weights = network.build_model("vgg11bn", 32, 3, 3).state_dict().values()
-    # Three checkpoints, resume.pth with the weights, and the one before it without.
-    needed = (3 + 2 + 1) * sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    # Three checkpoints, resume.pth with weights and momentum, and the one before it.
+    needed = (3 + 2 + 2) * sum(tensor.numel() * tensor.element_size() for tensor in weights)
     needed += 18 * 3 * 32 * 32 * 4
     for free, expected in ((needed - 1, 1), (needed, 0)):
         monkeypatch.setattr(train, "free_disk", lambda path, free=free: free)
@@ -348,8 +460,8 @@ def stop_in_epoch(run_script, monkeypatch, flags, steps_of_it):
 def test_a_stop_in_mid_epoch_needs_no_checkpoint(flags, run_script, monkeypatch, tiny_models):
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
     stop_in_epoch(run_script, monkeypatch, flags, 3)
-    content = torch.load(TREE_FOLDER / "resume.pth", weights_only=True)
-    assert "state_dict" in content and content["unfinished"]["steps"] == 3
+    content = read_resume(TREE_FOLDER)
+    assert content["epoch"] == 1 and content["unfinished"]["steps"] == 3
     kept = {path: path.read_bytes() for path in TREE_FOLDER.glob("model_*.pth")}
     for path in kept:
         path.unlink()
@@ -359,12 +471,22 @@ def test_a_stop_in_mid_epoch_needs_no_checkpoint(flags, run_script, monkeypatch,
     assert_equal_runs(TREE_FOLDER, Path("whole") / TREE_FOLDER.relative_to("models"))
 
 
+def leave_weights_to_the_checkpoint(folder):
+    """Write resume.pth as earlier versions did: with its checkpoint's SHA-256, not the weights."""
+    content = read_resume(folder)
+    del content["state_dict"]
+    checkpoint = (folder / f"model_{content['epoch']}.pth").read_bytes()
+    content["checkpoint_sha256"] = hashlib.sha256(checkpoint).hexdigest()
+    torch.save(content, folder / "resume.pth")
+
+
 @pytest.mark.parametrize("fault", ("is missing", "is another file than it was"))
-def test_a_checkpoint_that_resume_pth_refers_to_is_asked_for_in_one_line(
+def test_a_checkpoint_that_an_older_resume_pth_refers_to_is_asked_for_in_one_line(
     fault, flags, run_script, monkeypatch, tiny_models
 ):
     assert run_script(train, f"{flags} --models-dir whole")[0] == 0
     stop_in_epoch(run_script, monkeypatch, flags, 0)  # after the last step of epoch 1
+    leave_weights_to_the_checkpoint(TREE_FOLDER)
     checkpoint = TREE_FOLDER / "model_1.pth"
     content = checkpoint.read_bytes()
     checkpoint.unlink()
@@ -380,6 +502,8 @@ def test_a_checkpoint_that_resume_pth_refers_to_is_asked_for_in_one_line(
     checkpoint.write_bytes(content)
     assert run_script(train, f"{flags} --resume")[0] == 0
     assert_equal_runs(TREE_FOLDER, Path("whole") / TREE_FOLDER.relative_to("models"))
+    assert "state_dict" in read_resume(TREE_FOLDER)
+    leave_weights_to_the_checkpoint(TREE_FOLDER)
     for path in TREE_FOLDER.glob("model_*.pth"):
         path.unlink()
     code, output, _ = run_script(train, f"{flags} --resume")
@@ -389,7 +513,7 @@ def test_a_checkpoint_that_resume_pth_refers_to_is_asked_for_in_one_line(
 def test_a_resume_file_of_mid_epoch_by_an_older_version_is_told_so(flags, run_script, tiny_models):
     assert run_script(train, flags)[0] == 0
     path = TREE_FOLDER / "resume.pth"
-    content = whole_resume(TREE_FOLDER)
+    content = read_resume(TREE_FOLDER)
     older = {"steps": 1, "losses": torch.zeros(2, 5), "correct": torch.zeros(2), "perturbed": None}
     torch.save(content | {"epoch": 1, "unfinished": older}, path)
     code, _, error = run_script(train, f"{flags} --resume")

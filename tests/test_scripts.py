@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import needs_bf16, whole_resume
+from conftest import needs_bf16, read_resume
 from PIL import Image
 
 import eval as eval_script
 import train
 import utils
-from robust_nc.build import load_data, strength
+from robust_nc.build import load_data, prepare, strength
 from robust_nc.data.datasets import as_float
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.evaluator import Evaluator
@@ -289,7 +289,7 @@ def test_a_published_checkpoint_resumes_and_is_swept(with_optimizer, tree_flags,
     assert run_script(train, f"{tree_flags} --models-dir whole --lr-schedule onedrop")[0] == 0
     whole = "whole" / TREE_FOLDER.relative_to("models")
     assert run_script(train, f"{tree_flags} --epochs 2 --lr-schedule onedrop")[0] == 0
-    published = whole_resume(TREE_FOLDER)
+    published = read_resume(TREE_FOLDER)
     group = published["optimizer"]["param_groups"][0]
     for setting in ("foreach", "differentiable", "fused"):
         del group[setting]  # PyTorch 1.12, which the published code ran on, has none of them
@@ -636,7 +636,7 @@ def test_history_tells_the_gradient_s_norm_and_the_memory(tree_flags, run_script
     assert run_script(train, flags)[0] == 0
     settings = train.parse_args(flags.split())
     data = load_data(settings)
-    training = train.prepare(settings, RunFolder(Path("none"), standard=True), data)
+    training = prepare(settings, RunFolder(Path("none"), standard=True), data)
     network, data = training.learner.network, data.train
     weights = torch.load(TREE_FOLDER / "model_0.pth", weights_only=True)["state_dict"]
     network.model.load_state_dict(weights)
@@ -651,7 +651,7 @@ def test_history_tells_the_gradient_s_norm_and_the_memory(tree_flags, run_script
 def test_a_run_of_an_older_version_is_resumed_swept_and_read(tree_flags, run_script):
     """Its tables lack the columns that came later; what they hold is kept."""
     assert run_script(train, f"{tree_flags} --neural-collapse")[0] == 0
-    torch.save(whole_resume(TREE_FOLDER) | {"epoch": 1}, TREE_FOLDER / "resume.pth")
+    torch.save(read_resume(TREE_FOLDER) | {"epoch": 1}, TREE_FOLDER / "resume.pth")
     (TREE_FOLDER / "model_2.pth").unlink()
     older = {}
     for file, last in (("history.csv", "seconds"), ("results/metrics.csv", "clean_mean_angle")):
@@ -763,7 +763,7 @@ def test_a_sweep_measures_each_input_as_named(tree_flags, run_script, monkeypatc
 def test_an_optimizer_state_of_another_kind_is_refused(tree_flags, run_script):
     assert run_script(train, f"{tree_flags} --optimizer adam --lr-max 0.001 --epochs 1")[0] == 0
     (TREE_FOLDER / "args.json").unlink()
-    torch.save(whole_resume(TREE_FOLDER), TREE_FOLDER / "model_0.pth")
+    torch.save(read_resume(TREE_FOLDER), TREE_FOLDER / "model_0.pth")
     code, _, error = run_script(train, f"{tree_flags} --resume 1")
     assert code == 1 and "another optimiser" in error and error.count("\n") == 1
 

@@ -1,6 +1,6 @@
-"""Data sets in memory: one reader and one row of facts in DATASETS for each.
+"""Data sets in memory: a row of facts each in DATASETS, class-balanced subsets, batches.
 
-Images are decoded once and kept as uint8 tensors, on the device of the run.
+Images are kept as uint8 tensors on the device of the run; readers.py decodes them.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from torchvision import datasets
 
 from robust_nc.data.readers import (
     Split,
-    _read_cifar,
-    _read_digits,
-    _read_folder,
-    _read_imagenette,
-    _read_mnist,
-    _read_svhn,
+    read_cifar,
+    read_digits,
+    read_folder,
+    read_imagenette,
+    read_mnist,
+    read_svhn,
 )
 from utils import InputError
 
@@ -170,29 +170,29 @@ def batches(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[T
 
 DATASETS: dict[str, DataSource] = {
     "cifar": DataSource(
-        partial(_read_cifar, datasets.CIFAR10, 10),
+        partial(read_cifar, published=datasets.CIFAR10, classes=10),
         statistics=((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
         downloaded=True,
     ),
     "cifar100": DataSource(
-        partial(_read_cifar, datasets.CIFAR100, 100),
+        partial(read_cifar, published=datasets.CIFAR100, classes=100),
         statistics=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
         downloaded=True,
     ),
-    "imnet": DataSource(_read_imagenette, statistics=((0.5,) * 3, (0.5,) * 3), image_sizes=(160,)),
+    "imnet": DataSource(read_imagenette, statistics=((0.5,) * 3, (0.5,) * 3), image_sizes=(160,)),
     "mnist": DataSource(
-        _read_mnist,
+        read_mnist,
         statistics=((0.1307,), (0.3081,)),
         downloaded=True,
         per_class=5000,
         epsilon_range=1,
     ),
-    "digits": DataSource(_read_digits),
+    "digits": DataSource(read_digits),
     "svhn": DataSource(
-        _read_svhn,
+        read_svhn,
         statistics=((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
         downloaded=True,
     ),
-    "folder": DataSource(_read_folder, image_sizes=(32, 160)),
+    "folder": DataSource(read_folder, image_sizes=(32, 160)),
 }
 DOWNLOADED = tuple(name for name, source in DATASETS.items() if source.downloaded)

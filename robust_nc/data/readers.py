@@ -1,6 +1,8 @@
-"""Data sets in memory: one reader and one row of facts in DATASETS for each.
+"""One reader for each source of images: what lies on the disk, as both splits in uint8 tensors.
 
-Images are decoded once and kept as uint8 tensors, on the device of the run.
+A reader is called with the folder, the image size and the address of a mirror (None: the published
+one), and returns the training split, the test split and the number of classes. What cannot be read
+is an InputError of one line that says which file belongs where.
 """
 
 import hashlib
@@ -49,10 +51,10 @@ class Split:
         return key.hexdigest()[:16]
 
 
-def _read_cifar(
-    published: Any, classes: int, data_dir: Path, image_size: int, url: str | None
+def read_cifar(
+    data_dir: Path, image_size: int, url: str | None, *, published: Any, classes: int
 ) -> tuple[Split, Split, int]:
-    """CIFAR-10 or CIFAR-100 through torchvision."""
+    """CIFAR-10 or CIFAR-100 through torchvision, whose class of it is `published`."""
     name = published.__name__
 
     class Cifar(published):
@@ -99,14 +101,10 @@ def _check_arrays_only(path: Path) -> None:
     torchvision reads these files with pickle, which can run code; the published files are known
     by their checksum, any other one is looked through first.
     """
-    allowed = {
-        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-        *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
+    allowed = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
+        allowed |= {(f"{core}.multiarray", "_reconstruct"), (f"{core}.multiarray", "scalar")}
+        allowed |= {(f"{core}.numeric", "_frombuffer")}
 
     class ArraysOnly(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -121,7 +119,7 @@ def _check_arrays_only(path: Path) -> None:
         raise InputError(f"{path}: not a CIFAR batch: {error}") from error
 
 
-def _read_mnist(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+def read_mnist(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
     """MNIST through torchvision, padded with black to 32x32."""
     # torchvision names the folder after the class.
     mirrors = [url.rstrip("/") + "/"] if url else datasets.MNIST.mirrors
@@ -135,7 +133,7 @@ def _read_mnist(data_dir: Path, image_size: int, url: str | None) -> tuple[Split
     return splits[0], splits[1], 10
 
 
-def _read_svhn(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+def read_svhn(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
     """SVHN's cropped digits through torchvision, without the extra images."""
     published = datasets.SVHN
     loaded = []
@@ -170,7 +168,7 @@ def _download_errors(name: str, url: str, hint: str) -> Iterator[None]:
         ) from error
 
 
-def _read_digits(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+def read_digits(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
     """scikit-learn's 1,797 handwritten 8x8 digits, up-sampled to 32x32; fixed stratified 80/20."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -185,7 +183,7 @@ def _read_digits(data_dir: Path, image_size: int, url: str | None) -> tuple[Spli
     return whole.select(torch.from_numpy(train)), whole.select(torch.from_numpy(test)), 10
 
 
-def _read_imagenette(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+def read_imagenette(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
     """ImageNette2-160 from its folders, centre-cropped to 160x160."""
     root = data_dir / "imagenette2-160"
     if not root.is_dir() and (data_dir / "train").is_dir():
@@ -198,7 +196,7 @@ def _read_imagenette(data_dir: Path, image_size: int, url: str | None) -> tuple[
     return _read_tree(root, transforms.CenterCrop(160), "crop160")
 
 
-def _read_folder(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
+def read_folder(data_dir: Path, image_size: int, url: str | None) -> tuple[Split, Split, int]:
     """Any train/CLASS/*, val/CLASS/* tree; the shorter side is resized, then centre-cropped."""
     fit = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size)])
     return _read_tree(data_dir, fit, f"fit{image_size}")

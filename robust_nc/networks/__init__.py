@@ -1,0 +1,1 @@
+"""A network around any architecture: folded, looked into by block, loaded from a checkpoint."""

@@ -65,8 +65,8 @@ def make_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
             arguments["in_channels"] = in_channels
         model = factory(**arguments)
     except (Exception, SystemExit) as error:
-        told = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise InputError(f"--model {name}: called with {told}: {_reason(error)}") from error
+        call = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise InputError(f"--model {name}: called with {call}: {_reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--model {name}: makes a {type(model).__name__}, expected an nn.Module")
     if any(is_lazy(parameter) for parameter in model.parameters()):
@@ -206,14 +206,16 @@ def _check_classifier(model: nn.Module, linear: dict[str, tuple[Any, Any]], logi
     needed = "features are what enters a last nn.Linear, which puts out the logits"
     if not linear:
         kinds = dict.fromkeys(type(m).__name__ for m in model.modules() if m is not model)
-        found = f"it has none among {', '.join(kinds) or 'no modules at all'}"
+        fault = f"it has none among {', '.join(kinds) or 'no modules at all'}"
         if _linear_layers(model):
-            found = f"none of its layers {', '.join(_linear_layers(model))} is called"
-        raise InputError(f"{needed}; {found}")
+            fault = f"none of its layers {', '.join(_linear_layers(model))} is called"
+        raise InputError(f"{needed}; {fault}")
     name, (entered, output) = list(linear.items())[-1]
     if output.numel() != logits.numel() or not torch.equal(output.flatten(1), logits):
-        found = f"other numbers, of the shape {tuple(output.shape)}"
-        raise InputError(f"{needed}; its last one, {name}, puts out {found}")
+        raise InputError(
+            f"{needed}; its last one, {name}, puts out other numbers, of the shape "
+            f"{tuple(output.shape)}"
+        )
     if not isinstance(entered, Tensor):
         raise InputError(
             f"{needed}; its last one, {name}, is called without a tensor in first place"
@@ -238,8 +240,8 @@ def _has_blocks(model: Any, images: Tensor) -> bool:
         ) from error
     wrong = [name for name in listed if not _puts_out(used.get(name), len(images))]
     if wrong or not listed:
-        told = ", ".join(wrong) or "nothing"
-        raise InputError(f"its method blocks() lists {told}, of which a pass has no output tensor")
+        names = ", ".join(wrong) or "nothing"
+        raise InputError(f"its method blocks() lists {names}, of which a pass has no output tensor")
     return True
 
 

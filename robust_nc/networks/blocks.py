@@ -1,11 +1,4 @@
-"""Networks: architectures by name and image size, and what stands around a bare model.
-
-An architecture is a row of ARCHITECTURES. Its interface: `forward(x, return_activations=False)`
-takes normalised images and returns logits (N, C), and with `return_activations` also the features
-(N, D) that enter its only linear layer; `blocks()` lists the name and module of each block in
-forward order, the last of which puts out the features. A network of another package has an Anatomy
-instead. Checkpoints hold the bare model.
-"""
+"""What a network's blocks put out, and the classifier by the nearest class mean of such outputs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,9 +62,9 @@ def layer_outputs(
         layers: names of blocks, and FEATURES for the network's own features.
     """
     blocks = [name for name in layers if name != FEATURES]
-    with block_outputs(network, blocks) as found:
+    with block_outputs(network, blocks) as outputs:
         logits, features = network(images, return_activations=True)
-    return logits, found | {FEATURES: features}
+    return logits, outputs | {FEATURES: features}
 
 
 @contextmanager
@@ -84,13 +77,13 @@ def block_outputs(
         names: of these blocks alone.
     """
     wanted = None if names is None else set(names)
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     classifier = network.classifier
 
     def keep(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kept = inputs[0] if module is classifier else output
         # A copy, which operations in place that follow do not change.
-        found[name] = kept.clone(memory_format=torch.contiguous_format).flatten(1)
+        outputs[name] = kept.clone(memory_format=torch.contiguous_format).flatten(1)
 
     hooks = [
         module.register_forward_hook(partial(keep, name))
@@ -98,7 +91,7 @@ def block_outputs(
         if wanted is None or name in wanted
     ]
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

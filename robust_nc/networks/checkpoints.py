@@ -1,10 +1,6 @@
-"""Networks: architectures by name and image size, and what stands around a bare model.
+"""Checkpoints: files of a bare model's weights, ours, published ones or others.
 
-An architecture is a row of ARCHITECTURES. Its interface: `forward(x, return_activations=False)`
-takes normalised images and returns logits (N, C), and with `return_activations` also the features
-(N, D) that enter its only linear layer; `blocks()` lists the name and module of each block in
-forward order, the last of which puts out the features. A network of another package has an Anatomy
-instead. Checkpoints hold the bare model.
+They are read as data alone (`weights_only`), and nothing is loaded that does not fit the network.
 """
 
 import pickle
@@ -18,13 +14,23 @@ from torch import Tensor, nn
 from robust_nc.networks.network import Network, Statistics
 from utils import InputError, atomic_open
 
+# Where in a file the weights may lie.
+WEIGHT_KEYS = ("state_dict", "model", "net")
+# Where wrappers keep mean and std, and what the names of the weights beside them begin with.
+WRAPPERS = (
+    ("normalize.mean", "normalize.std", "model."),
+    ("normalize.mean", "normalize.std", ""),
+    ("mean", "std", "model."),
+    ("0.mean", "0.std", "1."),  # nn.Sequential(Normalize, model)
+)
+
 
 def load_checkpoint(path: Path, network: Network) -> tuple[dict, Statistics | None]:
     """Load the weights of a checkpoint, ours, a published or another one, into a network's model.
 
     The weights may lie under `state_dict`, `model` or `net` or be the file's whole content, and
     their names may begin with `module.`, as nn.DataParallel saves them. They may stand in a wrapper
-    that normalises (WRAPPERS), whose statistics are told, not yet taken over.
+    that normalises (WRAPPERS), whose statistics are returned, not yet taken over.
 
     Returns:
         The checkpoint's other entries (`epoch`, `seed`, perhaps `optimizer`), and the statistics of
@@ -61,16 +67,6 @@ def load_weights(path: Path, checkpoint: Any, network: Network) -> tuple[dict, S
     return rest, statistics
 
 
-WEIGHT_KEYS = ("state_dict", "model", "net")
-# Where wrappers keep mean and std, and what the names of the weights beside them begin with.
-WRAPPERS = (
-    ("normalize.mean", "normalize.std", "model."),
-    ("normalize.mean", "normalize.std", ""),
-    ("mean", "std", "model."),
-    ("0.mean", "0.std", "1."),  # nn.Sequential(Normalize, model)
-)
-
-
 def _unwrapped(path: Path, weights: dict, network: Network) -> tuple[dict, Statistics | None]:
     """The bare model's weights, and the statistics of the wrapper that they stood in, if any."""
     if weights.keys() == network.model.state_dict().keys():
@@ -78,11 +74,12 @@ def _unwrapped(path: Path, weights: dict, network: Network) -> tuple[dict, Stati
     for mean, std, prefix in WRAPPERS:
         inner = {name: value for name, value in weights.items() if name not in (mean, std)}
         if len(inner) == len(weights) - 2 and all(name.startswith(prefix) for name in inner):
-            found = tuple(_statistic(path, name, weights[name], network) for name in (mean, std))
-            if min(found[1]) <= 0:
-                raise InputError(f"{path}: {std} must be above 0, it holds {list(found[1])}")
+            means = _statistic(path, mean, weights[mean], network)
+            stds = _statistic(path, std, weights[std], network)
+            if min(stds) <= 0:
+                raise InputError(f"{path}: {std} must be above 0, it holds {list(stds)}")
             bare = {n.removeprefix(prefix).removeprefix("module."): v for n, v in inner.items()}
-            return bare, (found[0], found[1])
+            return bare, (means, stds)
     return weights, None
 
 
@@ -127,25 +124,30 @@ def read_tensors(path: Path) -> Any:
 def _check_fit(path: Path, weights: dict, model: nn.Module) -> None:
     """Raise InputError if the weights are not those of the model, by name and shape."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {
+    given = {
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         for name, value in weights.items()
     }
-    differing = [n for n in (expected | found) if expected.get(n) != found.get(n)]
-    last = [name for name in list(expected)[-2:] if name in found]
+    differing = [name for name in expected | given if expected.get(name) != given.get(name)]
+    last = [name for name in list(expected)[-2:] if name in given]
     if differing and set(differing) <= set(last):
         raise InputError(
-            f"{path}: its network has {found[last[0]][0]} classes, the data has "
+            f"{path}: its network has {given[last[0]][0]} classes, the data has "
             f"{expected[last[0]][0]}"
         )
     if differing:
         raise InputError(
             f"{path}: weights of another network: {differing[0]} is "
-            f"{found.get(differing[0], 'missing')}, this network has "
+            f"{given.get(differing[0], 'missing')}, this network has "
             f"{expected.get(differing[0], 'no such entry')}"
         )
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
+    """Write a file with these entries, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     with atomic_open(path) as file:
         torch.save(content, file)

@@ -1,11 +1,4 @@
-"""Networks: architectures by name and image size, and what stands around a bare model.
-
-An architecture is a row of ARCHITECTURES. Its interface: `forward(x, return_activations=False)`
-takes normalised images and returns logits (N, C), and with `return_activations` also the features
-(N, D) that enter its only linear layer; `blocks()` lists the name and module of each block in
-forward order, the last of which puts out the features. A network of another package has an Anatomy
-instead. Checkpoints hold the bare model.
-"""
+"""Networks for eval mode, with each batch norm folded into the convolution before it."""
 
 import copy
 import inspect

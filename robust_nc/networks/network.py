@@ -1,10 +1,10 @@
-"""Networks: architectures by name and image size, and what stands around a bare model.
+"""A network: a model by its name, behind the normalisation of its images.
 
-An architecture is a row of ARCHITECTURES. Its interface: `forward(x, return_activations=False)`
-takes normalised images and returns logits (N, C), and with `return_activations` also the features
-(N, D) that enter its only linear layer; `blocks()` lists the name and module of each block in
-forward order, the last of which puts out the features. A network of another package has an Anatomy
-instead. Checkpoints hold the bare model.
+A model is of an architecture, a row of ARCHITECTURES, or of a factory of another package
+(any_network.py). An architecture has this interface: `forward(x, return_activations=False)` takes
+normalised images and returns logits (N, C), and with `return_activations` also the features (N, D)
+that enter its only linear layer; `blocks()` lists the name and module of each block in forward
+order, the last of which puts out the features. A factory's model has an Anatomy instead.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,0 +1,1 @@
+"""Many runs compared: in figures, in tables, and against the claims of the paper."""

@@ -1,0 +1,1 @@
+"""What a run leaves: row types, tables and files, and the folder that holds them."""

@@ -1,8 +1,7 @@
 """Every file that a run leaves, and the lock on its folder.
 
 model_{epoch}.pth   weights alone, by epoch from 0
-resume.pth          the last epoch with the optimiser's state, and what is done of the next one; its
-                    weights too, unless they are those of that epoch's checkpoint
+resume.pth          an epoch's weights and optimiser, and what is done of the next: to go on with
 history.csv         a row per epoch (EpochSummary)
 args.json           the flags of the run and what it was made with
 results/            metrics.csv (Record), the published .npy series made from it, the TABLES of a

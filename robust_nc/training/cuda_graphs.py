@@ -107,22 +107,22 @@ def _watched(active: bool) -> Iterator[list[str]]:
     The list is filled at the end; it does not know all that waits. Other warnings have been shown
     in the steps before.
     """
-    found: list[str] = []
+    waits: list[str] = []
     with warnings.catch_warnings(record=active) as caught:
         # Of Adam, whose first steps are not captured yet.
         warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
         if not active:
-            yield found
+            yield waits
             return
         warnings.simplefilter("always")
         former = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield waits
         finally:
             torch.cuda.set_sync_debug_mode(former)
-    told = [str(warning.message) for warning in caught or []]
-    found += [text for text in told if "called a synchronizing CUDA operation" in text]
+    texts = [str(warning.message) for warning in caught or []]
+    waits += [text for text in texts if "called a synchronizing CUDA operation" in text]
 
 
 def _close_pool(pool: tuple[int, int]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Training:
 
 
 def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
+    """Set the learning rate; where it is a tensor, of a captured step, in place."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -54,17 +55,17 @@ def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
 def run_epoch(
     training: Training,
     epoch: int,
-    done: dict[str, Any] | None = None,
+    unfinished: dict[str, Any] | None = None,
     signals: StopSignals | None = None,
 ) -> tuple[EpochSummary, list[Record]]:
     """Train for one epoch, then measure the test data and what the flags ask for.
 
     Args:
-        done: what an Interrupted epoch had seen, to go on after it.
+        unfinished: what an Interrupted epoch had seen, to go on after it.
         signals: asked after every step whether to stop.
     """
     started, batch_size = time.perf_counter(), training.settings.batch_size
-    means, perturbed = train_epoch(training, epoch, done, signals)
+    means, perturbed = train_epoch(training, epoch, unfinished, signals)
     training.learner.folded.refold()
     test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
     tested = training.evaluator.measure(test.images, test.labels)
@@ -90,7 +91,7 @@ class Interrupted(Exception):
 
 
 def train_epoch(
-    training: Training, epoch: int, done: dict[str, Any] | None, signals: StopSignals | None
+    training: Training, epoch: int, unfinished: dict[str, Any] | None, signals: StopSignals | None
 ) -> tuple[dict[str, float], Tensor | None]:
     """Visit all images once in random order.
 
@@ -99,7 +100,8 @@ def train_epoch(
         is asked for the perturbed images (N, C, H, W) in the order of the data.
 
     Raises:
-        InputError: a loss that is not finite, or not enough memory.
+        InputError: a loss that is not finite, not enough memory, or a step that reports other means
+            than history.csv has columns for.
         Interrupted: a signal asked to stop.
     """
     settings, learner, data = training.settings, training.learner, training.data.train
@@ -113,16 +115,19 @@ def train_epoch(
     # until the epoch ends.
     seen: dict[str, Any] = {"steps": 0, "means": {}}
     seen["perturbed"] = torch.empty(data.images.shape, device=device) if keep else None
-    if done:
-        seen = resume_epoch(done, device)
+    if unfinished:
+        seen = resume_epoch(unfinished, device)
+    first = seen["steps"]
     advice = "--batch-size can be lowered, and --precision bf16 takes half"
     bar = tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False)
     with bar, memory_advice(advice):
-        bar.update(min(seen["steps"] * settings.batch_size, len(data)))
-        for i in range(seen["steps"], len(parts)):
+        bar.update(min(first * settings.batch_size, len(data)))
+        for i in range(first, len(parts)):
             set_rate(learner.optimizer, rate_of_step(settings, epoch, i, len(parts)))
             x, y = as_float(data.images[parts[i]]), data.labels[parts[i]]
             result = training.step(learner, x, y)
+            if i == first:
+                check_columns(settings, result.means.keys())
             for name, value in result.means.items():
                 if name not in seen["means"]:
                     zeros = torch.zeros(len(parts), dtype=torch.float64, device=device)
@@ -136,21 +141,46 @@ def train_epoch(
                 raise Interrupted(seen | {"random": random_state(device)})
     means = {name: values.cpu() for name, values in seen["means"].items()}
     check_losses(settings, epoch, means)
-    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)
-    weights = {"images": sizes, "steps": torch.ones_like(sizes)}
+    return average(means, [len(part) for part in parts]), seen["perturbed"]
+
+
+def average(means: dict[str, Tensor], sizes: list[int]) -> dict[str, float]:
+    """Means over an epoch of what each step reported, (steps,) each, of batches of these sizes."""
+    images = torch.tensor(sizes, dtype=torch.float64)
+    weights = {"images": images, "steps": torch.ones_like(images)}
     averages = {}
     for name, values in means.items():
         weight = weights[STEP_MEANS[name]]
         averages[name] = (values @ weight / weight.sum()).item()
-    return averages, seen["perturbed"]
+    return averages
 
 
-def resume_epoch(done: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What an interrupted epoch had seen, on the device, and its random state."""
-    set_random_state(done["random"], device)
-    means = {name: values.to(device) for name, values in done["means"].items()}
-    perturbed = None if done["perturbed"] is None else done["perturbed"].to(device)
-    return {"steps": done["steps"], "means": means, "perturbed": perturbed}
+def check_columns(settings: Settings, reported: Set[str]) -> None:
+    """Raise InputError for a mean of a step that history.csv has no column for.
+
+    A column that a mode does not report is NaN.
+    """
+    unknown = sorted(reported - STEP_MEANS.keys())
+    if unknown:
+        raise InputError(
+            f"the step of --train-mode {settings.train_mode} (robust_nc/training/modes.py) reports "
+            f"{unknown[0]!r}, for which history.csv has no column: add a field of that name to "
+            'EpochSummary (robust_nc/results/records.py), with metadata={"over": "images"} or '
+            '"steps"'
+        )
+
+
+def resume_epoch(unfinished: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What an interrupted epoch had seen, on the device; its random state becomes the present one.
+
+    Of its `seen`: steps, means and perturbed images.
+    """
+    set_random_state(unfinished["random"], device)
+    means = {name: values.to(device) for name, values in unfinished["means"].items()}
+    perturbed = unfinished["perturbed"]
+    if perturbed is not None:
+        perturbed = perturbed.to(device)
+    return {"steps": unfinished["steps"], "means": means, "perturbed": perturbed}
 
 
 def rate_of_step(settings: Settings, epoch: int, i: int, steps: int) -> float:

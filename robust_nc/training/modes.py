@@ -211,9 +211,9 @@ class TrainingMode:
     """One way to train.
 
     step: (learner, images, labels) -> Step.
+    short: in the names of figures.
+    label, color, marker: in legends. The colours are Tol's, none of them an input's.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
-    short, label, color, marker: in the names of figures and in their legends. The colours are
-        Tol's, none of them an input's.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
 
@@ -228,23 +228,42 @@ class TrainingMode:
 
 # Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
 MODES: dict[str, TrainingMode] = {
-    "std_train": TrainingMode(standard_step, "st", "ST", "#882255", "o", adversary=False),
+    "std_train": TrainingMode(
+        step=standard_step,
+        short="st",
+        label="ST",
+        color="#882255",
+        marker="o",
+        adversary=False,
+    ),
     "pgd_train": TrainingMode(
-        adversarial_step,
-        *("at", "AT", "#117733", "<"),
+        step=adversarial_step,
+        short="at",
+        label="AT",
+        color="#117733",
+        marker="<",
     ),
     "pgd_train_TRADES": TrainingMode(
-        partial(trades_step, frozen=True),
-        *("trades", "TRADES (frozen)", "#332288", "X"),
+        step=partial(trades_step, frozen=True),
+        short="trades",
+        label="TRADES (frozen)",
+        color="#332288",
+        marker="X",
     ),
     "pgd_train_TRADES_batch": TrainingMode(
-        partial(trades_step, frozen=False),
-        *("trades_batch", "TRADES (batch)", "#999933", ">"),
+        step=partial(trades_step, frozen=False),
+        short="trades_batch",
+        label="TRADES (batch)",
+        color="#999933",
+        marker=">",
         trades_bn="batch",
     ),
     "pgd_train_MART": TrainingMode(
-        mart_step,
-        *("mart", "MART", "#AA4499", "*"),
+        step=mart_step,
+        short="mart",
+        label="MART",
+        color="#AA4499",
+        marker="*",
     ),
 }
 TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")

@@ -1,14 +1,17 @@
-"""Train one network with a checkpoint per epoch: standard (ST), adversarial (AT), TRADES or MART.
+"""Where a run goes on: what it saves while it trains, and how --resume restores it.
 
-    python train.py                                                   # ST, CIFAR-10, VGG11
-    python train.py --train-mode pgd_train --neural-collapse          # AT, with neural collapse
-    python train.py --train-mode pgd_train_TRADES --neural-collapse   # TRADES
-    python train.py --resume                                          # go on where it stopped
+resume.pth is whole: with it alone training goes on to the same bits. Since it is larger than a
+checkpoint it is not written after every epoch, so checkpoints and rows may be of later epochs than
+it: a run that goes on makes these again. It holds
 
-Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robustness" (TMLR
-2024). Everything goes to models/DATASET/MODEL/NORM/epsEPSILON/MODE/seedSEED/.
+state_dict, optimizer   the weights and the optimiser's state
+epoch                   the last epoch that was finished, -1 if there was none
+unfinished              what was done of the next one before a signal came, or None
+seed                    the run's
 """
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,38 +20,93 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
-from robust_nc.networks.checkpoints import (
-    load_checkpoint,
-    load_weights,
-    read_tensors,
-    save_checkpoint,
-)
-from robust_nc.networks.network import Network, Statistics, statistics_in_words
-from robust_nc.results.files import sha256
+from robust_nc.networks.checkpoints import load_weights, read_tensors, save_checkpoint
+from robust_nc.networks.network import statistics_in_words
+from robust_nc.results.files import Writer, sha256
 from robust_nc.results.records import TABLES, EpochSummary, Record
-from robust_nc.settings import (
-    Settings,
-    select_epochs,
-)
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.settings import Settings, select_epochs
 from robust_nc.training.epoch import Training
-from robust_nc.training.modes import Learner
 from utils import InputError, log_to, logger
 
+RESUME_SECONDS = 10.0  # resume.pth is not written again before so many have passed
 
-def to_cpu(state: Any) -> Any:
-    """Nested dicts and lists with a contiguous copy in main memory in place of every tensor."""
-    return _copied(state, lambda value, _: value.to("cpu", copy=True).contiguous())
+# In resume.pth of earlier versions, in place of the weights: the SHA-256 of the epoch's checkpoint.
+CHECKPOINT = "checkpoint_sha256"
 
 
-def _copied(state: Any, copy: Callable[[Tensor, tuple], Tensor], place: tuple = ()) -> Any:
-    """Nested dicts and lists with copy(tensor, keys and indices that lead to it) of each tensor."""
-    if isinstance(state, Tensor):
-        return copy(state.detach(), place)
-    if isinstance(state, dict):
-        return {key: _copied(value, copy, (*place, key)) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_copied(value, copy, (*place, i)) for i, value in enumerate(state)]
-    return state
+def kept_epochs(settings: Settings) -> list[int]:
+    """The epochs whose checkpoint stays."""
+    return select_epochs(settings.checkpoint_epochs, settings.epochs)
+
+
+# ---------------------------------------------------------------------------------------------
+# Saving
+# ---------------------------------------------------------------------------------------------
+
+
+class Saver:
+    """Saves what a run leaves while it trains on: copied here, written in the `Writer`'s thread.
+
+    resume.pth is written at most every RESUME_SECONDS, which is what a kill can cost, but always
+    after the first epoch and where training ends, for whatever reason.
+    """
+
+    def __init__(self, training: Training, writer: Writer):
+        self.training = training
+        self.writer = writer
+        self._snapshots = Snapshots(training.settings.device)
+        self._latest: tuple[int, dict[str, Any]] | None = None  # epoch and its snapshot
+        self._resumable: int | None = None  # the epoch in resume.pth
+        self._written = -math.inf  # when resume.pth was, by time.monotonic
+
+    def save_epoch(self, summary: EpochSummary, records: list[Record]) -> None:
+        """Save a finished epoch: its checkpoint, its rows, and resume.pth if it is due."""
+        self._latest = summary.epoch, self._snapshot()
+        self.writer.submit(self._write_epoch, summary, records, self._latest[1])
+
+    def save_unfinished(self, epoch: int, seen: dict[str, Any]) -> None:
+        """Save resume.pth in the middle of an epoch, of which so much was seen."""
+        self.writer.submit(self._write_resume, epoch - 1, self._snapshot(), to_cpu(seen))
+
+    def save_latest(self) -> None:
+        """Save resume.pth of the latest epoch, as training ends; nothing if it is saved already."""
+        if self._latest is not None:
+            self.writer.submit(self._write_resume, *self._latest)
+
+    def _snapshot(self) -> dict[str, Any]:
+        learner = self.training.learner
+        return self._snapshots.take(
+            {
+                "state_dict": learner.network.model.state_dict(),
+                "optimizer": learner.optimizer.state_dict(),
+            }
+        )
+
+    def _write_epoch(
+        self, summary: EpochSummary, records: list[Record], state: dict[str, Any]
+    ) -> None:
+        """resume.pth comes last: all that it goes on from is on disk by then."""
+        epoch, settings, run = summary.epoch, self.training.settings, self.training.run
+        if epoch in kept_epochs(settings):
+            save_checkpoint(
+                run.checkpoint(epoch),
+                state_dict=state["state_dict"],
+                epoch=epoch,
+                seed=settings.seed,
+            )
+        run.add(records, summary)
+        if time.monotonic() - self._written >= RESUME_SECONDS:
+            self._write_resume(epoch, state)
+
+    def _write_resume(
+        self, epoch: int, state: dict[str, Any], unfinished: dict[str, Any] | None = None
+    ) -> None:
+        if unfinished is None and epoch == self._resumable:
+            return
+        run, seed = self.training.run, self.training.settings.seed
+        save_checkpoint(run.resume_file, **state, epoch=epoch, seed=seed, unfinished=unfinished)
+        self._resumable, self._written = epoch, time.monotonic()
 
 
 class Snapshots:
@@ -81,117 +139,145 @@ class Snapshots:
         return buffer.copy_(value.contiguous(), non_blocking=True)
 
 
-# In resume.pth, in place of the weights: the SHA-256 of the epoch's checkpoint, which has them.
-CHECKPOINT = "checkpoint_sha256"
+def to_cpu(state: Any) -> Any:
+    """Nested dicts and lists with a contiguous copy in main memory in place of every tensor."""
+    return _copied(state, lambda value, place: value.to("cpu", copy=True).contiguous())
+
+
+def _copied(state: Any, copy: Callable[[Tensor, tuple], Tensor], place: tuple = ()) -> Any:
+    """Nested dicts and lists with copy(tensor, keys and indices that lead to it) of each tensor."""
+    if isinstance(state, Tensor):
+        return copy(state.detach(), place)
+    if isinstance(state, dict):
+        return {key: _copied(value, copy, (*place, key)) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value, copy, (*place, i)) for i, value in enumerate(state)]
+    return state
+
+
+# ---------------------------------------------------------------------------------------------
+# Restoring
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Start:
-    """Where training begins: at the first step of an epoch, or after what was done of it."""
+    """Where training begins: at the first step of an epoch, or after what is done of it."""
 
     epoch: int
-    done: dict[str, Any] | None = None
+    unfinished: dict[str, Any] | None = None
 
 
-def kept_epochs(settings: Settings) -> list[int]:
-    """The epochs whose checkpoint stays."""
-    return select_epochs(settings.checkpoint_epochs, settings.epochs)
+def first_epoch(settings: Settings, run: RunFolder) -> int:
+    """The epoch that `restore` will begin with, before anything is loaded or changed."""
+    if settings.resume == "last" and run.resume_file.exists():
+        return read_start(run.resume_file, read_tensors(run.resume_file)).epoch
+    return settings.resume if isinstance(settings.resume, int) else 0
 
 
 def restore(training: Training) -> Start | None:
-    """Open the run folder and load what --resume asks for; None if the run is finished."""
-    settings, run, learner = training.settings, training.run, training.learner
-    resume = settings.resume
-    if resume is None and settings.overwrite:
+    """Load what --resume asks for and open the run folder; None if the run is finished.
+
+    Of the epochs that will be trained, rows are dropped; so are checkpoints where an epoch was
+    named. Where none was, those that are already there will be replaced by the same bits.
+    """
+    settings, run = training.settings, training.run
+    if settings.resume is None or (settings.resume == "last" and not run.resume_file.exists()):
+        _open_afresh(settings, run)
+        return Start(0)
+    if settings.resume == "last":
+        source, content = run.resume_file, read_tensors(run.resume_file)
+        start = read_start(source, content)
+        if start.epoch >= settings.epochs:
+            return None
+        load_state(training, source, with_weights(run, content))
+    else:
+        source, start = run.checkpoint(settings.resume - 1), Start(settings.resume)
+        load_state(training, source, read_tensors(source))
+    run.open()
+    log_to(run.path / "output.log")
+    if settings.resume != "last":
+        run.delete(from_epoch=start.epoch)
+    run.forget_from(start.epoch)  # what a sweep recorded of later checkpoints is stale as well
+    after = f" after step {start.unfinished['steps']}" if start.unfinished else ""
+    logger.info(f"resuming at epoch {start.epoch}{after} from {source.name}")
+    return start
+
+
+def _open_afresh(settings: Settings, run: RunFolder) -> None:
+    """Open the folder of a run that begins with epoch 0.
+
+    Raises:
+        InputError: it was to go on with a run that has no resume.pth.
+    """
+    if settings.resume is None and settings.overwrite:
         tables = [run.table(row_type).name for row_type in TABLES if run.table(row_type).exists()]
         if run.epochs() or tables:
             what = ", ".join([f"{len(run.epochs())} checkpoints", *tables])
             logger.info(f"--overwrite deletes the run that is there: {what}")
         run.delete()
-    if resume is None or (resume == "last" and not run.resume_file.exists()):
-        if run.holds_run() and not run.cut_off_in_first_epoch():
-            raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
-        run.open()
-        log_to(run.path / "output.log")
-        if run.records or run.history:
-            run.forget_from(0)
-        return Start(0)
-    network = learner.network
-    if resume == "last":
-        path = run.resume_file
-        rest, start = load_resume(training)
-        if start.epoch >= settings.epochs:
-            logger.info(f"{run.path} is finished: {settings.epochs} epochs")
-            return None
-    else:
-        path, start = run.checkpoint(resume - 1), Start(resume)
-        rest = take_weights(network, path, *load_checkpoint(path, network))
-    load_optimizer(learner.optimizer, rest.get("optimizer"), path)
+    if run.holds_run() and not run.cut_off_in_first_epoch():
+        raise InputError(f"{run.resume_file} is missing: name an epoch, --resume N")
     run.open()
     log_to(run.path / "output.log")
-    if resume != "last":
-        run.delete(from_epoch=start.epoch)
-    run.forget_from(start.epoch)  # what a sweep recorded of later checkpoints is stale as well
-    after = f" after step {start.done['steps']}" if start.done else ""
-    logger.info(f"resuming at epoch {start.epoch}{after} from {path.name}")
-    return start
+    if run.records or run.history:
+        run.forget_from(0)
 
 
-def load_resume(training: Training) -> tuple[dict[str, Any], Start]:
-    """Load the weights that resume.pth holds or refers to; its other entries, and where to go on.
-
-    A finished run goes on with no weights: the checkpoint that its file refers to may be gone.
-    """
-    run, network = training.run, training.learner.network
-    content = read_tensors(run.resume_file)
-    if not isinstance(content, dict) or CHECKPOINT not in content:
-        loaded = load_weights(run.resume_file, content, network)
-        rest = take_weights(network, run.resume_file, *loaded)
-        return rest, read_start(rest, run.resume_file)
-    start = read_start(content, run.resume_file)
-    if start.epoch < training.settings.epochs:
-        path = run.checkpoint(start.epoch - 1)
-        missing = not path.exists()
-        if missing or sha256(path) != content[CHECKPOINT]:
-            fault = "is missing" if missing else "is another file than it was"
-            earlier = [epoch for epoch in run.epochs() if epoch < start.epoch - 1]
-            advice = (
-                f"--resume {earlier[-1] + 1} --overwrite goes on from model_{earlier[-1]}.pth"
-                if earlier
-                else "--overwrite starts the run again"
-            )
-            raise InputError(
-                f"{path}: {fault}, and resume.pth goes on from it: put it back, or {advice}"
-            )
-        load_checkpoint(path, network)
-    return content, start
-
-
-def take_weights(
-    network: Network, path: Path, rest: dict[str, Any], found: Statistics | None
-) -> dict[str, Any]:
-    """The other entries of a checkpoint that was loaded, unless it was trained on other inputs."""
-    if found and not network.normalises_by(found):
-        raise InputError(f"{path}: was trained with {statistics_in_words(found)}; give the same")
-    return rest
-
-
-def read_start(rest: dict[str, Any], path: Path) -> Start:
-    """Where resume.pth says that training goes on."""
-    if not isinstance(rest.get("epoch"), int):
+def read_start(path: Path, content: Any) -> Start:
+    """Where the content of resume.pth says that training goes on."""
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    if not isinstance(epoch, int):
         raise InputError(f"{path}: holds no epoch to go on from; name one, --resume N")
-    done = rest.get("unfinished")
-    if done and "means" not in done:
-        epoch = rest["epoch"] + 1
+    unfinished = content.get("unfinished")
+    if unfinished and "means" not in unfinished:
         advice = (
-            f"--resume {epoch} --overwrite goes on from model_{epoch - 1}.pth, where it was kept"
-            if epoch > 0
+            f"--resume {epoch + 1} --overwrite goes on from model_{epoch}.pth, where it was kept"
+            if epoch >= 0
             else "--overwrite starts it again"
         )
         raise InputError(
             f"{path}: stopped in mid-epoch by an older version, whose draws were others: {advice}"
         )
-    return Start(rest["epoch"] + 1, done)
+    return Start(epoch + 1, unfinished)
+
+
+def with_weights(run: RunFolder, content: dict[str, Any]) -> dict[str, Any]:
+    """The content of resume.pth, with the weights that earlier versions left to the checkpoint.
+
+    Raises:
+        InputError: it refers to a checkpoint that is missing, or another file by now.
+    """
+    if CHECKPOINT not in content:
+        return content
+    epoch = content["epoch"]
+    path = run.checkpoint(epoch)
+    missing = not path.exists()
+    if not missing and sha256(path) == content[CHECKPOINT]:
+        return content | {"state_dict": read_tensors(path)["state_dict"]}
+    fault = "is missing" if missing else "is another file than it was"
+    earlier = [number for number in run.epochs() if number < epoch]
+    advice = (
+        f"--resume {earlier[-1] + 1} --overwrite goes on from model_{earlier[-1]}.pth"
+        if earlier
+        else "--overwrite starts the run again"
+    )
+    raise InputError(f"{path}: {fault}, and resume.pth goes on from it: put it back, or {advice}")
+
+
+def load_state(training: Training, path: Path, content: Any) -> None:
+    """Load weights, and the optimiser's state where there is one, of a file with this content.
+
+    Raises:
+        InputError: it does not fit the run, or was trained on inputs normalised otherwise.
+    """
+    network, optimizer = training.learner.network, training.learner.optimizer
+    entries, statistics = load_weights(path, content, network)
+    if statistics and not network.normalises_by(statistics):
+        raise InputError(
+            f"{path}: was trained with {statistics_in_words(statistics)}; give the same"
+        )
+    load_optimizer(optimizer, entries.get("optimizer"), path)
 
 
 def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -> None:
@@ -220,43 +306,3 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -
                     buffers[name] = torch.empty_like(parameter).copy_(value)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"{path}: its optimiser state does not fit this run: {error}") from error
-
-
-def snapshot(learner: Learner, snapshots: Snapshots) -> dict[str, Any]:
-    """Copies in main memory of the weights and the optimiser's state, which training changes."""
-    return snapshots.take(
-        {
-            "state_dict": learner.network.model.state_dict(),
-            "optimizer": learner.optimizer.state_dict(),
-        }
-    )
-
-
-def save(
-    training: Training, summary: EpochSummary, records: list[Record], state: dict[str, Any]
-) -> None:
-    """Write the epoch. resume.pth comes last: what it resumes from is on disk by then."""
-    epoch, settings = summary.epoch, training.settings
-    if epoch in kept_epochs(settings):
-        save_checkpoint(
-            training.run.checkpoint(epoch),
-            state_dict=state["state_dict"],
-            epoch=epoch,
-            seed=settings.seed,
-        )
-    training.run.add(records, summary)
-    save_resume(training, epoch, state)
-
-
-def save_resume(
-    training: Training, epoch: int, state: dict[str, Any], seen: dict[str, Any] | None = None
-) -> None:
-    """Write resume.pth: the last finished epoch, and what is done of the next one.
-
-    The weights of a finished epoch are in its checkpoint, where that is kept. It is on disk by
-    then, and resume.pth holds its SHA-256, so that no other file is taken for it.
-    """
-    settings, run = training.settings, training.run
-    if seen is None and epoch in kept_epochs(settings):
-        state = {"optimizer": state["optimizer"], CHECKPOINT: sha256(run.checkpoint(epoch))}
-    save_checkpoint(run.resume_file, **state, epoch=epoch, seed=settings.seed, unfinished=seen)

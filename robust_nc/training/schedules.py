@@ -1,6 +1,15 @@
-"""What knows nothing of neural collapse, and every other file may use.
+"""Learning rates: a function of the fractional epoch each, and a row for it in SCHEDULES.
 
-Errors, seeds, signals, ranks, device and memory, learning rates, logs and how a script ends.
+All are those of the published code (Su et al. 2024), which has them, names and defaults included,
+from the code of Rice, Wong and Kolter, "Overfitting in adversarially robust deep learning" (ICML
+2020):
+
+piecewise       divided by 10, then by 100: the paper's, of 400 epochs at 100 and 150
+superconverge   up in a straight line, then down to 0: Smith and Topin, "Super-convergence" (2019)
+linear          flat, then down by 10 and by 10 again in straight lines
+onedrop         one drop, at an epoch and to a rate of one's choice
+multipledecay   a tenth of the highest rate less after every tenth of the epochs
+cosine          half a cosine down to 0: Loshchilov and Hutter, "SGDR" (ICLR 2017), no restarts
 """
 
 import math

@@ -18,10 +18,12 @@ from robust_nc.data.inputs import Strength
 from robust_nc.data.readers import Split
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
+from robust_nc.results.records import STEP_MEANS
 from robust_nc.training.epoch import train_epoch
 from robust_nc.training.modes import MODES, Learner, Step, divergence, mart_objective
 from robust_nc.training.schedules import learning_rate
 from train import parse_args
+from utils import InputError
 
 TRAJECTORIES = [
     ("vgg11bn", "std_train", 8),
@@ -326,7 +328,7 @@ def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_models
         "--train-mode pgd_train --batch-size 4 --epochs 10 --lr-schedule superconverge "
         "--lr-max 4 --neural-collapse",
     )
-    means, kept = train_epoch(training, epoch=1, done=None, signals=None)
+    means, kept = train_epoch(training, epoch=1, unfinished=None, signals=None)
     assert [len(batch) for batch in batches] == [4, 4, 2]
     visited = [image for batch in batches for image in batch]
     assert sorted(visited) == list(range(10)) != visited
@@ -355,14 +357,46 @@ def test_perturbed_images_are_kept_where_their_collapse_is_asked_for(
     command, keeps, tiny_models, monkeypatch
 ):
     part = Split(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), torch.arange(6) % 4)
-    loss = {"train_loss": torch.tensor(1.0)}
+    means = dict.fromkeys(STEP_MEANS, torch.tensor(1.0))
     training = make_training(
         monkeypatch,
         Dataset(part, part, 4, *CIFAR_STATISTICS),
-        lambda learner, x, y: Step(loss, x + 0.25),
+        lambda learner, x, y: Step(means, x + 0.25),
         command,
     )
-    _, kept = train_epoch(training, epoch=0, done=None, signals=None)
+    _, kept = train_epoch(training, epoch=0, unfinished=None, signals=None)
     assert (kept is not None) == keeps
     if keeps:
         assert torch.equal(kept, torch.full((6, 3, 16, 16), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("mode", "change", "expected"),
+    (
+        ("std_train", {"train_margin": 1.0}, r"reports 'train_margin'.*add a field.*records\.py"),
+        ("pgd_train", {"train_margin": 1.0}, r"reports 'train_margin'.*add a field.*records\.py"),
+        ("std_train", {"train_robust_acc": None}, None),  # which has no perturbed images
+        ("pgd_train", {}, None),
+    ),
+)
+def test_a_mean_without_a_column_is_told_at_the_first_step(
+    mode, change, expected, tiny_models, monkeypatch
+):
+    part = Split(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), torch.arange(6) % 4)
+    values = dict.fromkeys(STEP_MEANS, 1.0) | change
+    means = {name: torch.tensor(value) for name, value in values.items() if value is not None}
+    steps = []
+
+    def step(learner, x, y):
+        steps.append(1)
+        return Step(means, x)
+
+    command = f"--train-mode {mode} --batch-size 2"
+    training = make_training(monkeypatch, Dataset(part, part, 4, *CIFAR_STATISTICS), step, command)
+    if expected is None:
+        train_epoch(training, epoch=0, unfinished=None, signals=None)
+        assert len(steps) == 3
+        return
+    with pytest.raises(InputError, match=f"--train-mode {mode}.*{expected}") as caught:
+        train_epoch(training, epoch=0, unfinished=None, signals=None)
+    assert len(steps) == 1 and "\n" not in str(caught.value)
