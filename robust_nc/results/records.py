@@ -154,9 +154,7 @@ class LayerRecord:
 
 
 # As they are shown: first how the images lie to the clean training class means, then to their own.
-LAYER_METRICS = dict(
-    sorted(metrics_of(LayerRecord).items(), key=lambda row: not row[1].from_clean)
-)
+LAYER_METRICS = dict(sorted(metrics_of(LayerRecord).items(), key=lambda row: not row[1].from_clean))
 
 ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
 CENTRE_LABELS = {  # what it is tested on
