@@ -521,6 +521,57 @@ def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
     ]
 
 
+def test_the_runs_so_far_tell_how_many_hours_are_left(here, monkeypatch):
+    """The first takes an hour and makes 50 million passes, as many as both others together."""
+    args = reproduce.parse_args(["--scale", "full", "--seeds", "1"])
+    planned = plan.plan(args, None)[:3]
+    lines, clock = [], [0.0]
+
+    def run(child, command):
+        clock[0] += 3600 if command[0] == "train.py" else 0
+        return 0
+
+    monkeypatch.setattr(reproduce.Child, "run", run)
+    monkeypatch.setattr(reproduce.logger, "info", lines.append)
+    monkeypatch.setattr(reproduce.time, "perf_counter", lambda: clock[0])
+    trainings = {run.folder: t for run, t in zip(planned, (40e6, 10e6, 20e6), strict=True)}
+    monkeypatch.setattr(reproduce, "training_passes", lambda run: trainings[run.folder])
+    monkeypatch.setattr(reproduce, "sweep_passes", lambda _: 10e6)
+    assert reproduce.run_all(planned) == []
+    first, second, third = lines
+    assert first == f"run 1 of 3: {planned[0].name}"
+    assert second == f"run 2 of 3: {planned[1].name}; about 1.0 hours left at the pace so far"
+    # Both runs took 2 hours and made 70 million passes.
+    assert third == f"run 3 of 3: {planned[2].name}; about 0.9 hours left at the pace so far"
+    # Of a run that is half trained half of the training is left; its pace counts as well.
+    trained = {planned[0].folder: 0.5, planned[1].folder: 1.0}
+    monkeypatch.setattr(reproduce, "progress", lambda run: trained.get(run.folder, 0.0))
+    lines.clear()
+    reproduce.run_all(planned)
+    assert [line.partition("about ")[2][:3] for line in lines] == ["", "1.3", "1.0"]
+
+
+def test_it_says_first_how_many_passes_and_how_much_disk_the_runs_take(here, monkeypatch):
+    lines = []
+    monkeypatch.setattr(reproduce.logger, "info", lines.append)
+    reproduce.tell_cost(plan.plan(reproduce.parse_args(["--scale", "full"]), None))
+    [line] = lines
+    cost = (Path(__file__).parents[2] / "reproduction/full/cost.md").read_text().splitlines()[-1]
+    *_, passes, disk, _ = (cell.strip() for cell in cost.split("|"))
+    assert line.startswith(f"60 runs: {passes} million passes of an image")
+    assert f"and {disk} GiB of disk, of which " in line
+
+
+def test_args_that_do_not_tell_the_epochs_are_told_in_one_line(in_process, run_script, tmp_path):
+    path = make_run(ST)
+    arguments = json.loads((path / "args.json").read_text())
+    del arguments["epochs"]
+    (path / "args.json").write_text(json.dumps(arguments))
+    code, _, error = run_script(reproduce, f"--scale full --report --runs {path}")
+    assert code == 1 and f"{path}/args.json does not tell epochs" in error
+    assert error.count("\n") == 1
+
+
 def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run_script):
     own = [make_run(ST, clean__nc1=(80.0, 2.0), clean__accuracy=(0.3, 1.0)), make_run(AT, 7)]
     in_process.clear()
@@ -563,6 +614,12 @@ def test_bad_input_is_told_in_one_line(run_script):
         ("--scale small --only 4 --report", "--only"),
         ("--scale small --cost --report", "--cost"),
         ("--scale full --runs models", "--report"),
+        ("--report", "--scale"),
+        ("--published st", "--runs"),
+        ("--published trades --runs models", "--published"),
+        ("--published st --runs models --scale full", "--scale"),
+        ("--published st --runs models --report", "--published"),
+        ("--scale full --report --runs models --tables copies", "--tables"),
         ("--scale small --data-dir nowhere", "--data-dir"),
         ("--scale small --seeds -1", "--seeds"),
         ("--scale small --epochs 0", "--epochs"),
@@ -571,8 +628,9 @@ def test_bad_input_is_told_in_one_line(run_script):
         assert code == 2 and said in error and error.count("\n") == 1, flags
     code, _, error = run_script(reproduce, "--scale small --report")
     assert code == 1 and "holds none of the runs" in error
-    code, _, error = run_script(reproduce, "--scale full --report --runs nowhere")
-    assert code == 1 and "--runs nowhere: holds no run" in error and error.count("\n") == 1
+    for flags in ("--scale full --report", "--published at"):
+        code, _, error = run_script(reproduce, f"{flags} --runs nowhere")
+        assert code == 1 and "--runs nowhere: holds no run" in error and error.count("\n") == 1
 
 
 def test_a_row_of_claims_csv_has_what_names_it():
