@@ -49,19 +49,17 @@ LEGEND_LINES = 9  # that the place of one panel holds
 def draw(plot: Plot) -> Figure:
     """Two columns of panels; the legend in the place that an odd number leaves, or below."""
     rows, odd = math.ceil(len(plot.panels) / 2), len(plot.panels) % 2
-    drops = {e for group in plot.groups for run in group.runs for e in lr_drops(run.history)}
-    drops = drops if plot.x_label == "Epoch" else set()
-    styles = dict.fromkeys(curve.style for _, curves in plot.panels for curve in curves)
-    handles: list[Artist] = [handle(style) for style in [*styles] + [LR_DROP] * bool(drops)]
-    if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
-        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one std over seeds"))
+    runs = [run for group in plot.groups for run in group.runs] if plot.x_label == "Epoch" else []
+    drops = {epoch for run in runs for epoch in lr_drops(run.history)}
+    handles = legend_entries(plot, [LR_DROP] if drops else [])
     # Each entry has a handle of six characters or so beside its label.
     widest = max(len(str(handle.get_label())) for handle in handles) + 8
     columns = min(3, max(1, LEGEND_WIDTH // widest))
     inside = odd and len(handles) <= LEGEND_LINES and widest <= LEGEND_WIDTH // 2
     below = 0 if inside else 0.2 + 0.15 * math.ceil(len(handles) / columns)
-    titled = TITLED_HEIGHT * any(panel.title for panel, _ in plot.panels)
-    height = 0.3 + rows * (PANEL_HEIGHT + titled) + below + NAMES_HEIGHT * crowded(plot)
+    titles = TITLED_HEIGHT if any(panel.title for panel, _ in plot.panels) else 0
+    names = NAMES_HEIGHT if crowded(plot) else 0
+    height = 0.3 + rows * (PANEL_HEIGHT + titles) + below + names
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.suptitle(wrapped(plot.title), fontsize=7.5)
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
@@ -86,6 +84,15 @@ def draw(plot: Plot) -> Figure:
     else:
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
+
+
+def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
+    """Of each style of the curves and of others, and of the band over seeds."""
+    styles = dict.fromkeys(curve.style for _, curves in plot.panels for curve in curves)
+    entries: list[Artist] = [handle(style) for style in (*styles, *others)]
+    if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
+        entries.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one std over seeds"))
+    return entries
 
 
 def handle(style: Style) -> Line2D:

@@ -34,8 +34,9 @@ class Metric:
     figures: those with a panel of it.
     series: what its published .npy series are called, after the prefix of the kind of input.
     classifier: the field that has the same of the classifier W.
-    from_clean: whether it compares with the class means of clean images; then it is not known of
-        all images, and clean images have no panel of it.
+    from_clean: whether it compares with the class means of clean images, and is not known of all
+        kinds of input. Then figures against epochs have it of the targeted attack, and a figure of
+        its own has it of all modes with an adversary.
     only_targeted: whether it is known of targeted images alone.
     blocks: the kinds of input whose blocks the report shows it of.
     """
