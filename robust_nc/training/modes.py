@@ -212,8 +212,7 @@ class TrainingMode:
 
     step: (learner, images, labels) -> Step.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
-    short, label, color, marker: in the names of figures and in their legends. The colours are
-        Tol's, none of them an input's.
+    short, label: in the names of figures and in their legends.
     flags: those of --restarts and the like that it reads, and most modes do not.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
@@ -221,8 +220,6 @@ class TrainingMode:
     step: Callable[[Learner, Tensor, Tensor], Step]
     short: str
     label: str
-    color: str
-    marker: str
     adversary: bool = True
     flags: tuple[str, ...] = ()
     trades_bn: str = "frozen"
@@ -230,26 +227,30 @@ class TrainingMode:
 
 # Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
 MODES: dict[str, TrainingMode] = {
-    "std_train": TrainingMode(standard_step, "st", "ST", "#882255", "o", adversary=False),
+    "std_train": TrainingMode(standard_step, short="st", label="ST", adversary=False),
     "pgd_train": TrainingMode(
         adversarial_step,
-        *("at", "AT", "#117733", "<"),
+        short="at",
+        label="AT",
         flags=("restarts",),
     ),
     "pgd_train_TRADES": TrainingMode(
         partial(trades_step, frozen=True),
-        *("trades", "TRADES (frozen)", "#332288", "X"),
+        short="trades",
+        label="TRADES (frozen)",
         flags=("trades_beta",),
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         partial(trades_step, frozen=False),
-        *("trades_batch", "TRADES (batch)", "#999933", ">"),
+        short="trades_batch",
+        label="TRADES (batch)",
         flags=("trades_beta",),
         trades_bn="batch",
     ),
     "pgd_train_MART": TrainingMode(
         mart_step,
-        *("mart", "MART", "#AA4499", "*"),
+        short="mart",
+        label="MART",
         flags=("restarts", "mart_lambda"),
     ),
 }
