@@ -46,15 +46,11 @@ class InputKind:
     outcome: series of accuracy and loss are SPLIT_{outcome}acc and ..._loss; None: there are none.
     published_as: the kind whose .npy series hold it too, before those of a sweep.
     stands_in_for: the kind that figures show in its place where both were measured.
-    label, color, marker, size: in figures. The colours are Okabe and Ito's, which the colour-blind
-        can tell apart; markers that are drawn later are smaller, so that all are seen.
+    label: in figures and reports.
     """
 
     perturb: Callable[[nn.Module, Tensor, Tensor, Strength], Tensor] | None
     label: str
-    color: str
-    marker: str
-    size: float
     prefix: str
     asked_by: tuple[str, ...] = ()
     attacked: bool = False
@@ -103,7 +99,7 @@ def _gaussian_l2(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> 
 INPUTS: dict[str, InputKind] = {
     "clean": InputKind(
         None,
-        *("clean", "#0072B2", "o", 5.5),
+        label="clean",
         prefix="",
         asked_by=("neural_collapse", "neural_collapse_targeted"),
         layerwise=True,
@@ -111,7 +107,7 @@ INPUTS: dict[str, InputKind] = {
     ),
     "pgd": InputKind(
         _attacked,
-        *("PGD", "#D55E00", "s", 4.5),
+        label="PGD",
         asked_by=("neural_collapse",),
         attacked=True,
         from_clean=True,
@@ -133,20 +129,20 @@ INPUTS: dict[str, InputKind] = {
     ),
     "gaussian": InputKind(
         _gaussian,
-        *("Gaussian noise", "#009E73", "^", 4.5),
+        label="Gaussian noise",
         asked_by=("neural_collapse_gaussian",),
         layerwise=True,
         prefix="new_gaussian_label_",
     ),
     "sign": InputKind(
         _sign,
-        *("sign noise", "#CC79A7", "D", 3),
+        label="sign noise",
         asked_by=("neural_collapse_gaussian",),
         prefix="linf_label_",
     ),
     "targeted": InputKind(
         _towards,
-        *("targeted", "#E69F00", "v", 4.5),
+        label="targeted",
         asked_by=("neural_collapse_targeted",),
         attacked=True,
         targeted=True,
@@ -169,7 +165,7 @@ INPUTS: dict[str, InputKind] = {
     # What train.py measures; eval.py's "gaussian" has taken its place in the paper.
     "gaussian_l2": InputKind(
         _gaussian_l2,
-        *("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
+        label="Gaussian noise (train.py's)",
         prefix="gaussian_label_",
         stands_in_for="gaussian",
     ),
@@ -177,7 +173,7 @@ INPUTS: dict[str, InputKind] = {
     # were perturbed against earlier weights (under TRADES by its own attack).
     "seen": InputKind(
         None,
-        *("perturbed, as seen in training", "#D55E00", "s", 4.5),
+        label="perturbed, as seen in training",
         attacked=True,
         from_clean=True,
         prefix="robust_",

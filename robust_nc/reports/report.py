@@ -5,16 +5,25 @@ mean and unbiased standard deviation over those seeds that were measured, and ho
 """
 
 import math
+import platform
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.claims import CLAIMS, Finding, Run
-from robust_nc.reports.runs import radius_in_words
-from robust_nc.results.records import CENTRE_LABELS, SPLITS
+from robust_nc.reports.claims import CLAIMS, Finding
+from robust_nc.reports.runs import Run, radius_in_words
+from robust_nc.results.metrics import METRICS
+from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
 from robust_nc.training.modes import MODES
+
+# Field -> column of the metrics of a report, in summary.md and as lines of blocks.md.
+SUMMARY = {metric.field: metric.report for metric in METRICS.values() if metric.report}
+BLOCKS = {metric.field: metric.report for metric in LAYER_METRICS.values() if metric.report}
+OF_RADII = {field: SUMMARY[field] for field in ("accuracy", "nc1", "clean_angle")}
+# The first columns of the tables: the runs of a line, how many were measured, and on which images.
+FIRST_COLUMNS = ("trained", "setting", "seeds", "images")
+WORD_COLUMNS = ("setting", "images")
 
 
 def finding_row(finding: Finding) -> dict[str, Any]:
@@ -22,7 +31,7 @@ def finding_row(finding: Finding) -> dict[str, Any]:
     return {
         "claim": finding.criterion.claim,
         "criterion": finding.criterion.text,
-        **asdict(finding.setting),
+        **finding.setting._asdict(),
         "bound": finding.criterion.bound,
         "added_later": finding.criterion.later,
         "mean": "" if math.isnan(finding.mean) else finding.mean,
@@ -33,20 +42,41 @@ def finding_row(finding: Finding) -> dict[str, Any]:
     }
 
 
+def run_row(run: Run) -> dict[str, Any]:
+    """A line of runs.csv."""
+    # Rows of older versions do not tell it.
+    images = {row.split: row.images for row in run.records if row.images}
+    return {
+        **run.setting._asdict(),
+        "mode": run.mode,
+        "seed": run.seed,
+        "epochs": f"{len(run.history)} of {run.last_epoch + 1}",
+        "train_images": images.get("train", ""),
+        "test_images": images.get("test", ""),
+        "training_seconds": round(sum(row.seconds for row in run.history), 1),
+        "precision": run.arguments.get("precision"),
+        "commit": run.arguments.get("git_commit"),
+        "changed": run.arguments.get("git_dirty"),
+        "torch": run.arguments.get("torch"),
+        "ran_on": run.arguments.get("ran_on"),
+        "machine": platform.machine(),
+    }
+
+
 def findings_in_words(findings: list[Finding]) -> str:
     """claims.md: a heading and a table for each claim.
 
     A criterion that was not measured in a setting has no line for it, and one line if in none.
     """
-    told = {finding.criterion for finding in findings if finding.values}
+    listed = {finding.criterion for finding in findings if finding.values}
     parts = []
     for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
         rows = []
         for finding in findings:
             criterion = finding.criterion
-            if criterion.claim != claim or (not finding.values and criterion in told):
+            if criterion.claim != claim or (not finding.values and criterion in listed):
                 continue
-            told.add(criterion)
+            listed.add(criterion)
             rows.append(
                 (
                     criterion.text + (" (added later)" if criterion.later else ""),
@@ -63,24 +93,17 @@ def findings_in_words(findings: list[Finding]) -> str:
     return "\n".join(parts)
 
 
-# Columns of summary.md: a field of Record, its name, and how it is written.
-SUMMARY = (
-    ("accuracy", "accuracy", ".3f"),
-    ("nc1", "NC1", ".2f"),
-    ("nc2_norm_activation", "NC2 norm", ".3f"),
-    ("nc2_angle_activation", "NC2 angle", ".3f"),
-    ("nc3", "NC3", ".3f"),
-    ("nc4", "NC4", ".3f"),
-    ("clean_angle", "angle to clean means", ".3f"),
-)
-
-
 def alike(runs: Iterable[Run]) -> list[list[Run]]:
     """The runs of each setting and way to train, in the order of the first."""
-    found: dict[tuple, list[Run]] = {}
+    groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        found.setdefault((run.setting, run.mode), []).append(run)
-    return list(found.values())
+        groups.setdefault((run.setting, run.mode), []).append(run)
+    return list(groups.values())
+
+
+def first_cells(group: list[Run]) -> tuple[str, str]:
+    """How the runs of a line were trained, and their setting."""
+    return MODES[group[0].mode].label, str(group[0].setting)
 
 
 def over_seeds(values: Iterable[float], form: str) -> str:
@@ -96,61 +119,43 @@ def summary_in_words(runs: list[Run]) -> str:
                 number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group)
                 if number:
                     cells = [
-                        over_seeds((run.last(input, field, split) for run in group), form)
-                        for field, _, form in SUMMARY
+                        over_seeds((run.last(input, field, split) for run in group), column.form)
+                        for field, column in SUMMARY.items()
                     ]
-                    rows.append((*named(group), str(number), f"{split}, {kind.label}", *cells))
-    heads = (*NAMED, *(name for _, name, _ in SUMMARY))
-    return markdown(heads, rows, NAMED_WORDS)
-
-
-# The first columns of the tables: the runs of a line, how many were measured, and on which images.
-NAMED = ("trained", "setting", "seeds", "images")
-NAMED_WORDS = ("setting", "images")
-
-
-def named(group: list[Run]) -> tuple[str, str]:
-    return MODES[group[0].mode].label, str(group[0].setting)
-
-
-OWN = "share nearest to their own clean training class mean"
-TARGET = "share nearest to their target's clean training class mean"
-# Lines of blocks.md: a kind of input, a field of LayerRecord, its name, and how it is written.
-BLOCK_LINES = (
-    ("clean", "centre_accuracy", OWN, ".3f"),
-    ("pgd", "centre_accuracy", OWN, ".3f"),
-    ("targeted", "centre_accuracy", OWN, ".3f"),
-    ("targeted", "target_centre_accuracy", TARGET, ".3f"),
-    ("clean", "clean_angle", "angle to the clean training class means", ".2f"),
-    ("pgd", "clean_angle", "angle to the clean training class means", ".2f"),
-    ("clean", "nc1", "NC1", ".3g"),
-    ("pgd", "nc1", "NC1", ".3g"),
-    ("clean", "nc2_angle", "NC2 angle", ".2f"),
-    ("pgd", "nc2_angle", "NC2 angle", ".2f"),
-)
+                    images = f"{split}, {kind.label}"
+                    rows.append((*first_cells(group), str(number), images, *cells))
+    heads = (*FIRST_COLUMNS, *(column.name for column in SUMMARY.values()))
+    return markdown(heads, rows, WORD_COLUMNS)
 
 
 def blocks_in_words(runs: list[Run]) -> str:
     """blocks.md: a table for each way to train, its columns the blocks in forward order."""
     parts = []
     for group in alike(runs):
-        rows: list[tuple[str, ...]] = []
+        rows = [row for split in SPLITS for row in block_rows(group, split)]
         names: list[str] = []
         for split in SPLITS:
-            for input, field, metric, form in BLOCK_LINES:
-                if (split, input, field) == ("train", "clean", "clean_angle"):
-                    continue  # of the means with themselves
-                lines = [run.by_layer(input, field, split) for run in group]
-                lines = [values for values in lines if values and not math.isnan(values[0])]
-                if lines:
-                    cells = [over_seeds(values, form) for values in zip(*lines, strict=True)]
-                    label = f"{split}, {INPUTS[input].label}: {metric}"
-                    rows.append((label, str(len(lines)), *cells))
             names = names or [f"`{row.layer}`" for row in group[0].blocks("clean", split)]
         if rows:
             table = markdown(("images", "seeds", *names), rows)
-            parts.append(f"## {', '.join(named(group))}\n\n{table}")
+            parts.append(f"## {', '.join(first_cells(group))}\n\n{table}")
     return "\n".join(parts)
+
+
+def block_rows(group: list[Run], split: str) -> list[tuple[str, ...]]:
+    """Lines of blocks.md: a metric of one kind of input, over the seeds that have it."""
+    rows: list[tuple[str, ...]] = []
+    for field, column in BLOCKS.items():
+        for input in LAYER_METRICS[field].blocks:
+            if (split, input, field) == ("train", "clean", "clean_angle"):
+                continue  # of the means with themselves
+            lines = [run.by_layer(input, field, split) for run in group]
+            lines = [values for values in lines if values and not math.isnan(values[0])]
+            if lines:
+                cells = [over_seeds(values, column.form) for values in zip(*lines, strict=True)]
+                label = f"{split}, {INPUTS[input].label}: {column.name}"
+                rows.append((label, str(len(lines)), *cells))
+    return rows
 
 
 def centres_in_words(runs: list[Run]) -> str:
@@ -158,14 +163,14 @@ def centres_in_words(runs: list[Run]) -> str:
     rows = []
     for group in alike(runs):
         for input, label in CENTRE_LABELS.items():
-            found = [row for run in group if (row := run.centre_row(input))]
-            if found:
+            measured = [row for run in group if (row := run.centre_row(input))]
+            if measured:
                 cells = (
-                    over_seeds((row.ncc_accuracy for row in found), ".3f"),
-                    over_seeds((row.network_accuracy for row in found), ".3f"),
+                    over_seeds((row.ncc_accuracy for row in measured), ".3f"),
+                    over_seeds((row.network_accuracy for row in measured), ".3f"),
                 )
-                rows.append((*named(group), str(len(found)), f"test, {label}", *cells))
-    return markdown((*NAMED, "nearest class mean", "network"), rows, NAMED_WORDS)
+                rows.append((*first_cells(group), str(len(measured)), f"test, {label}", *cells))
+    return markdown((*FIRST_COLUMNS, "nearest class mean", "network"), rows, WORD_COLUMNS)
 
 
 def radii_in_words(runs: list[Run]) -> str:
@@ -177,11 +182,20 @@ def radii_in_words(runs: list[Run]) -> str:
                 table for run in group if len((table := run.by_radius(split)).keys() - {0.0}) > 1
             ]
             for radius in sorted(set.intersection(*map(set, tables))) if tables else ():
-                told = radius_in_words(radius, group[0].setting.dataset) if radius else "clean"
+                attack = radius_in_words(radius, group[0].setting.dataset) if radius else "clean"
                 cells = [
-                    over_seeds((getattr(table[radius], field) for table in tables), form)
-                    for field, form in (("accuracy", ".3f"), ("nc1", ".2f"), ("clean_angle", ".3f"))
+                    over_seeds((getattr(table[radius], field) for table in tables), column.form)
+                    for field, column in OF_RADII.items()
                 ]
-                rows.append((*named(group), str(len(tables)), split, told, *cells))
-    heads = (*NAMED, "PGD of", "accuracy", "NC1", "angle to clean means")
-    return markdown(heads, rows, (*NAMED_WORDS, "PGD of"))
+                rows.append((*first_cells(group), str(len(tables)), split, attack, *cells))
+    heads = (*FIRST_COLUMNS, "PGD of", *(column.name for column in OF_RADII.values()))
+    return markdown(heads, rows, (*WORD_COLUMNS, "PGD of"))
+
+
+# Files of the report beside claims.md, with their headings.
+REPORT_TABLES = {
+    "summary.md": ("After the last epoch", summary_in_words),
+    "blocks.md": ("Blocks, after the last epoch", blocks_in_words),
+    "centres.md": ("Nearest-centre classifiers, after the last epoch", centres_in_words),
+    "radii.md": ("PGD of several radii, after the last epoch", radii_in_words),
+}

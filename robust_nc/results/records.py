@@ -13,43 +13,38 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from robust_nc.data.inputs import INPUTS, place_of
+from robust_nc.results.metrics import (
+    NC1_LABEL,
+    NC2_ANGLE_LABEL,
+    NC2_NORM_LABEL,
+    Column,
+    Metrics,
+    metric,
+    metrics_of,
+)
 
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Record:
-    """A row of metrics.csv: one epoch's network on one input. NaN where not measured.
-
-    `source` is the script that measured ("train" or "eval"); the metrics are NeuralCollapse's, and
-    those that name a `series` are kept as an .npy series too; the `clean_*` fields compare the
-    class means with those of the clean images (means over classes of SimplexDistance).
-    """
+class RecordKey:
+    """What a row of metrics.csv is of; `source` is the script that measured, "train" or "eval"."""
 
     source: str
     epoch: int
     split: str
     input: str
-    loss: float
-    accuracy: float
-    ncc_accuracy: float
-    nc1: float = field(metadata={"series": "nc1"})
-    nc2_norm_activation: float = field(metadata={"series": "nc2_activation_norm"})
-    nc2_norm_classifier: float = field(metadata={"series": "nc2_classifier_norm"})
-    nc2_angle_activation: float = field(metadata={"series": "nc2_activation_angle"})
-    nc2_angle_classifier: float = field(metadata={"series": "nc2_classifier_angle"})
-    nc3: float = field(metadata={"series": "nc3"})
-    nc4: float = field(metadata={"series": "nc4"})
-    clean_distance: float = math.nan
-    clean_angle: float = math.nan
-    clean_distance_abs: float = math.nan
-    clean_angle_abs: float = math.nan
-    clean_mean_distance: float = math.nan
-    clean_mean_angle: float = math.nan
-    nc1_papyan: float = math.nan
-    cdnv: float = math.nan
-    nc2_zhu: float = math.nan
-    nc3_zhu: float = math.nan
+
+
+@dataclass(frozen=True)
+class Record(Metrics, RecordKey):
+    """A row of metrics.csv: one epoch's network on one input. NaN where not measured.
+
+    Its columns are those of RecordKey, of Metrics, and its own. The metrics are NeuralCollapse's;
+    the `clean_*` ones compare the class means with those of the clean images (means over classes of
+    SimplexDistance).
+    """
+
     images: int = 0
     epsilon: float = math.nan
 
@@ -66,7 +61,7 @@ class LayerRecord:
     `index` counts the blocks from 0 in forward order, `features` is the width of the block's
     output; the metrics are those of LayerCollapse, with the split's own class means.
 
-    The last four fields tell how it lies to the *clean training* class means of the block:
+    The last four metrics tell how it lies to the *clean training* class means of the block:
     `centre_accuracy` is the share of samples whose nearest one is their true label's,
     `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
     and `clean_angle` compare the class means with them, as those of Record do.
@@ -78,17 +73,78 @@ class LayerRecord:
     layer: str
     index: int
     features: int
-    nc1: float
-    nc2_norm: float
-    nc2_angle: float
-    ncc_accuracy: float
-    ncc_agreement: float
+    nc1: float = metric(
+        "NC1",
+        required=True,
+        label=NC1_LABEL,
+        scale="log",
+        table=Column("NC1", ".2e"),
+        report=Column("NC1", ".3g"),
+        figures=("layers",),
+        blocks=("clean", "pgd"),
+    )
+    nc2_norm: float = metric("NC2 norm", required=True, label=NC2_NORM_LABEL, figures=("layers",))
+    nc2_angle: float = metric(
+        "NC2 angle",
+        required=True,
+        label=NC2_ANGLE_LABEL,
+        report=Column("NC2 angle", ".2f"),
+        figures=("layers",),
+        blocks=("clean", "pgd"),
+    )
+    ncc_accuracy: float = metric(
+        "",
+        required=True,
+        label="NCC accuracy,\nclass means of the\nimages themselves",
+        scale="share",
+        figures=("layers",),
+    )
+    ncc_agreement: float = metric(
+        "",
+        required=True,
+        label="NCC agreement\nshare NCC = network",
+        scale="share",
+        figures=("layers",),
+    )
     images: int = 0
     epsilon: float = math.nan
-    centre_accuracy: float = math.nan
-    target_centre_accuracy: float = math.nan
-    clean_distance: float = math.nan
-    clean_angle: float = math.nan
+    centre_accuracy: float = metric(
+        "",
+        label="Share nearest to own\nclean training\nclass mean",
+        scale="share",
+        table=Column("centre", ".3f"),
+        report=Column("share nearest to their own clean training class mean", ".3f"),
+        figures=("layers",),
+        from_clean=True,
+        blocks=("clean", "pgd", "targeted"),
+    )
+    target_centre_accuracy: float = metric(
+        "",
+        label="Share nearest to target's\nclean training\nclass mean",
+        scale="share",
+        table=Column("target", ".3f"),
+        report=Column("share nearest to their target's clean training class mean", ".3f"),
+        figures=("layers",),
+        from_clean=True,
+        only_targeted=True,
+        blocks=("targeted",),
+    )
+    clean_distance: float = metric(
+        "",
+        label="Distance to\nclean training\nclass means",
+        scale="log",
+        figures=("layers",),
+        from_clean=True,
+    )
+    clean_angle: float = metric(
+        "",
+        label="Angle to\nclean training\nclass means [rad]",
+        table=Column("angle", ".2f"),
+        report=Column("angle to the clean training class means", ".2f"),
+        figures=("layers",),
+        from_clean=True,
+        blocks=("clean", "pgd"),
+    )
 
     @property
     def key(self) -> tuple:
@@ -96,6 +152,9 @@ class LayerRecord:
         split, input = SPLITS.index(self.split), place_of(self.input)
         return self.epoch, split, input, radius_of(self), self.index
 
+
+# As they are shown: first how the images lie to the clean training class means, then to their own.
+LAYER_METRICS = dict(sorted(metrics_of(LayerRecord).items(), key=lambda row: not row[1].from_clean))
 
 ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
 CENTRE_LABELS = {  # what it is tested on

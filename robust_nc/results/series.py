@@ -1,23 +1,10 @@
-"""The row types of every table that a run leaves, and the published series made of them.
-
-Each is a dataclass with a column per field; `key` is what no two rows of a table share. Accuracies
-and shares are in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a
-default, so that tables of older versions stay readable.
-
-`images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is the
-radius of their attack in the units of --epsilon, NaN where there was none.
-"""
-
-from dataclasses import fields
+"""The published .npy series, which are made of the tables of a run."""
 
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
+from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS, EpochSummary, Record
-
-# ---------------------------------------------------------------------------------------------
-# The published .npy series
-# ---------------------------------------------------------------------------------------------
 
 # Under AT and TRADES the accuracies and losses are those seen in training.
 HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_acc")
@@ -28,8 +15,8 @@ def metric_series(input: str) -> dict[str, str]:
     kind = INPUTS[input]
     if kind.published_as:
         return {}
-    stems = {f.name: f.metadata["series"] for f in fields(Record) if "series" in f.metadata}
-    return {name: kind.prefix + stem for name, stem in stems.items()} | kind.published
+    names = {m.field: kind.prefix + m.series for m in METRICS.values() if m.series}
+    return names | kind.published
 
 
 def outcome_series(input: str, split: str) -> dict[str, str]:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
+from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
+    LAYER_METRICS,
     SPLITS,
     AutoAttackRecord,
     CentreRecord,
@@ -51,21 +53,27 @@ def epsilon_of(row: Any) -> str:
 def input_table(rows: list[Record]) -> list[str]:
     """A line per kind of input and epoch, training images first."""
     lines = []
+    columns = {metric.field: metric.table for metric in METRICS.values() if metric.table}
     for split in SPLITS:
-        found = [row for row in rows if row.split == split]
-        if found:
+        of_split = [row for row in rows if row.split == split]
+        if of_split:
             head = "input" if split == "train" else "test input"
+            heads = "  ".join(map(head_of, columns.values()))
+            lines.append(f"{head:<10} epsilon  images  epoch  {heads}")
+        for row in sorted(of_split, key=lambda r: (list(INPUTS).index(r.input), radius_of(r))):
+            cells = "  ".join(cell(getattr(row, field), c) for field, c in columns.items())
             lines.append(
-                f"{head:<10} epsilon  images  epoch  accuracy       NC1  NC2 norm  NC2 angle     "
-                "NC3     NC4"
-            )
-        for row in sorted(found, key=lambda r: (list(INPUTS).index(r.input), radius_of(r))):
-            lines.append(
-                f"{row.input:<10} {epsilon_of(row):>7}  {row.images:>6}  {row.epoch:>5}  "
-                f"{row.accuracy:>8.4f}  {row.nc1:>8.2e}  {row.nc2_norm_activation:>8.4f}  "
-                f"{row.nc2_angle_activation:>9.4f}  {row.nc3:>6.3f}  {row.nc4:>6.4f}"
+                f"{row.input:<10} {epsilon_of(row):>7}  {row.images:>6}  {row.epoch:>5}  {cells}"
             )
     return [*lines, NC1_DEFINITION]
+
+
+def cell(value: float, column: Column) -> str:
+    return f"{value:{column.form}}".rjust(len(column.name))
+
+
+def head_of(column: Column) -> str:
+    return column.name.rjust(len(cell(0.0, column)))
 
 
 def layer_table(rows: list[LayerRecord]) -> list[str]:
@@ -75,27 +83,32 @@ def layer_table(rows: list[LayerRecord]) -> list[str]:
     """
     lines, epoch = [CENTRE_DEFINITION], max(row.epoch for row in rows)
     for split in SPLITS:
-        found = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
-        kinds = list(dict.fromkeys((row.input, row.epsilon) for row in found))
+        of_split = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
+        columns = {input_and_epsilon(row): layer_columns(row.input) for row in of_split}
         inputs = f"{split:<5} {epoch:>3} layer   "
-        columns = f"{f'({found[0].images if found else 0} images)':<18}"
-        for name, epsilon in kinds:
-            head = name if epsilon != epsilon else f"{name} {epsilon:g}"
-            column = " | centre " + "target " * INPUTS[name].targeted + "angle      NC1"
-            inputs += f" | {head:<{len(column) - 3}}"
-            columns += column
-        lines += [inputs.rstrip(), columns]
-        by_layer = {(row.layer, row.input, radius_of(row)): row for row in found}
-        for layer in dict.fromkeys(row.layer for row in found):
+        heads = f"{f'({of_split[0].images if of_split else 0} images)':<18}"
+        for name, shown in columns.items():
+            head = " ".join(map(head_of, shown.values()))
+            inputs += f" | {name:<{len(head)}}"
+            heads += f" | {head}"
+        lines += [inputs.rstrip(), heads]
+        measured = {(row.layer, input_and_epsilon(row)): row for row in of_split}
+        for layer in dict.fromkeys(row.layer for row in of_split):
             line = f"          {layer:<8}"
-            for name, epsilon in kinds:
-                row = by_layer[layer, name, 0.0 if epsilon != epsilon else epsilon]
-                shares = [row.centre_accuracy]
-                shares += [row.target_centre_accuracy] * INPUTS[name].targeted
-                told = " ".join(f"{share:>6.3f}" for share in shares)
-                line += f" | {told} {row.clean_angle:>5.2f} {row.nc1:>8.2e}"
+            for name, shown in columns.items():
+                row = measured[layer, name]
+                line += " | " + " ".join(cell(getattr(row, f), c) for f, c in shown.items())
             lines.append(line)
     return lines
+
+
+def layer_columns(input: str) -> dict[str, Column]:
+    """Field of LayerRecord -> its column, for a kind of input."""
+    return {
+        metric.field: metric.table
+        for metric in LAYER_METRICS.values()
+        if metric.table and (INPUTS[input].targeted or not metric.only_targeted)
+    }
 
 
 CENTRE_DEFINITION = (
@@ -137,18 +150,23 @@ TABLE_LINES: dict[type, Callable[[list], list[str]]] = {
 NC1_DEFINITION = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"
 
 
-def named(row: Any) -> str:
+def input_and_epsilon(row: Any) -> str:
     """The kind of input of a row, and at which epsilon where it was attacked."""
     return row.input if math.isnan(row.epsilon) else f"{row.input} {row.epsilon:g}"
 
 
 def describe_record(record: Record) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
-    line = (
-        f"{record.split:<5} {named(record):<11} acc {record.accuracy:.4f} loss {record.loss:.4f} "
-        f"nc1 {record.nc1:.3e} nc2 norm {record.nc2_norm_activation:.3f} "
-        f"angle {record.nc2_angle_activation:.3f} nc3 {record.nc3:.3f} nc4 {record.nc4:.4f}"
-    )
+    line = f"{record.split:<5} {input_and_epsilon(record):<11} {logged(record, False)}"
     if math.isnan(record.clean_distance):
         return line
-    return line + f" | from clean: dist {record.clean_distance:.3f} angle {record.clean_angle:.3f}"
+    return f"{line} | from clean: {logged(record, True)}"
+
+
+def logged(record: Record, from_clean: bool) -> str:
+    """The metrics of the log that compare with clean images, or else the others."""
+    return " ".join(
+        f"{metric.log.name} {getattr(record, metric.field):{metric.log.form}}"
+        for metric in METRICS.values()
+        if metric.log and metric.from_clean == from_clean
+    )

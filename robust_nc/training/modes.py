@@ -211,8 +211,7 @@ class TrainingMode:
     """One way to train.
 
     step: (learner, images, labels) -> Step.
-    short: in the names of figures.
-    label, color, marker: in legends. The colours are Tol's, none of them an input's.
+    short, label: in the names of figures and in their legends.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     trades_bn: which --trades-bn chooses it, beside its --train-mode.
     """
@@ -220,8 +219,6 @@ class TrainingMode:
     step: Callable[[Learner, Tensor, Tensor], Step]
     short: str
     label: str
-    color: str
-    marker: str
     adversary: bool = True
     trades_bn: str = "frozen"
 
@@ -232,38 +229,28 @@ MODES: dict[str, TrainingMode] = {
         step=standard_step,
         short="st",
         label="ST",
-        color="#882255",
-        marker="o",
         adversary=False,
     ),
     "pgd_train": TrainingMode(
         step=adversarial_step,
         short="at",
         label="AT",
-        color="#117733",
-        marker="<",
     ),
     "pgd_train_TRADES": TrainingMode(
         step=partial(trades_step, frozen=True),
         short="trades",
         label="TRADES (frozen)",
-        color="#332288",
-        marker="X",
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         step=partial(trades_step, frozen=False),
         short="trades_batch",
         label="TRADES (batch)",
-        color="#999933",
-        marker=">",
         trades_bn="batch",
     ),
     "pgd_train_MART": TrainingMode(
         step=mart_step,
         short="mart",
         label="MART",
-        color="#AA4499",
-        marker="*",
     ),
 }
 TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 import plot
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports import figures
-from robust_nc.reports.runs import View, average, group_runs, read_run
+from robust_nc.reports import block_figures, comparisons, drawing, figures, style
+from robust_nc.reports.groups import View, average, group_runs
+from robust_nc.reports.runs import read_run
 from robust_nc.results.records import (
     AutoAttackRecord,
     CentreRecord,
@@ -310,7 +311,7 @@ class TestGroups:
         mode = "pgd_train"
         paths = [run_with(1, mode, value=v, lr_max=lr) for v, lr in ((0.1, 0.1), (0.3, 0.05))]
         paths.append(run_with(1, "pgd_train_TRADES", value=0.7, lr_max=0.1, trades_bn="frozen"))
-        [distances] = figures.distance_plots(groups_of(*paths), View())
+        [distances] = comparisons.distance_plots(groups_of(*paths), View())
         assert distances.name == f"distance_{self.PLACE}"
         figure = plot.draw(distances)
         for ax in figure.axes:
@@ -339,7 +340,7 @@ class TestGroups:
             {"trades-beta": "3"},
             {},
         ]
-        labels = [style.label for style in figures.mode_styles(groups)]
+        labels = [style.label for style in comparisons.mode_styles(groups)]
         assert labels == [
             "TRADES (frozen), trades-beta 6, seeds 1, 2",
             "TRADES (frozen), trades-beta 3, seed 2",
@@ -354,9 +355,9 @@ class TestGroups:
             for n, f in enumerate((shared, other, shared, other))
         ]
         groups = groups_of(*paths)
-        for drawing in (*group_plots(groups[0]), *figures.distance_plots(groups, View())):
+        for one in (*group_plots(groups[0]), *comparisons.distance_plots(groups, View())):
             with plot.matplotlib.rc_context(plot.RC):
-                figure = plot.draw(drawing)
+                figure = plot.draw(one)
                 figure.draw_without_rendering()
                 for part in (figure._suptitle, *figure.legends):
                     box = part.get_window_extent()
@@ -375,7 +376,7 @@ class TestTitles:
         ],
     )
     def test_long_ones_end_their_lines_with_their_parts(self, title, lines):
-        assert plot.wrapped(title).split("\n") == lines
+        assert drawing.wrapped(title).split("\n") == lines
 
 
 class TestFigures:
@@ -422,14 +423,14 @@ class TestFigures:
         }
         path = make_run().rename("moved")
         (path / "args.json").write_text(json.dumps(told))
-        run = read_run(path)
-        assert run.setting.file_name() == "trades_batch_mnist_PreActResNet18_l_2_eps2.0"
-        assert run.seed == 3
+        group = group_of(path)
+        assert group.file_name() == "trades_batch_mnist_PreActResNet18_l_2_eps2.0"
+        assert group.seeds == "seed 3"
 
     def test_distance_figure_holds_every_mode_with_an_adversary_and_not_st(self, here):
         modes = ("std_train", "pgd_train", "pgd_train_TRADES", "pgd_train_MART")
         groups = groups_of(*(make_run(mode=mode) for mode in modes))
-        [figure] = figures.distance_plots(groups, View())
+        [figure] = comparisons.distance_plots(groups, View())
         for _, lines in figure.panels:
             assert [curve.style.label for curve in lines] == ["AT", "TRADES (frozen)", "MART"]
             assert len({(curve.style.color, curve.style.marker) for curve in lines}) == 3
@@ -484,7 +485,7 @@ class TestFigures:
         ],
     )
     def test_a_logarithmic_axis_has_three_to_seven_ticks(self, low, high):
-        ticks = plot.log_ticks(low, high)
+        ticks = drawing.log_ticks(low, high)
         assert 3 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
         assert all(low <= tick <= high for tick in ticks)
         if high >= 1000 * low:
@@ -569,7 +570,7 @@ class TestSeries:
         ],
     )
     def test_drops_of_the_learning_rate_but_no_smooth_decay(self, schedule, drops):
-        assert plot.lr_drops(history(schedule, 400)) == drops
+        assert drawing.lr_drops(history(schedule, 400)) == drops
 
     def test_drops_are_marked_in_every_panel(self, here):
         path = make_run()
@@ -600,7 +601,7 @@ class TestPerturbed:
         ):
             [epochs, *_] = group_plots(group, view)
             assert labels(epochs) == ["clean", name, "classifier $W$"]
-            [distance] = figures.distance_plots([group], view)
+            [distance] = comparisons.distance_plots([group], view)
             assert distance.title.startswith(f"Class means, clean to {name}; cifar, vgg11bn, l_inf")
             for panel, curves in [epochs.panels[0], *distance.panels]:
                 heights = curves[-1].points()[1] if panel.name else None
@@ -634,7 +635,7 @@ class TestPerturbed:
 
         paths = [graded(1, "pgd_train", 0.5), graded(2, "pgd_train", 0.4)]
         paths += [graded(1, "pgd_train_TRADES", 0.2), make_run()]
-        by_epoch, by_accuracy = figures.mode_plots(groups_of(*paths), View())
+        by_epoch, by_accuracy = comparisons.mode_plots(groups_of(*paths), View())
         place = "cifar_vgg11bn_l_inf_eps8.0"
         assert (by_epoch.name, by_accuracy.name) == (f"modes_{place}", f"modes_accuracy_{place}")
         kinds = [INPUTS[name].label for name in SEEN[:2]]
@@ -655,24 +656,24 @@ class TestPerturbed:
 
     def test_the_error_falls_to_the_right_on_a_logarithmic_axis(self, here):
         paths = [make_run(mode=mode, inputs=SEEN) for mode in ("pgd_train", "pgd_train_MART")]
-        by_epoch, by_error = figures.mode_plots(groups_of(*paths), View())
+        by_epoch, by_error = comparisons.mode_plots(groups_of(*paths), View())
         for figure, scale in ((by_epoch, "linear"), (by_error, "log")):
             ax = plot.draw(figure).axes[0]
             assert (ax.get_xscale(), ax.xaxis_inverted()) == (scale, scale == "log")
 
     def test_perturbed_images_without_clean_ones_have_no_accuracy_to_be_drawn_against(self, here):
         paths = [make_run(mode=mode, inputs=("seen",)) for mode in ("pgd_train", "pgd_train_MART")]
-        by_epoch, by_accuracy = figures.mode_plots(groups_of(*paths), View())
+        by_epoch, by_accuracy = comparisons.mode_plots(groups_of(*paths), View())
         assert [len(curves) for _, curves in by_epoch.panels] == [2] * 5
         assert not by_accuracy.panels
 
     def test_one_mode_alone_is_not_compared(self, here):
         paths = [make_run(1, mode="pgd_train", inputs=SEEN), make_run()]
-        assert figures.mode_plots(groups_of(*paths), View()) == []
+        assert comparisons.mode_plots(groups_of(*paths), View()) == []
 
     def test_distance_figure_of_both_kinds_says_which_line_is_which(self, here):
         groups = groups_of(self.run(), self.run("pgd_train_TRADES", kinds=["pgd"]))
-        [distance] = figures.distance_plots(groups, AS_USUAL)
+        [distance] = comparisons.distance_plots(groups, AS_USUAL)
         assert distance.title.startswith("Class means, clean to perturbed; cifar")
         assert labels(distance) == ["AT: perturbed, as seen in training", "TRADES (frozen): PGD"]
 
@@ -800,7 +801,7 @@ class TestSplits:
         assert test.get_zorder() >= train.get_zorder()
 
     def test_distance_figure_follows(self, here):
-        [distance] = figures.distance_plots([group_of(self.run("pgd_train"))], View("both"))
+        [distance] = comparisons.distance_plots([group_of(self.run("pgd_train"))], View("both"))
         assert labels(distance) == ["AT", "AT, test"]
         assert distance.name == "distance_cifar_vgg11bn_l_inf_eps8.0_both"
 
@@ -870,7 +871,7 @@ class TestLayers:
         return path
 
     def test_it_leads_with_the_clean_training_simplices(self, here):
-        [figure] = figures.layer_plots(group_of(self.run()))
+        [figure] = block_figures.layer_plots(group_of(self.run()))
         fields = [panel.field for panel, _ in figure.panels]
         assert fields[:4] == [
             *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
@@ -897,18 +898,18 @@ class TestLayers:
                 np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
 
     def test_seeds_whose_blocks_were_not_measured_are_left_out_of_them(self, here):
-        [figure] = figures.layer_plots(group_of(self.run(), make_run(2)))
+        [figure] = block_figures.layer_plots(group_of(self.run(), make_run(2)))
         assert ", seed 1;" in f"{figure.title};"
         x, mean, _ = average(figure.panels[0][1][0].line, "centre_accuracy")
         np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
-        [centres] = figures.centre_plots(group_of(TestCentres().run(), make_run(2)))
+        [centres] = block_figures.centre_plots(group_of(TestCentres().run(), make_run(2)))
         assert centres.title.endswith(", seed 1")
         both = group_of(make_run(models="other"), make_run(2))
         assert [f.name.split("_cifar")[0] for f in group_plots(both)] == ["st"]
 
     @pytest.mark.parametrize("blocks", (3, 9))
     def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
-        drawn = plot.draw(figures.layer_plots(group_of(self.run(blocks)))[0])
+        drawn = plot.draw(block_figures.layer_plots(group_of(self.run(blocks)))[0])
         drawn.draw_without_rendering()
         *others, above, right, left, _ = drawn.axes
         for ax in (above, right, left):  # at the foot of each column
@@ -931,21 +932,44 @@ class TestLayers:
 
 def test_a_line_is_thin_where_others_were_measured_in_between():
     every = np.arange(30)
-    assert plot.joined(np.array([0, 9, 19, 29]), every)
-    assert plot.joined(np.array([0, 29]), ())
-    assert not plot.joined(every, np.arange(100))  # of a run that was longer
-    assert not plot.joined(np.array([0, 9, 29]), np.array([0, 9, 29]))
+    assert drawing.joined(np.array([0, 9, 19, 29]), every)
+    assert drawing.joined(np.array([0, 29]), ())
+    assert not drawing.joined(every, np.arange(100))  # of a run that was longer
+    assert not drawing.joined(np.array([0, 9, 29]), np.array([0, 9, 29]))
 
 
 def test_no_colour_has_two_meanings():
-    styles = [figures.mode_style(name) for name in MODES]
-    styles += [figures.input_style(name) for name in (*INPUTS, "adaptive") if name != "seen"]
-    styles += [figures.AUTOATTACK, figures.CLASSIFIER, figures.CENTRE_STYLES["ncc_accuracy"]]
-    colours = [*(style.color for style in styles), *figures.MORE_COLORS]
+    styles = [style.mode_style(name) for name in MODES]
+    styles += [style.input_style(name) for name in (*INPUTS, "adaptive") if name != "seen"]
+    styles += [style.AUTOATTACK, style.CLASSIFIER, style.CENTRE_STYLES["ncc_accuracy"]]
+    styles += style.SPARE_LOOKS
+    colours = [*(one.color for one in styles), *style.MORE_COLORS]
     assert len(set(colours)) == len(colours)
     # The perturbed images, in training or by PGD on the checkpoint, are drawn alike.
-    assert figures.input_style("seen").color == figures.input_style("pgd").color
-    assert not {mode.marker for mode in MODES.values()} & set(figures.MORE_MARKERS)
+    assert style.input_style("seen").color == style.input_style("pgd").color
+    assert not {style.mode_style(name).marker for name in MODES} & set(style.MORE_MARKERS)
+
+
+def test_every_style_is_of_a_kind_of_input_or_a_mode_that_there_is():
+    assert style.INPUT_LOOKS.keys() == {*INPUTS, "adaptive"}
+    assert style.MODE_LOOKS.keys() == MODES.keys()
+
+
+def test_kinds_of_input_and_modes_without_a_style_are_drawn_in_spare_ones(here, monkeypatch):
+    monkeypatch.setitem(INPUTS, "blurred", replace(INPUTS["sign"], label="blurred"))
+    monkeypatch.setitem(MODES, "std_train_new", replace(MODES["pgd_train"], label="new"))
+    [epochs] = group_plots(group_of(make_run(inputs=("clean", "sign", "blurred"))))
+    curves = {curve.style.label: curve.style for curve in epochs.panels[0][1]}
+    own, other = curves["blurred"], style.mode_style("std_train_new")
+    assert other.label == "new"
+    known = [*style.INPUT_LOOKS.values(), *style.MODE_LOOKS.values()]
+    assert len({own.color, other.color, *(look.color for look in known)}) == len(known) + 1
+    assert own.marker != other.marker
+    plot.draw(epochs)
+    # There are more of them than spare styles: they take turns.
+    for number in range(9):
+        monkeypatch.setitem(INPUTS, f"new{number}", INPUTS["sign"])
+        assert style.input_style(f"new{number}").color
 
 
 class TestCentres:
@@ -1050,7 +1074,7 @@ class TestEpsilons:
         return make_run(seed, mode, records=rows, **place)
 
     def one(self, *paths, view=AS_USUAL):
-        [figure] = figures.epsilon_plots(groups_of(*paths), view)
+        [figure] = comparisons.epsilon_plots(groups_of(*paths), view)
         return figures.with_sizes(figures.with_values(figure))
 
     def test_it_is_a_file_of_its_own(self, run_script, undrawn):
@@ -1096,7 +1120,9 @@ class TestEpsilons:
 
     def test_nothing_of_fewer_than_two_radii(self, here):
         assert (
-            figures.epsilon_plots(groups_of(make_run(), self.run(seed=2, radii=(8.0,))), AS_USUAL)
+            comparisons.epsilon_plots(
+                groups_of(make_run(), self.run(seed=2, radii=(8.0,))), AS_USUAL
+            )
             == []
         )
 

@@ -4,7 +4,6 @@ import json
 import math
 import shlex
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,25 @@ import plot
 import reproduce
 import train
 from robust_nc import build
-from robust_nc.reports import claims, report
-from robust_nc.reports.claims import AT, BATCH, CRITERIA, FROZEN, MART, ST, judge, read_runs
+from robust_nc.reports import claims, plan, report
+from robust_nc.reports.claims import judge
+from robust_nc.reports.criteria import (
+    AT,
+    BATCH,
+    CRITERIA,
+    FROZEN,
+    MART,
+    ST,
+    Criterion,
+    NotRun,
+    Study,
+)
+from robust_nc.reports.runs import Setting, read_runs
 from robust_nc.results.records import CentreRecord, LayerRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 
+OWN = "share nearest to their own clean training class mean"
 SCRIPTS = {"train.py": train, "eval.py": eval_script, "plot.py": plot}
 
 
@@ -98,6 +110,22 @@ def test_what_is_missing_is_not_measured(here):
     assert unfinished["ST: training accuracy"].verdict == "not measured"  # of the last epoch
 
 
+def test_only_a_mode_that_was_not_run_is_no_number(here):
+    [run] = read_runs([make_run(ST)])
+    study = Study({ST: run})
+    missing = Criterion(1, "AT's", lambda study: study[AT].last("clean", "nc1"), ">= 1")
+    assert math.isnan(missing.measure(study))
+    for value, error in (
+        (lambda study: study["pgd_trian"].last("clean", "nc1"), KeyError),  # no such mode
+        (lambda study: study[ST].series("clean", "nc1")[7], KeyError),  # a fault of the criterion
+        (lambda study: study[ST].last("clean", "nc5"), AttributeError),
+    ):
+        with pytest.raises(error):
+            Criterion(1, "faulty", value, ">= 1").measure(study)
+    with pytest.raises(NotRun, match="AT"):
+        study[AT]
+
+
 def test_runs_on_other_numbers_of_images_are_not_compared(here):
     name = "TRADES (frozen): NC1 of clean training images, last epoch, over AT's"
     at = make_run(AT, clean__nc1=(80.0, 2.0))
@@ -109,7 +137,7 @@ def test_runs_on_other_numbers_of_images_are_not_compared(here):
 
 def test_the_words_tell_what_was_measured_and_once_what_was_not(here):
     paths = [make_run(ST, clean__nc1=(80.0, 2.0)), make_run(AT, model="PreActResNet18")]
-    lines = report.findings_in_words(claims.judge(claims.read_runs(paths))).splitlines()
+    lines = report.findings_in_words(judge(read_runs(paths))).splitlines()
     fall = [line for line in lines if line.startswith("| ST: NC1, first epoch over last")]
     assert [line.split(" | ")[1] for line in fall] == ["cifar, vgg11bn, l_inf, epsilon 8"]
     [nowhere] = [line for line in lines if "under the attack on it" in line]
@@ -286,7 +314,7 @@ def test_layers_and_centres(here):
     runs = read_runs(Path("models").glob("*/*/*/*/*/*"))
     blocks = report.blocks_in_words(runs)
     assert blocks.count("| images | seeds | `b0` | `b1` | `b2` | `b3` |") == 2
-    assert f"| test, PGD: {report.OWN} | 1 | 0.200 | 0.150 | 0.100 | 0.025 |" in blocks.splitlines()
+    assert f"| test, PGD: {OWN} | 1 | 0.200 | 0.150 | 0.100 | 0.025 |" in blocks.splitlines()
     centres = report.centres_in_words(runs).splitlines()[2:]
     robust = [line.split(" | ")[3:] for line in centres if line.startswith("| ST")]
     assert robust == [["test, attack on this classifier", "0.010", "0.500 |"]]
@@ -305,7 +333,7 @@ def test_blocks_are_told_over_the_seeds_that_have_each_column(here):
     for order in (1, -1):
         runs = read_runs(sorted(Path("models").glob("*/*/*/*/*/*")))[::order]
         lines = report.blocks_in_words(runs).splitlines()
-        assert f"| train, clean: {report.OWN} | 1 | 0.400 |" in lines
+        assert f"| train, clean: {OWN} | 1 | 0.400 |" in lines
         assert "| train, clean: NC1 | 2 | 0.4 ± 0.283 |" in lines
 
 
@@ -341,7 +369,7 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
         settings = train.parse_args(commands[0][2:])
         folders.add(build.run_folder(settings).path)
     assert len(folders) == len(lines)  # no two runs share one
-    planned = reproduce.plan(reproduce.parse_args(flags.split()), None)
+    planned = plan.plan(reproduce.parse_args(flags.split()), None)
     assert {one.folder for one in planned} == folders
 
 
@@ -354,7 +382,7 @@ def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypat
 )
 def test_all_small_runs_of_adversarial_training_have_one_recipe(given, expected):
     args = reproduce.parse_args(f"--scale small --data-dir . {given}".split())
-    planned = [p for p in reproduce.plan(args, None) if p.experiment.mode == AT]
+    planned = [p for p in plan.plan(args, None) if p.experiment.mode == AT]
     assert {p.experiment.model for p in planned} == {"vgg11bn", "PreActResNet18"}
     for one in planned:
         settings = train.parse_args(one.commands[0][1:])
@@ -367,7 +395,7 @@ def test_noise_is_as_large_as_the_attack():
     digits = {("digits", "l_inf", 20.0, 20.0), ("digits", "l_2", 320.0, 20.0)}
     images = {("folder", "l_inf", 8.0, 8.0), ("folder", "l_2", 128.0, 8.0)}
     for flags, expected in (("", digits), ("--data-dir .", images)):
-        planned = reproduce.plan(reproduce.parse_args(f"--scale small {flags}".split()), None)
+        planned = plan.plan(reproduce.parse_args(f"--scale small {flags}".split()), None)
         settings = [train.parse_args(one.commands[0][1:]) for one in planned]
         told = {(s.dataset, s.norm, s.epsilon, s.noise_level) for s in settings}
         assert told == {("mnist", "l_inf", 0.2, 51.0), *expected}  # 0.2 of 255
@@ -376,12 +404,12 @@ def test_noise_is_as_large_as_the_attack():
 def test_only_takes_the_runs_of_a_claim():
     for claim, modes in ((1, {ST}), (4, {AT}), (5, {AT, FROZEN, BATCH, MART}), (7, {ST, AT})):
         args = reproduce.parse_args(f"--scale full --only {claim}".split())
-        assert {one.experiment.mode for one in reproduce.plan(args, args.only)} == modes
-    assert {e.mode for e in reproduce.FULL} == set(MODES)
+        assert {one.experiment.mode for one in plan.plan(args, args.only)} == modes
+    assert {e.mode for e in plan.FULL} == set(MODES)
 
 
 def test_first_seeds_come_first_and_given_seeds_take_their_place():
-    planned = reproduce.plan(reproduce.parse_args(["--scale", "small", "--seeds", "7", "8"]), None)
+    planned = plan.plan(reproduce.parse_args(["--scale", "small", "--seeds", "7", "8"]), None)
     seeds = [one.seed for one in planned]
     assert seeds == sorted(seeds) and set(seeds) == {7, 8}
     assert sum(one.experiment.mode == ST for one in planned if one.seed == 8) == 1
@@ -399,12 +427,9 @@ def in_process(run_script, monkeypatch, tiny_models):
         return run_script(SCRIPTS[command[0]], " ".join(command[1:]))[0]
 
     monkeypatch.setattr(reproduce.Child, "run", run)
-    monkeypatch.setattr(reproduce, "seconds_of_a_pass", lambda planned: 0.001)
     monkeypatch.setattr(plot, "draw", lambda _: Figure(figsize=(1, 1)))
-    few = tuple(
-        e for e in reproduce.SMALL if (e.model, e.norm, e.dataset) == ("vgg11bn", "l_inf", None)
-    )
-    monkeypatch.setattr(reproduce, "SMALL", few)
+    few = tuple(e for e in plan.SMALL if (e.model, e.norm, e.dataset) == ("vgg11bn", "l_inf", None))
+    monkeypatch.setattr(plan, "SMALL", few)
     return called
 
 
@@ -496,6 +521,57 @@ def test_what_is_not_as_asked_or_not_whole_is_left_out_of_the_report(
     ]
 
 
+def test_the_runs_so_far_tell_how_many_hours_are_left(here, monkeypatch):
+    """The first takes an hour and makes 50 million passes, as many as both others together."""
+    args = reproduce.parse_args(["--scale", "full", "--seeds", "1"])
+    planned = plan.plan(args, None)[:3]
+    lines, clock = [], [0.0]
+
+    def run(child, command):
+        clock[0] += 3600 if command[0] == "train.py" else 0
+        return 0
+
+    monkeypatch.setattr(reproduce.Child, "run", run)
+    monkeypatch.setattr(reproduce.logger, "info", lines.append)
+    monkeypatch.setattr(reproduce.time, "perf_counter", lambda: clock[0])
+    trainings = {run.folder: t for run, t in zip(planned, (40e6, 10e6, 20e6), strict=True)}
+    monkeypatch.setattr(reproduce, "training_passes", lambda run: trainings[run.folder])
+    monkeypatch.setattr(reproduce, "sweep_passes", lambda _: 10e6)
+    assert reproduce.run_all(planned) == []
+    first, second, third = lines
+    assert first == f"run 1 of 3: {planned[0].name}"
+    assert second == f"run 2 of 3: {planned[1].name}; about 1.0 hours left at the pace so far"
+    # Both runs took 2 hours and made 70 million passes.
+    assert third == f"run 3 of 3: {planned[2].name}; about 0.9 hours left at the pace so far"
+    # Of a run that is half trained half of the training is left; its pace counts as well.
+    trained = {planned[0].folder: 0.5, planned[1].folder: 1.0}
+    monkeypatch.setattr(reproduce, "progress", lambda run: trained.get(run.folder, 0.0))
+    lines.clear()
+    reproduce.run_all(planned)
+    assert [line.partition("about ")[2][:3] for line in lines] == ["", "1.3", "1.0"]
+
+
+def test_it_says_first_how_many_passes_and_how_much_disk_the_runs_take(here, monkeypatch):
+    lines = []
+    monkeypatch.setattr(reproduce.logger, "info", lines.append)
+    reproduce.tell_cost(plan.plan(reproduce.parse_args(["--scale", "full"]), None))
+    [line] = lines
+    cost = (Path(__file__).parents[2] / "reproduction/full/cost.md").read_text().splitlines()[-1]
+    *_, passes, disk, _ = (cell.strip() for cell in cost.split("|"))
+    assert line.startswith(f"60 runs: {passes} million passes of an image")
+    assert f"and {disk} GiB of disk, of which " in line
+
+
+def test_args_that_do_not_tell_the_epochs_are_told_in_one_line(in_process, run_script, tmp_path):
+    path = make_run(ST)
+    arguments = json.loads((path / "args.json").read_text())
+    del arguments["epochs"]
+    (path / "args.json").write_text(json.dumps(arguments))
+    code, _, error = run_script(reproduce, f"--scale full --report --runs {path}")
+    assert code == 1 and f"{path}/args.json does not tell epochs" in error
+    assert error.count("\n") == 1
+
+
 def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run_script):
     own = [make_run(ST, clean__nc1=(80.0, 2.0), clean__accuracy=(0.3, 1.0)), make_run(AT, 7)]
     in_process.clear()
@@ -519,7 +595,7 @@ def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run
 def test_only_what_the_claims_need_is_measured():
     def commands(flags):
         args = reproduce.parse_args(f"--scale small {flags}".split())
-        planned = reproduce.plan(args, args.only)
+        planned = plan.plan(args, args.only)
         return [" ".join(command) for one in planned for command in one.commands]
 
     assert any("--dataset mnist" in c for c in commands("--only 2"))
@@ -538,6 +614,12 @@ def test_bad_input_is_told_in_one_line(run_script):
         ("--scale small --only 4 --report", "--only"),
         ("--scale small --cost --report", "--cost"),
         ("--scale full --runs models", "--report"),
+        ("--report", "--scale"),
+        ("--published st", "--runs"),
+        ("--published trades --runs models", "--published"),
+        ("--published st --runs models --scale full", "--scale"),
+        ("--published st --runs models --report", "--published"),
+        ("--scale full --report --runs models --tables copies", "--tables"),
         ("--scale small --data-dir nowhere", "--data-dir"),
         ("--scale small --seeds -1", "--seeds"),
         ("--scale small --epochs 0", "--epochs"),
@@ -546,14 +628,13 @@ def test_bad_input_is_told_in_one_line(run_script):
         assert code == 2 and said in error and error.count("\n") == 1, flags
     code, _, error = run_script(reproduce, "--scale small --report")
     assert code == 1 and "holds none of the runs" in error
-    code, _, error = run_script(reproduce, "--scale full --report --runs nowhere")
-    assert code == 1 and "--runs nowhere: holds no run" in error and error.count("\n") == 1
+    for flags in ("--scale full --report", "--published at"):
+        code, _, error = run_script(reproduce, f"{flags} --runs nowhere")
+        assert code == 1 and "--runs nowhere: holds no run" in error and error.count("\n") == 1
 
 
 def test_a_row_of_claims_csv_has_what_names_it():
-    names = [field.name for field in fields(claims.Setting)]
-    finding = claims.Finding(
-        CRITERIA[0], claims.Setting("cifar", "m", "l_2", 128.0, 1000), {1: 0.5}
-    )
-    row = report.finding_row(finding)
+    setting = Setting("cifar", "m", "l_2", 128.0, 1000)
+    row = report.finding_row(claims.Finding(CRITERIA[0], setting, {1: 0.5}))
+    names = ("dataset", "model", "norm", "epsilon", "limit_train")
     assert [row[name] for name in names] == ["cifar", "m", "l_2", 128.0, 1000]

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from robust_nc.reports import published
-from robust_nc.reports.claims import CLAIMS, judge, read_runs
-from robust_nc.reports.report import finding_row, findings_in_words
+from robust_nc.reports import plan
+from robust_nc.reports.claims import CLAIMS, judge
+from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words
+from robust_nc.reports.runs import read_runs
 
 ROOT = Path(__file__).parent.parent.parent
 REPORT = (ROOT / "REPRODUCTION.md").read_text()
@@ -60,7 +61,7 @@ def test_the_verdicts_are_those_of_the_tables(report, where):
     assert (report / "claims.csv").read_text() == reproduce.to_csv(list(map(finding_row, findings)))
     text = f"# The claims, {where}\n\n{findings_in_words(findings)}"
     assert (report / "claims.md").read_text() == text
-    for name, (heading, in_words) in reproduce.REPORT_TABLES.items():
+    for name, (heading, in_words) in REPORT_TABLES.items():
         assert (report / name).read_text() == f"# {heading}\n\n{in_words(runs)}", name
 
 
@@ -72,17 +73,23 @@ def test_the_verdicts_are_those_of_the_tables(report, where):
         ("at", EVIDENCE / "published", "first100", "pgd_train"),
     ),
 )
-def test_the_published_numbers_stand_beside_those_of_the_tables(name, runs, dataset, mode):
+def test_the_published_numbers_stand_beside_those_of_the_tables(
+    name, runs, dataset, mode, run_script, tmp_path
+):
     place = runs / "runs" / dataset / "vgg11bn" / "l_inf" / "eps8.0" / mode
     run = name.removesuffix("_fp32")
-    values = [v for v in published.read_published() if v.run == run]
     written = (EVIDENCE / "published" / f"{name}.md").read_text()
-    assert written == published.beside(values, read_runs(sorted(place.glob("seed*"))))
+    folders = " ".join(map(str, sorted(place.glob("seed*"))))
+    flags = f"--published {run} --runs {folders} --tables copies"
+    code, output, error = run_script(reproduce, flags)
+    assert (code, output, error) == (0, written, "")
+    copied = [path.parent.name for path in tmp_path.glob("copies/*/*/*/*/*/*/args.json")]
+    assert sorted(copied) == sorted(path.name for path in place.glob("seed*"))
 
 
 def test_the_full_scale_costs_what_is_told():
-    planned = reproduce.plan(reproduce.parse_args(["--scale", "full"]), None)
-    assert (EVIDENCE / "full" / "cost.md").read_text() == reproduce.cost_table(planned)
+    planned = plan.plan(reproduce.parse_args(["--scale", "full"]), None)
+    assert (EVIDENCE / "full" / "cost.md").read_text() == plan.cost_table(planned)
 
 
 def test_every_table_line_with_a_number_is_one_of_the_evidence():

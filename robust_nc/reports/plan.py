@@ -1,0 +1,278 @@
+"""The runs that a report on the claims needs: their commands, and what they cost."""
+
+import argparse
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robust_nc import build
+from robust_nc.data.inputs import PUBLISHED_ATTACKS
+from robust_nc.networks.network import build_model, weight_bytes
+from robust_nc.reports.criteria import AT, BATCH, FROZEN, MART, ST
+from robust_nc.results.tables import markdown
+from robust_nc.settings import Settings, select_epochs
+from robust_nc.training.modes import MODES
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network, the way it is trained, and how many seeds.
+
+    deep: whether blocks, nearest centres and other radii are measured after the last epoch.
+    dataset: another one than the scale's.
+    """
+
+    mode: str
+    model: str = "vgg11bn"
+    norm: str = "l_inf"
+    seeds: int = 1
+    deep: bool = True
+    dataset: str | None = None
+
+
+# The claims that a way to train is evidence for.
+CLAIMS_OF = {ST: (1, 2, 3, 6, 7), AT: (4, 5, 6, 7), FROZEN: (5,), BATCH: (5,), MART: (5,)}
+DEEP_CLAIMS = {6, 7}  # on blocks, nearest centres and radii alone
+LAYER_CLAIMS = DEEP_CLAIMS | {3}  # for which these are measured
+SMALL = (
+    Experiment(ST, seeds=3),
+    Experiment(AT, seeds=2),
+    Experiment(FROZEN, seeds=2),
+    Experiment(BATCH, seeds=2),
+    Experiment(MART),
+    Experiment(ST, model="PreActResNet18"),
+    Experiment(AT, model="PreActResNet18"),
+    Experiment(ST, norm="l_2"),
+    Experiment(AT, norm="l_2"),
+    Experiment(ST, deep=False, dataset="mnist"),
+)
+FULL = tuple(
+    Experiment(mode, model=model, norm=norm, seeds=3)
+    for model in ("vgg11bn", "PreActResNet18")
+    for norm in PUBLISHED_ATTACKS
+    for mode in CLAIMS_OF
+)
+
+# How small runs train, long enough to fit the images; digits need fewer epochs of ST.
+SMALL_IMAGES = (2000, 1000)  # for training and test
+SMALL_ST = {"epochs": 40}
+SMALL_ADVERSARY = {"epochs": 30, "batch_size": 64, "lr_max": 0.05, "lr_schedule": "cosine"}
+DIGITS_ST = {"epochs": 10, "lr_max": 0.05, "lr_schedule": "cosine"}
+DIGITS_RADIUS = 2.5  # times that of photographs
+SWEPT = (0, 2, 4, 9, 19)  # epochs of a small run, and its last one
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an experiment: flags of the run, of its training, and of each of its sweeps."""
+
+    experiment: Experiment
+    seed: int
+    run: dict[str, Any]
+    training: dict[str, Any]
+    sweeps: tuple[dict[str, Any], ...]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        train = ["train.py", *words(self.run | self.training), "--resume"]
+        return [train, *(["eval.py", *words(self.run | sweep)] for sweep in self.sweeps)]
+
+    @property
+    def folder(self) -> Path:
+        """Where train.py puts it."""
+        defaults: dict[str, Any] = {"trades_bn": "frozen", "data_name": None}
+        defaults["epsilon"] = PUBLISHED_ATTACKS[self.experiment.norm][0]
+        given = {name: value for name, value in self.run.items() if value is not None}
+        return build.run_folder(Settings(**defaults | given)).path
+
+    @property
+    def name(self) -> str:
+        mode = MODES[self.experiment.mode].label
+        data = self.run["dataset"]
+        return f"{mode}, {self.experiment.model}, {self.experiment.norm}, {data}, seed {self.seed}"
+
+
+def words(flags_by_name: dict[str, Any]) -> list[str]:
+    """Flags as words of a command; True is a switch, None and False are left out."""
+    command = []
+    for name, value in flags_by_name.items():
+        if value is None or value is False:
+            continue
+        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return command
+
+
+def plan(args: argparse.Namespace, only: Collection[int] | None) -> list[Planned]:
+    """The runs that the claims need, None: all; first seeds first, since they answer most."""
+    experiments = SMALL if args.scale == "small" else FULL
+    chosen = [e for e in experiments if not only or set(only) & claims_of(e)]
+    planned = []
+    for place, seed in enumerate(args.seeds):
+        for experiment in chosen:
+            if place < experiment.seeds:
+                # On two cores what takes long is measured of one seed.
+                deep = experiment.deep and (place == 0 or args.scale == "full")
+                deep = deep and (not only or bool(LAYER_CLAIMS & set(only)))
+                planned.append(plan_run(args, replace(experiment, deep=deep), seed))
+    return planned
+
+
+def claims_of(experiment: Experiment) -> set[int]:
+    """The claims that an experiment is evidence for."""
+    return set(CLAIMS_OF[experiment.mode]) - (set() if experiment.deep else DEEP_CLAIMS)
+
+
+def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
+    dataset = dataset_of(args, experiment)
+    train_mode = experiment.mode.removesuffix("_batch")
+    train_images, test_images = SMALL_IMAGES if args.scale == "small" else (None, None)
+    run = {
+        "dataset": dataset,
+        "data_dir": {"mnist": args.mnist_dir, "digits": None}.get(dataset, args.data_dir),
+        "model": experiment.model,
+        "norm": experiment.norm,
+        **attack_of(dataset, experiment.norm),
+        "train_mode": train_mode,
+        "trades_bn": "batch" if experiment.mode != train_mode else None,
+        "seed": seed,
+        "limit_train": args.limit_train or train_images,
+        "limit_test": args.limit_test or test_images,
+        "precision": args.precision,
+        "models_dir": args.models_dir,
+    }
+    training = training_of(args, experiment, dataset)
+    last = training["epochs"] - 1
+    kept = range(0, last, 10) if args.scale == "full" else SWEPT
+    swept = ",".join(str(epoch) for epoch in (*(e for e in kept if e < last), last))
+    if args.scale == "full":
+        training["checkpoint_epochs"] = swept
+    return Planned(experiment, seed, run, training, sweeps_of(experiment, swept, last, run))
+
+
+def dataset_of(args: argparse.Namespace, experiment: Experiment) -> str:
+    if experiment.dataset:
+        return experiment.dataset
+    if args.scale == "full":
+        return "cifar"
+    return "folder" if args.data_dir else "digits"
+
+
+def attack_of(dataset: str, norm: str) -> dict[str, float]:
+    """Radius, step and noise where they are not the defaults; the noise is as large as l_inf's."""
+    if dataset == "mnist":
+        return {"epsilon": 0.2, "pgd_alpha": 0.05, "noise_level": 0.2 * 255}
+    if dataset == "digits":
+        radius, step = (DIGITS_RADIUS * published for published in PUBLISHED_ATTACKS[norm])
+        noise = DIGITS_RADIUS * PUBLISHED_ATTACKS["l_inf"][0]
+        return {"epsilon": radius, "pgd_alpha": step, "noise_level": noise}
+    return {}
+
+
+def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) -> dict[str, Any]:
+    adversary = MODES[experiment.mode].adversary
+    if args.scale == "full":
+        training: dict[str, Any] = {"epochs": 400}
+    elif adversary:
+        training = SMALL_ADVERSARY | {"checkpoint_epochs": "log"}
+    else:
+        small = DIGITS_ST if dataset == "digits" else SMALL_ST
+        training = small | {"checkpoint_epochs": "log"}
+    if args.epochs:
+        training["epochs"] = args.epochs
+    return training | {"neural_collapse": adversary}
+
+
+def sweeps_of(
+    experiment: Experiment, swept: str, last: int, run: dict[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    """All kinds of input over the epochs; then test images and more after the last one."""
+    standard = not MODES[experiment.mode].adversary
+    epochs = {
+        "neural_collapse": True,
+        "neural_collapse_gaussian": True,
+        "neural_collapse_targeted": standard,
+        "checkpoints": swept,
+    }
+    end: dict[str, Any] = {"neural_collapse": True, "split": "both", "checkpoints": last}
+    if not experiment.deep:
+        return epochs, end
+    radius = run.get("epsilon", PUBLISHED_ATTACKS[experiment.norm][0])
+    radii = ",".join(f"{radius * factor:g}" for factor in (0.25, 0.5, 2))
+    return (
+        epochs,
+        end | {"layerwise": True, "ncc": True},
+        # Without --pgd-alpha, so that the step follows the radius.
+        end | {"epsilons": radii, "pgd_alpha": None},
+    )
+
+
+# What runs cost, in passes of one image. Forward and backward in training are 1; a backward pass to
+# the image alone costs as much as a forward pass.
+FORWARD = 1 / 3
+ATTACKED = 10 * 2 * FORWARD + FORWARD
+# Of --ncc against its classifier, in attacks of ten steps: 1 where all images fall, 21 where none.
+CENTRE_ATTACKS = 11
+
+
+def training_passes(planned: Planned) -> float:
+    """Passes of one image, forward and backward, that the training of a run makes."""
+    train_images, test_images = images_of(planned)
+    adversary = MODES[planned.experiment.mode].adversary
+    step = 1 + ATTACKED + 3 * FORWARD if adversary else 1
+    return planned.training["epochs"] * (train_images * step + test_images * FORWARD)
+
+
+def sweep_passes(planned: Planned) -> float:
+    """Likewise of its sweeps."""
+    train_images, test_images = images_of(planned)
+    checkpoints = len(planned.sweeps[0]["checkpoints"].split(","))
+    attacks = 1 if MODES[planned.experiment.mode].adversary else 2
+    passes = checkpoints * train_images * (attacks * ATTACKED + 3 * FORWARD)
+    passes += test_images * ATTACKED
+    if planned.experiment.deep:
+        both = train_images + test_images
+        passes += both * (2 * ATTACKED + 12 * FORWARD) + 3 * both * ATTACKED
+        passes += 2 * test_images * CENTRE_ATTACKS * ATTACKED
+    return passes
+
+
+def images_of(planned: Planned) -> tuple[int, int]:
+    """Training and test images of a run, as far as the flags and the data set tell."""
+    whole = {"digits": (1437, 360)}.get(planned.run["dataset"], (50_000, 10_000))
+    limits = planned.run["limit_train"], planned.run["limit_test"]
+    return min(whole[0], limits[0] or whole[0]), min(whole[1], limits[1] or whole[1])
+
+
+def disk_of(planned: Planned) -> int:
+    """Bytes of a run's checkpoints."""
+    kept = select_epochs(planned.training["checkpoint_epochs"], planned.training["epochs"])
+    return (len(kept) + 2) * model_bytes(planned.experiment.model)
+
+
+@cache
+def model_bytes(name: str) -> int:
+    return weight_bytes(build_model(name, 32, 3, 10))
+
+
+def cost_in_words(planned: list[Planned]) -> tuple[str, str]:
+    """Millions of passes of an image forward and backward, and GiB of disk, of all these runs."""
+    passes = sum(training_passes(run) + sweep_passes(run) for run in planned)
+    return f"{passes / 1e6:.1f}", f"{sum(map(disk_of, planned)) / 2**30:.1f}"
+
+
+def cost_table(planned: list[Planned]) -> str:
+    """Markdown: passes of an image forward and backward, and disk, of each experiment's runs."""
+    alike: dict[tuple, list[Planned]] = {}
+    for run in planned:
+        experiment = run.experiment
+        label = MODES[experiment.mode].label
+        place = (label, experiment.model, experiment.norm, run.run["dataset"])
+        alike.setdefault(place, []).append(run)
+    rows = [
+        (*place, str(len(runs)), *cost_in_words(runs))
+        for place, runs in [*alike.items(), (("all", "", "", ""), planned)]
+    ]
+    heads = ("mode", "model", "norm", "data", "runs", "passes (million)", "disk (GiB)")
+    return markdown(heads, rows, ("model", "norm", "data"))

@@ -1,0 +1,200 @@
+"""The table of metrics: a metric is one row, a field of `Metrics` (of whole networks) or of
+`LayerRecord` (of blocks).
+
+The row says what the metric is called, how its axis is labelled, how its numbers are written, and
+where it is shown. The columns of the tables, the published series, the log, the figures and the
+reports are read from it, so that a new metric is its formula in nc_metrics.py and a row here: a
+field of the same name at the end of `Metrics`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
+
+# epochs: against epochs, and in the table of plot.py; radii: against the radius of PGD; modes: of
+# several training modes beside each other; layers: against the blocks.
+Figure = Literal["epochs", "radii", "modes", "layers"]
+
+
+class Column(NamedTuple):
+    """What a metric is called in one table or line, and the format of its number there."""
+
+    name: str
+    form: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    name: in figures and their table, "" where its label does; `form` is the format of its number.
+    label, scale: of its axis; scale "share" is of values in [0, 1].
+    log: in the line of the log for each measurement. table: in the table at the end of a sweep.
+    report: in the report of reproduce.py.
+    figures: those with a panel of it.
+    series: what its published .npy series are called, after the prefix of the kind of input.
+    classifier: the field that has the same of the classifier W.
+    from_clean: whether it compares with the class means of clean images, and is not known of all
+        kinds of input. Then figures against epochs have it of the targeted attack, and a figure of
+        its own has it of all modes with an adversary.
+    only_targeted: whether it is known of targeted images alone.
+    blocks: the kinds of input whose blocks the report shows it of.
+    """
+
+    name: str
+    label: str = ""
+    scale: Literal["linear", "log", "share"] = "linear"
+    form: str = ".4f"
+    log: Column | None = None
+    table: Column | None = None
+    report: Column | None = None
+    figures: tuple[Figure, ...] = ()
+    series: str | None = None
+    classifier: str | None = None
+    from_clean: bool = False
+    only_targeted: bool = False
+    blocks: tuple[str, ...] = ()
+    field: str = ""  # of the record, which metrics_of fills in
+
+
+def metric(name: str, *, required: bool = False, **row: Any) -> Any:
+    """A field of a record that is a metric; the keywords are those of Metric.
+
+    required: whether every table has it. Others, all that are new, are NaN where a table of an
+        older version lacks them.
+    """
+    metadata = {"metric": Metric(name, **row)}
+    return field(metadata=metadata) if required else field(default=math.nan, metadata=metadata)
+
+
+def metrics_of(row_type: type) -> dict[str, Metric]:
+    """Field -> metric, of a type of row, in the order of its columns."""
+    rows = {f.name: f.metadata["metric"] for f in fields(row_type) if "metric" in f.metadata}
+    return {name: replace(row, field=name) for name, row in rows.items()}
+
+
+NC1_LABEL = r"NC1 = tr$(\Sigma_W\,\Sigma_B^+)$"
+NC2_NORM_LABEL = "NC2 norms\nstd / mean of $\\|\\mu_c-\\mu_G\\|$"
+NC2_ANGLE_LABEL = "NC2 angles\nmean $|\\cos + 1/(C-1)|$"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of a network on one input, which are columns of metrics.csv in this order."""
+
+    loss: float = metric(
+        "loss",
+        required=True,
+        label="Loss\n(cross-entropy)",
+        scale="log",
+        log=Column("loss", ".4f"),
+        figures=("epochs",),
+    )
+    accuracy: float = metric(
+        "accuracy",
+        required=True,
+        label="Accuracy\n(share of images)",
+        scale="share",
+        log=Column("acc", ".4f"),
+        table=Column("accuracy", ".4f"),
+        report=Column("accuracy", ".3f"),
+        figures=("epochs", "radii", "modes"),
+    )
+    ncc_accuracy: float = metric("accuracy by class mean", required=True)
+    nc1: float = metric(
+        "NC1",
+        required=True,
+        label=NC1_LABEL,
+        scale="log",
+        form=".2e",
+        log=Column("nc1", ".3e"),
+        table=Column("NC1", ".2e"),
+        report=Column("NC1", ".2f"),
+        figures=("epochs", "radii", "modes"),
+        series="nc1",
+    )
+    nc2_norm_activation: float = metric(
+        "NC2 norm",
+        required=True,
+        label=NC2_NORM_LABEL,
+        log=Column("nc2 norm", ".3f"),
+        table=Column("NC2 norm", ".4f"),
+        report=Column("NC2 norm", ".3f"),
+        figures=("epochs", "radii"),
+        series="nc2_activation_norm",
+        classifier="nc2_norm_classifier",
+    )
+    nc2_norm_classifier: float = metric(
+        "NC2 norm of W", required=True, series="nc2_classifier_norm"
+    )
+    nc2_angle_activation: float = metric(
+        "NC2 angle",
+        required=True,
+        label=NC2_ANGLE_LABEL,
+        log=Column("angle", ".3f"),
+        table=Column("NC2 angle", ".4f"),
+        report=Column("NC2 angle", ".3f"),
+        figures=("epochs", "radii", "modes"),
+        series="nc2_activation_angle",
+        classifier="nc2_angle_classifier",
+    )
+    nc2_angle_classifier: float = metric(
+        "NC2 angle of W", required=True, series="nc2_classifier_angle"
+    )
+    nc3: float = metric(
+        "NC3",
+        required=True,
+        label="NC3\n$\\|W^\\top\\!/\\|W\\|_F - M/\\|M\\|_F\\|_F^2$",
+        log=Column("nc3", ".3f"),
+        table=Column("NC3", "6.3f"),
+        report=Column("NC3", ".3f"),
+        figures=("epochs", "radii", "modes"),
+        series="nc3",
+    )
+    nc4: float = metric(
+        "NC4",
+        required=True,
+        label="NC4\nshare NCC $\\neq$ network",
+        scale="share",
+        log=Column("nc4", ".4f"),
+        table=Column("NC4", ".4f"),
+        report=Column("NC4", ".3f"),
+        figures=("epochs", "radii", "modes"),
+        series="nc4",
+    )
+    clean_distance: float = metric(
+        "distance",
+        label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$",
+        log=Column("dist", ".3f"),
+        figures=("epochs",),
+        from_clean=True,
+    )
+    clean_angle: float = metric(
+        "angle",
+        label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]",
+        log=Column("angle", ".3f"),
+        report=Column("angle to clean means", ".3f"),
+        figures=("epochs", "radii"),
+        from_clean=True,
+    )
+    clean_distance_abs: float = metric("distance, not centred", from_clean=True)
+    clean_angle_abs: float = metric("angle, not centred", from_clean=True)
+    clean_mean_distance: float = metric("distance of the global means", from_clean=True)
+    clean_mean_angle: float = metric("angle of the global means", from_clean=True)
+    nc1_papyan: float = metric("NC1 (Papyan)")
+    cdnv: float = metric(
+        "CDNV",
+        label="CDNV\n$(V_a+V_b)\\,/\\,2\\|\\mu_a-\\mu_b\\|^2$",
+        scale="log",
+        figures=("epochs",),
+    )
+    nc2_zhu: float = metric(
+        "NC2 (Zhu)", label="NC2 (Zhu et al.)\n$WW^\\top$ to simplex", figures=("epochs",)
+    )
+    nc3_zhu: float = metric(
+        "NC3 (Zhu)", label="NC3 (Zhu et al.)\n$WM$ to simplex", figures=("epochs",)
+    )
+
+
+# As they are shown: the accuracy first, though its column comes after that of the loss.
+METRICS = {name: metrics_of(Metrics)[name] for name in ("accuracy", *metrics_of(Metrics))}
