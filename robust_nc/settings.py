@@ -109,8 +109,9 @@ def with_former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict
     """What an args.json tells, and what one of an older version leaves unsaid; {} stays {}."""
     if not arguments:
         return {}
-    former = {flag.key: flag.former for flag in flags if flag.former is not ALWAYS_THERE}
-    return former | arguments
+    unsaid = [flag for flag in flags if flag.key not in arguments]
+    former = {flag.key: flag.former for flag in unsaid if flag.former is not ALWAYS_THERE}
+    return arguments | former
 
 
 def difference(now: dict[str, Any], earlier: dict[str, Any], keys: Iterable[str]) -> str | None:
