@@ -1,8 +1,4 @@
-"""The flags that train.py and eval.py share, and what is made of them.
-
-Settings are the flags as the script will use them; they are read-only. What is derived from them,
-a folder, the data, networks, is a value of its own.
-"""
+"""The kinds of input that a network is measured on: one row of INPUTS for each."""
 
 import math
 from collections.abc import Callable
@@ -37,6 +33,8 @@ class InputKind:
     """One kind of input.
 
     perturb: from a model, images, labels and the strength to what is added; None for clean images.
+    stream: the number of its random stream, of no other kind; another one changes its draws, and so
+        every number that is measured on it.
     attacked: whether it is perturbed by an attack, whose epsilon tables tell.
     targeted: measured with the next class, (y + 1) mod C, towards which it is perturbed.
     asked_by: the flags of eval.py that ask for it.
@@ -51,6 +49,7 @@ class InputKind:
     """
 
     perturb: Callable[[nn.Module, Tensor, Tensor, Strength], Tensor] | None
+    stream: int
     label: str
     color: str
     marker: str
@@ -99,19 +98,27 @@ def _gaussian_l2(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> 
     return l2_noise(x, 16 * strength.noise)
 
 
-# Each kind has its own random stream, by its place: new ones go to the end.
+# In the order of tables and figures.
 INPUTS: dict[str, InputKind] = {
     "clean": InputKind(
-        None,
-        *("clean", "#0072B2", "o", 5.5),
+        perturb=None,
+        stream=0,
+        label="clean",
+        color="#0072B2",
+        marker="o",
+        size=5.5,
         prefix="",
         asked_by=("neural_collapse", "neural_collapse_targeted"),
         layerwise=True,
         outcome="",
     ),
     "pgd": InputKind(
-        _attacked,
-        *("PGD", "#D55E00", "s", 4.5),
+        perturb=_attacked,
+        stream=1,
+        label="PGD",
+        color="#D55E00",
+        marker="s",
+        size=4.5,
         asked_by=("neural_collapse",),
         attacked=True,
         from_clean=True,
@@ -132,21 +139,33 @@ INPUTS: dict[str, InputKind] = {
         },
     ),
     "gaussian": InputKind(
-        _gaussian,
-        *("Gaussian noise", "#009E73", "^", 4.5),
+        perturb=_gaussian,
+        stream=2,
+        label="Gaussian noise",
+        color="#009E73",
+        marker="^",
+        size=4.5,
         asked_by=("neural_collapse_gaussian",),
         layerwise=True,
         prefix="new_gaussian_label_",
     ),
     "sign": InputKind(
-        _sign,
-        *("sign noise", "#CC79A7", "D", 3),
+        perturb=_sign,
+        stream=3,
+        label="sign noise",
+        color="#CC79A7",
+        marker="D",
+        size=3,
         asked_by=("neural_collapse_gaussian",),
         prefix="linf_label_",
     ),
     "targeted": InputKind(
-        _towards,
-        *("targeted", "#E69F00", "v", 4.5),
+        perturb=_towards,
+        stream=4,
+        label="targeted",
+        color="#E69F00",
+        marker="v",
+        size=4.5,
         asked_by=("neural_collapse_targeted",),
         attacked=True,
         targeted=True,
@@ -168,16 +187,24 @@ INPUTS: dict[str, InputKind] = {
     ),
     # What train.py measures; eval.py's "gaussian" has taken its place in the paper.
     "gaussian_l2": InputKind(
-        _gaussian_l2,
-        *("Gaussian noise (train.py's)", "#56B4E9", "P", 4),
+        perturb=_gaussian_l2,
+        stream=5,
+        label="Gaussian noise (train.py's)",
+        color="#56B4E9",
+        marker="P",
+        size=4,
         prefix="gaussian_label_",
         stands_in_for="gaussian",
     ),
     # What train.py measures under AT, TRADES and MART: the images that the epoch stepped on, which
     # were perturbed against earlier weights (under TRADES by its own attack).
     "seen": InputKind(
-        None,
-        *("perturbed, as seen in training", "#D55E00", "s", 4.5),
+        perturb=None,
+        stream=6,
+        label="perturbed, as seen in training",
+        color="#D55E00",
+        marker="s",
+        size=4.5,
         attacked=True,
         from_clean=True,
         prefix="robust_",
@@ -187,5 +214,5 @@ INPUTS: dict[str, InputKind] = {
 
 
 def place_of(name: str) -> int:
-    """The place of a kind of input in INPUTS: its order in tables, and its random stream."""
+    """The place of a kind of input in INPUTS: its order in tables."""
     return list(INPUTS).index(name)
