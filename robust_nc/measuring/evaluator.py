@@ -1,8 +1,4 @@
-"""A network on images: perturbations, outputs, and one function per type of row.
-
-Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoint that are asked
-for, and their numbers do not depend on which others are: each has a random stream of its own.
-"""
+"""A network on images in batches: its outputs, what they measure, and memory that runs out."""
 
 import math
 from collections.abc import Callable
@@ -66,14 +62,10 @@ class Evaluator:
 
     The batch size is for speed alone: it is halved, and stays so, when memory runs out. No result
     depends on it as long as it is a multiple of CHUNK; smaller batches have draws of their own.
-
-    Args:
-        on_batch: told the size of each finished batch, for a progress bar.
     """
 
     network: Network
     batch_size: int
-    on_batch: Callable[[int], Any] = lambda size: None
 
     @torch.no_grad()
     def outputs(
@@ -132,9 +124,7 @@ class Evaluator:
         Raises:
             InputError: outputs that are not finite.
         """
-        found = self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
-        self.on_batch(len(labels))
-        return found
+        return self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
 
     def block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         """The class means after every block, by its name, in one forward pass per image.
@@ -142,20 +132,18 @@ class Evaluator:
         Raises:
             InputError: outputs that are not finite.
         """
-        found = self._retried(lambda: self._block_means(images, labels), len(labels))
-        self.on_batch(len(labels))
-        return found
+        return self._retried(lambda: self._block_means(images, labels), len(labels))
 
     @torch.no_grad()
     def _block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         network = self.network.eval()
         classes = len(network.classifier_weight)
         means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
-        with block_outputs(network) as found:
+        with block_outputs(network) as outputs:
             for x, y in batches(images, labels, self.batch_size):
                 network(x)
                 for name, collapse in means.items():
-                    collapse.add_to_means(found[name], y)
+                    collapse.add_to_means(outputs[name], y)
         check_finite(*(collapse.class_means for collapse in means.values()))
         return means
 
@@ -172,13 +160,13 @@ class Evaluator:
         true = labels if truth is None else truth
         near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
         near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
-        with block_outputs(self.network) as found:
-            parts = batches(images, labels, self.batch_size)
-            for (x, y), true_y in zip(parts, true.split(self.batch_size), strict=True):
+        with block_outputs(self.network) as outputs:
+            pairs = batches(images, labels, self.batch_size)
+            for (x, y), true_y in zip(pairs, true.split(self.batch_size), strict=True):
                 predictions = self.network(x).argmax(1)
                 for name, collapse in collapses.items():
-                    collapse.add_to_spread(found[name], y, predictions)
-                    nearest = clean[name].nearest(found[name])
+                    collapse.add_to_spread(outputs[name], y, predictions)
+                    nearest = clean[name].nearest(outputs[name])
                     near_true[name] += (nearest == true_y).sum()
                     near_label[name] += (nearest == y).sum()
         measured = {}
@@ -225,7 +213,6 @@ class Evaluator:
         while start < len(labels):
             result, size = self._retried(next_batch, len(labels))
             results.append(result)
-            self.on_batch(size)
             start += size
         return results
 

@@ -21,7 +21,7 @@ from robust_nc.data.datasets import Dataset, Selection, as_float, load_dataset
 from robust_nc.data.inputs import Strength
 from robust_nc.data.readers import Split
 from robust_nc.measuring import centres
-from robust_nc.measuring.centres import centre_rows
+from robust_nc.measuring.centres import CentrePart, centre_rows
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import Subject
 from robust_nc.networks.blocks import NearestCentre, block_outputs
@@ -366,7 +366,7 @@ def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
         strengths=(Strength(attack=attack, restarts=1, noise=8 / 255, radius=8.0),),
         seed=1,
     )
-    parts = [("features", "clean", 8.0), ("features", "pgd", 8.0)]
+    parts = [CentrePart("features", means, 8.0) for means in ("clean", "pgd")]
     found = {
         (row.means, row.input): row.ncc_accuracy
         for row in centre_rows(subject, epoch=0, parts=parts)
