@@ -67,7 +67,6 @@ class Evaluator:
     network: Network
     batch_size: int
 
-    @torch.no_grad()
     def outputs(
         self, images: Tensor, labels: Tensor, perturb: Perturb = None
     ) -> tuple[Tensor, Tensor]:
@@ -82,9 +81,10 @@ class Evaluator:
         """
 
         def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            return self.network(_perturbed(x, y, perturb), return_activations=True)
+            return self.network(x, return_activations=True)
 
-        logits, features = map(torch.cat, zip(*self._map(forward, images, labels), strict=True))
+        by_batch = self.over_batches(forward, images, labels, perturb)
+        logits, features = map(torch.cat, zip(*by_batch, strict=True))
         check_finite(features, logits)
         return logits, features
 
@@ -102,7 +102,7 @@ class Evaluator:
         """All images (N, C, H, W) with their perturbation, as float; clean ones as they are."""
         if perturb is None:
             return images
-        return torch.cat(self._map(lambda x, y: _perturbed(x, y, perturb), images, labels))
+        return torch.cat(self.over_batches(lambda x, y: x, images, labels, perturb))
 
     def blocks(
         self,
@@ -196,19 +196,15 @@ class Evaluator:
 
         A batch for which memory runs out is tried again: until it returns, `work` changes nothing.
         """
-        return self._map(lambda x, y: work(_perturbed(x, y, perturb), y), images, labels)
-
-    def _map(
-        self, work: Callable[[Tensor, Tensor], Result], images: Tensor, labels: Tensor
-    ) -> list[Result]:
-        """work(images as float, labels) of every batch, in order."""
         self.network.eval()
         results, start = [], 0
 
         def next_batch() -> tuple[Result, int]:
             end = start + self.batch_size
-            y = labels[start:end]
-            return work(as_float(images[start:end]), y), len(y)
+            x, y = as_float(images[start:end]), labels[start:end]
+            if perturb is not None:
+                x = x + perturb(x, y)
+            return work(x, y), len(y)
 
         while start < len(labels):
             result, size = self._retried(next_batch, len(labels))
@@ -237,10 +233,6 @@ class Evaluator:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(f"out of memory: from here on batches of {self.batch_size} images")
-
-
-def _perturbed(x: Tensor, y: Tensor, perturb: Perturb) -> Tensor:
-    return x if perturb is None else x + perturb(x, y)
 
 
 def check_finite(*tensors: Tensor) -> None:

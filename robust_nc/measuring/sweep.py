@@ -111,7 +111,7 @@ class Task:
         raise NotImplementedError
 
     def inputs(self, parts: list) -> Iterable[InputPart]:
-        """The attacked inputs that `measure` asks the subject for: here these are the parts."""
+        """The inputs, at least the attacked ones, that `measure` asks for: here the parts."""
         return parts
 
     def rows_of_part(self, network: Network) -> int:

@@ -248,7 +248,8 @@ def test_layers_and_centres_of_a_sweep(trained, run_script):
     assert "features" in output and "by class mean" in output
 
 
-@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 6)))
+# Of --layerwise: its images are perturbed, and the clean class means and its blocks measured.
+@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 3), ("--ncc", 6)))
 def test_each_alone_goes_on_where_it_stopped(what, calls_for_one, trained, run_script, monkeypatch):
     path = LAYERS if what == "--layerwise" else CENTRES
     measured = []
