@@ -439,16 +439,16 @@ class TestHowManyImages:
 
 class TestRandomStreams:
     def test_the_order_of_the_kinds_of_input_changes_no_number(
-        self, run_of_three, run_script, monkeypatch
+        self, run_of_three, run_script, request
     ):
         shutil.copytree("models", "reordered")
         flags = f"{run_of_three} {ALL_INPUTS} --checkpoints 2"
         assert run_script(eval_script, flags)[0] == 0
         expected = {row["input"]: row for row in rows(TREE_FOLDER / "results/metrics.csv")}
+        former = dict(inputs.INPUTS)
+        request.addfinalizer(lambda: (inputs.INPUTS.clear(), inputs.INPUTS.update(former)))
         for name in ("pgd", "clean"):  # to the end, in place: other files hold the same dict
-            kind = inputs.INPUTS[name]
-            monkeypatch.delitem(inputs.INPUTS, name)
-            monkeypatch.setitem(inputs.INPUTS, name, kind)
+            inputs.INPUTS[name] = inputs.INPUTS.pop(name)
         assert [*inputs.INPUTS][-2:] == ["pgd", "clean"]
         assert run_script(eval_script, f"{flags} --models-dir reordered")[0] == 0
         other = "reordered" / TREE_FOLDER.relative_to("models") / "results/metrics.csv"
