@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import benchmark
 import gpu
+import gpu_stages
 
 from robust_nc.parsing import Parser, positive_int
 from robust_nc.results.files import read_json
@@ -104,10 +105,10 @@ def earlier_seconds(path: Path, more: list[str]) -> dict[str, float]:
 def record(path: Path, more: list[str], seconds: dict[str, float], left: str | None) -> None:
     """Put the wall times beside the figures of `make gpu`."""
     figures = [
-        asdict(gpu.Figure(f"{script}, {' '.join([RUN, *more])}", wall, "s", TARGETS[script]))
+        asdict(gpu_stages.Figure(f"{script}, {' '.join([RUN, *more])}", wall, "s", TARGETS[script]))
         for script, wall in seconds.items()
     ]
-    gpu.note(
+    gpu_stages.note(
         path,
         STAGE,
         flags=more,

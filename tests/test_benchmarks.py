@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import baseline
-import benchmark
 import pytest
+import sides
 import torch
 from conftest import BENCHMARKS, CIFAR_STATISTICS, HAS_BF16
 from test_attacks import L_INF, share_equal
@@ -82,31 +82,31 @@ def test_the_baseline_trains(mode, tiny_net):
 
 def test_the_benchmark_s_attack_is_the_one_of_the_flags():
     settings = parse_args(["--device", "cpu"])
-    assert strength(settings).attack == {"norm": "l_inf", **benchmark.ATTACK}
+    assert strength(settings).attack == {"norm": "l_inf", **sides.ATTACK}
 
 
 @pytest.mark.parametrize("variant", ("fp32", "bf16"))
 def test_the_warm_up_takes_the_steps_that_are_timed(variant, tiny_models):
     """Of one batch an AT step makes 10 passes to attack, one to step on and a clean one."""
-    benchmark.forget()
+    sides.forget()
     job = {"task": "at", "model": "vgg11bn", "images": 6, "device": torch.device("cpu")}
-    benchmark.time_task(variant, **job, warm_up=True)
-    training = benchmark.our_state(variant, "pgd_train", "vgg11bn", 6, job["device"])
+    sides.time_task(variant, **job, warm_up=True)
+    training = sides.our_state(variant, "pgd_train", "vgg11bn", 6, job["device"])
     sizes = []
     training.learner.network.register_forward_hook(
         lambda _, inputs, __: sizes.append(len(inputs[0]))
     )
     for warm_up in (True, False):
         sizes.clear()
-        assert benchmark.time_task(variant, **job, warm_up=warm_up) > 0
+        assert sides.time_task(variant, **job, warm_up=warm_up) > 0
         assert sizes == [6] * 12
-    benchmark.forget()
+    sides.forget()
 
 
 def test_a_replayed_step_is_warmed_up_until_the_short_batch_is_captured(monkeypatch):
     """The short batch comes once an epoch, and is captured after WARM_UP of its steps."""
     runs = []
-    monkeypatch.setattr(benchmark, "prepare_ours", lambda *job: lambda: runs.append(job))
+    monkeypatch.setattr(sides, "prepare_ours", lambda *job: lambda: runs.append(job))
     for side, warm_up, expected in (
         ("fp32", True, 1),
         ("fp32+compile", True, 1),
@@ -115,17 +115,17 @@ def test_a_replayed_step_is_warmed_up_until_the_short_batch_is_captured(monkeypa
         ("bf16+compile+graph", False, 1),
     ):
         runs.clear()
-        benchmark.time_task(side, "st", "vgg11bn", 6, torch.device("cpu"), warm_up)
+        sides.time_task(side, "st", "vgg11bn", 6, torch.device("cpu"), warm_up)
         assert len(runs) == expected, side
         assert len(set(runs)) == 1
 
 
 def test_what_cannot_differ_is_timed_once():
-    sides = ("baseline", "fp32", "fp32+compile", "fp32+graph", "bf16", "bf16+compile+graph")
+    variants = ("baseline", "fp32", "fp32+compile", "fp32+graph", "bf16", "bf16+compile+graph")
     timed = {
-        task: [side for side in sides if benchmark.is_timed(task, side)] for task in benchmark.TASKS
+        task: [side for side in variants if sides.is_timed(task, side)] for task in sides.TASKS
     }
-    assert timed["st"] == timed["at"] == timed["trades"] == list(sides)
+    assert timed["st"] == timed["at"] == timed["trades"] == list(variants)
     assert timed["pgd"] == timed["sweep"] == ["baseline", "fp32", "fp32+compile", "bf16"]
     assert timed["nc10"] == timed["nc100"] == ["baseline", "fp32"]
 
@@ -178,7 +178,7 @@ def test_a_graph_without_a_gpu_is_refused():
 
 def test_the_benchmark_trains_with_the_defaults_of_train_py():
     cpu = torch.device("cpu")
-    ours = vars(benchmark.our_settings("bf16", "pgd_train", "vgg11bn", cpu))
+    ours = vars(sides.our_settings("bf16", "pgd_train", "vgg11bn", cpu))
     defaults = vars(parse_args(["--device", "cpu"]))
     differing = {name for name, value in defaults.items() if ours[name] != value}
     assert differing == {"precision", "train_mode", "lr_max"}

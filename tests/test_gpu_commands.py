@@ -6,24 +6,27 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-import benchmark
 import gpu
 import gpu_run
+import gpu_stages
 import pytest
+import sides
 import torch
 from conftest import BENCHMARKS
 
+from robust_nc.training import resume
+
 CPU = torch.device("cpu")
-FIGURE = gpu.Figure("ST epoch", 0.5, "s", target=0.6)
+FIGURE = gpu_stages.Figure("ST epoch", 0.5, "s", target=0.6)
 
 
 @pytest.fixture
 def path(tmp_path):
     """The file of a GPU that has been through a stage."""
     path = tmp_path / "NVIDIA_H99.json"
-    gpu.note(path, "tests", figures=[asdict(FIGURE)], error=None, when="2026-01-01 00:00")
+    gpu_stages.note(path, "tests", figures=[asdict(FIGURE)], error=None, when="2026-01-01 00:00")
     return path
 
 
@@ -37,18 +40,18 @@ def test_a_gpu_s_name_is_a_file_s():
 
 
 def test_figures_tell_whether_they_meet_their_target():
-    assert FIGURE.met and not gpu.Figure("x", 0.7, "s", target=0.6).met
-    ratio = gpu.Figure("x", 12.0, "times", target=10, at_least=True)
-    assert ratio.met and not gpu.Figure("x", 9.0, "times", target=10, at_least=True).met
-    assert gpu.Figure("x", 1.0, "s").met is None
-    assert gpu.describe(FIGURE) == "ST epoch: 0.5 s (target 0.6)"
-    assert gpu.describe(gpu.Figure("x", 0.71234, "s")) == "x: 0.712 s"
+    assert FIGURE.met and not gpu_stages.Figure("x", 0.7, "s", target=0.6).met
+    ratio = gpu_stages.Figure("x", 12.0, "times", target=10, at_least=True)
+    assert ratio.met and not gpu_stages.Figure("x", 9.0, "times", target=10, at_least=True).met
+    assert gpu_stages.Figure("x", 1.0, "s").met is None
+    assert gpu_stages.describe(FIGURE) == "ST epoch: 0.5 s (target 0.6)"
+    assert gpu_stages.describe(gpu_stages.Figure("x", 0.71234, "s")) == "x: 0.712 s"
 
 
 def test_the_table_is_made_from_the_file_alone(path):
-    ratio = gpu.Figure("AT", 2.0, "times", target=3, at_least=True)
-    figures = [asdict(ratio), asdict(gpu.Figure("peak", 7.254, "GiB"))]
-    gpu.note(path, "memory", figures=figures, error="did not end", when="later", seconds=3.5)
+    ratio = gpu_stages.Figure("AT", 2.0, "times", target=3, at_least=True)
+    figures = [asdict(ratio), asdict(gpu_stages.Figure("peak", 7.254, "GiB"))]
+    gpu_stages.note(path, "memory", figures=figures, error="did not end", when="later", seconds=3.5)
     gpu.write_table(path)
     text = path.with_suffix(".md").read_text()
     assert text.startswith("# NVIDIA_H99\n")
@@ -98,8 +101,8 @@ def test_nothing_is_left_of_a_stage_that_takes_too_long(path, tmp_path):
 
 
 def test_a_stage_that_raises_says_why(path, monkeypatch):
-    bench = gpu.Bench(CPU, path, "kernels")
-    gpu.note(path, "kernels", figures=[], error=gpu.UNENDED)
+    bench = gpu_stages.Bench(CPU, path, "kernels")
+    gpu_stages.note(path, "kernels", figures=[], error=gpu.UNENDED)
 
     def stage(bench):
         bench.report(FIGURE)
@@ -130,12 +133,12 @@ def test_the_stages_of_make_gpu_take_ten_minutes_at_most():
     ),
 )
 def test_what_pytest_says_becomes_figures(output, figures, error, path):
-    bench = gpu.Bench(CPU, path, "tests")
-    gpu.note(path, "tests", figures=[])
+    bench = gpu_stages.Bench(CPU, path, "tests")
+    gpu_stages.note(path, "tests", figures=[])
     try:
-        gpu.report_tests(bench, output)
+        gpu_stages.report_tests(bench, output)
         found = None
-    except gpu.StageError as raised:
+    except gpu_stages.StageError as raised:
         found = str(raised)
     assert found == error
     told = {f["what"].split()[1]: f["value"] for f in stages(path)["tests"]["figures"]}
@@ -149,29 +152,29 @@ def test_ratios_to_the_baseline_become_figures(path):
         ["sweep", "vgg11bn", "baseline", 30.0],
         ["sweep", "vgg11bn", "tf32", 3.0],
     ]
-    gpu.note(path, "kernels", figures=[])
-    bench = gpu.Bench(CPU, path, "kernels")
-    gpu.report_ratios(bench, {"seconds": rows, "rates": {"tf32": 4e14}})
-    figures = [gpu.Figure(**figure) for figure in stages(path)["kernels"]["figures"]]
+    gpu_stages.note(path, "kernels", figures=[])
+    bench = gpu_stages.Bench(CPU, path, "kernels")
+    gpu_stages.report_ratios(bench, {"seconds": rows, "rates": {"tf32": 4e14}})
+    figures = [gpu_stages.Figure(**figure) for figure in stages(path)["kernels"]["figures"]]
     assert [figure.value for figure in figures] == [20, 10, 400]
     assert [figure.met for figure in figures] == [True, False, None]
-    gpu.report_ratios(bench, {"seconds": [], "rates": {"tf32": 3e14}})  # of the next task
+    gpu_stages.report_ratios(bench, {"seconds": [], "rates": {"tf32": 3e14}})  # of the next task
     assert len(stages(path)["kernels"]["figures"]) == len(figures)
 
 
 @pytest.fixture
 def tiny_bench(path, tiny_models, monkeypatch):
     """Ten images, tiny networks, no graphs: those need a GPU."""
-    settings = benchmark.our_settings
+    settings = sides.our_settings
     monkeypatch.setattr(
-        benchmark,
+        sides,
         "our_settings",
         lambda variant, *rest: settings(variant.split("+")[0], *rest),
     )
 
     def bench(stage):
-        gpu.note(path, stage, figures=[])
-        return gpu.Bench(CPU, path, stage, scale=10 / benchmark.IMAGES)
+        gpu_stages.note(path, stage, figures=[])
+        return gpu_stages.Bench(CPU, path, stage, scale=10 / sides.IMAGES)
 
     return bench
 
@@ -179,7 +182,7 @@ def tiny_bench(path, tiny_models, monkeypatch):
 @pytest.mark.slow
 def test_jobs_and_the_column_are_timed_as_published(tiny_bench, path, monkeypatch):
     written, epochs = [], []
-    save, run_epoch = gpu.save_checkpoint, gpu.run_epoch
+    save, run_epoch = resume.save_checkpoint, gpu_stages.run_epoch
 
     def saved(path, **state):
         written.append(path.name)
@@ -189,33 +192,33 @@ def test_jobs_and_the_column_are_timed_as_published(tiny_bench, path, monkeypatc
         epochs.append(training.settings)
         return run_epoch(training, epoch)
 
-    monkeypatch.setattr(gpu, "save_checkpoint", saved)
-    monkeypatch.setattr(gpu, "run_epoch", counted)
-    jobs = [gpu.replace(job, variants=job.variants[-1:]) for job in gpu.JOBS[1::2]]
-    monkeypatch.setattr(gpu, "JOBS", (gpu.JOBS[0], *jobs))
-    gpu.time_jobs(tiny_bench("end-to-end"))
+    monkeypatch.setattr(resume, "save_checkpoint", saved)
+    monkeypatch.setattr(gpu_stages, "run_epoch", counted)
+    jobs = [replace(job, variants=job.variants[-1:]) for job in gpu_stages.JOBS[1::2]]
+    monkeypatch.setattr(gpu_stages, "JOBS", (gpu_stages.JOBS[0], *jobs))
+    gpu_stages.time_jobs(tiny_bench("end-to-end"))
     figures = stages(path)["end-to-end"]["figures"]
-    assert len(figures) == len(gpu.JOBS[0].variants) + len(jobs)
+    assert len(figures) == len(gpu_stages.JOBS[0].variants) + len(jobs)
     assert all(figure["value"] > 0 and figure["target"] for figure in figures)
     assert "model_2.pth" in written and "resume.pth" in written  # of three ST epochs, timed
     modes = {(settings.train_mode, settings.neural_collapse) for settings in epochs}
     assert modes == {("std_train", False), ("pgd_train", True)}
 
-    monkeypatch.setattr(gpu, "COLUMN_VARIANTS", ("tf32",))
+    monkeypatch.setattr(gpu_stages, "COLUMN_VARIANTS", ("tf32",))
     epochs.clear()
-    gpu.project_column(tiny_bench("column"))
+    gpu_stages.project_column(tiny_bench("column"))
     [figure] = stages(path)["column"]["figures"]
     assert figure["unit"] == "h" and figure["target"] == 24
     assert {settings.model for settings in epochs} == {"vgg11bn", "PreActResNet18"}
-    assert {settings.train_mode for settings in epochs} == set(benchmark.TRAIN_MODES.values())
+    assert {settings.train_mode for settings in epochs} == set(sides.TRAIN_MODES.values())
 
 
 def test_memory_and_profile_are_measured(tiny_bench, path):
-    gpu.limit_memory(tiny_bench("memory"))
+    gpu_stages.limit_memory(tiny_bench("memory"))
     assert [f["target"] for f in stages(path)["memory"]["figures"]] == [8.0] * 4
     bench = tiny_bench("profile")
-    training = gpu.make_training(bench, "st", "vgg11bn", "fp32")
-    gpu.profile_steps(bench, training, "st", count=2)
+    training = gpu_stages.make_training(bench, "st", "vgg11bn", "fp32")
+    gpu_stages.profile_steps(bench, training, "st", count=2)
     first, share, *kernels = stages(path)["profile"]["figures"]
     assert first["value"] > 0 and 0 < share["value"] <= 1.5 and len(kernels) == 6
 
