@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from utils import InputError, logger
+from utils import InputError, logger, random_state_kept
 
 
 def is_factory(name: str) -> bool:
@@ -83,12 +83,14 @@ class Anatomy:
         `blocks` of its own.
     channels_last: whether the model runs in that memory format.
     takes_one_image: whether it can be trained on a batch of one image.
+    image_shape: (C, H, W) of the images that it was examined with.
     """
 
     classifier: str
     children: dict[str, str] | None
     channels_last: bool
     takes_one_image: bool
+    image_shape: tuple[int, ...]
 
     def outputs(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and features (N, D) of normalised images x (N, C, H, W)."""
@@ -125,7 +127,7 @@ def examine(name: str, model: nn.Module, image_shape: tuple[int, ...], classes: 
             these do not come from a linear layer.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with random_state_kept(torch.device("cpu")), torch.no_grad():
             torch.manual_seed(0)
             return _examined(model, torch.rand(2, *image_shape), classes)
     except InputError as error:
@@ -162,6 +164,7 @@ def _examined(model: nn.Module, images: Tensor, classes: int) -> Anatomy:
         None if _has_blocks(trial, images) else _children(names, classifier),
         channels_last=refused is None,
         takes_one_image=_refused(trial.train(), images[:1]) is None,
+        image_shape=tuple(images.shape[1:]),
     )
 
 
