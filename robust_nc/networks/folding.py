@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from robust_nc.networks.blocks import FEATURES, layer_outputs
-from robust_nc.networks.network import EXTRA_STATE, Network
+from robust_nc.networks.any_network import EXTRA_STATE, FEATURES
+from robust_nc.networks.blocks import layer_outputs
+from robust_nc.networks.network import Network
 from utils import logger, random_state_kept, seed_everything
 
 Pairs = list[tuple[str, str]]  # names of a convolution and of the batch norm after it

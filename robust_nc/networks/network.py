@@ -23,9 +23,6 @@ from robust_nc.networks.any_network import Anatomy
 # Mean and standard deviation per channel, in [0, 1] units, that normalise images.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
-# The last part of the name under which a state_dict holds what a module's get_extra_state gives.
-EXTRA_STATE = "_extra_state"
-
 # Name -> image size -> factory (num_classes, in_channels) of a model with fresh weights.
 ARCHITECTURES: dict[str, dict[int, Callable[..., nn.Module]]] = {
     "vgg11bn": {32: vgg.vgg11_bn, 160: vgg_imagenet.vgg11_bn_pool},
