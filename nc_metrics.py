@@ -27,9 +27,8 @@ class NeuralCollapse:
     """The metrics of one set of N features of dimension D in C classes. No metric has a unit.
 
     `activation` is M = [mu_c - mu_G] (D x C), the class means mu_c less the mean over all samples;
-    `classifier` is W^T (D x C). Printed, it is the metrics alone. Where the class means coincide,
-    as those of features that are all zero do, every metric of them is NaN: all but those of the
-    classifier alone and `ncc_accuracy`.
+    `classifier` is W^T (D x C). Printed, it is the metrics alone. Where all class means
+    coincide, as those of a dead network, what is made of them is NaN, but for `ncc_accuracy`.
 
     nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed.
         Papyan et al. divide by C; the published code does not, and neither does this.
@@ -96,9 +95,7 @@ class LayerCollapse:
     nc1, nc2_norm, nc2_angle: those of NeuralCollapse, the latter two of the class means.
     ncc_accuracy: share of samples whose nearest class mean in this layer is their label's.
     ncc_agreement: share of samples where it is the class that the whole network predicts; 1 - NC4
-        in the last layer.
-
-    Where the class means coincide all are NaN but `ncc_accuracy`.
+        in the last layer, and NaN where NC1 is.
     """
 
     nc1: float
@@ -145,9 +142,9 @@ def neural_collapse(
     """
     _check_shapes(features, labels, logits, classifier_weight)
     _check_labels(labels, len(classifier_weight))
-    if not features.isfinite().all():
-        count = int((~features.isfinite()).any(1).sum())
-        raise ValueError(f"features of {count} of {len(features)} samples are not finite")
+    infinite = int((~features.isfinite()).any(1).sum())
+    if infinite:
+        raise ValueError(f"features of {infinite} of {len(features)} samples are not finite")
     features = features.double()
     classifier = classifier_weight.double().T  # (D, C)
     num_classes = classifier.shape[1]
@@ -287,9 +284,8 @@ def simplex_distance(means_a: Tensor, means_b: Tensor) -> SimplexDistance:
     Source: Su et al. 2024, section 4 (clean against perturbed simplices).
     """
     if means_a.shape != means_b.shape or means_a.ndim != 2:
-        raise ValueError(
-            f"class means must both be (C, D), got {tuple(means_a.shape)}, {tuple(means_b.shape)}"
-        )
+        shapes = f"{tuple(means_a.shape)}, {tuple(means_b.shape)}"
+        raise ValueError(f"class means must both be (C, D), got {shapes}")
     means_a, means_b = means_a.double(), means_b.double()
     global_a, global_b = means_a.mean(0), means_b.mean(0)
     centred_a, centred_b = means_a - global_a, means_b - global_b
@@ -323,9 +319,8 @@ def _check_labels(labels: Tensor, classes: int) -> None:
     """Their values in main memory alone: a check of each batch would wait for a GPU."""
     if labels.dtype != torch.int64:
         raise ValueError(f"expected labels of type torch.int64, got {labels.dtype}")
-    looked_at = labels.device.type == "cpu" and len(labels)
-    if looked_at and not 0 <= labels.min() <= labels.max() < classes:
-        low, high = labels.min(), labels.max()
+    low, high = (labels.min(), labels.max()) if labels.is_cpu and len(labels) else (0, 0)
+    if low < 0 or high >= classes:
         raise ValueError(f"expected labels from 0 to {classes - 1}, got some from {low} to {high}")
 
 
@@ -339,15 +334,11 @@ def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_or_nan(singular_values: Tensor, class_means: Tensor) -> float:
-    """1.0; NaN, with a warning, where class means coincide: no metric of them has a value then."""
+    """1.0; NaN, with a warning, where class means coincide: no metric of them is defined then."""
     if singular_values[0] > ROUNDING * class_means.norm():
         return 1.0
-    warnings.warn(
-        "the class means of the features coincide: NC1, and what else is made of them, is not "
-        "defined and NaN",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+    message = "the class means of the features coincide: NC1 and all that is made of them are NaN"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
     return math.nan
 
 
