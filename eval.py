@@ -16,40 +16,38 @@ The flags that name the run are those it was trained with. Each finished checkpo
 once; the same command, started again, goes on after the last one.
 """
 
-import re
-from collections import Counter
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from robust_nc import build
+from robust_nc.agreement import HASHES, agree_with_run, former_steps, other_sweep
 from robust_nc.checks import check_run, check_sweep, unknown_layer
 from robust_nc.data.datasets import Dataset, equal_splits
-from robust_nc.data.inputs import INPUTS, asked_inputs
-from robust_nc.flags import SWEEP_FLAGS, sweep_parser
+from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.measuring.subject import InputPart, Subject
-from robust_nc.measuring.sweep import PARTS, Part, size_of
+from robust_nc.measuring.subject import Subject
+from robust_nc.measuring.sweep import (
+    TASKS,
+    Missing,
+    checkpoint_files,
+    epochs_of,
+    missing_parts,
+    names_of_tasks,
+    rows_to_come,
+    shared_inputs,
+)
 from robust_nc.networks.checkpoints import load_checkpoint
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
-from robust_nc.results.files import read_json, read_rows, sha256, write_json
-from robust_nc.results.records import TABLES, EpochSummary, Record, swept_by_eval
+from robust_nc.results.files import read_json, sha256, write_json
+from robust_nc.results.records import TABLES, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import describe_record, table_lines
-from robust_nc.settings import (
-    STATISTICS,
-    Means,
-    Settings,
-    difference,
-    keys_that,
-    select_epochs,
-    with_former_values,
-)
+from robust_nc.settings import Settings
 from utils import (
     InputError,
     Ranks,
@@ -60,9 +58,6 @@ from utils import (
     run_script,
     set_precision,
 )
-
-HASHES = "checkpoint_sha256"  # in eval_args.json, of the files of --checkpoint
-PUBLISHED_EPOCHS = 400  # where neither the flags nor the folder tell
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
@@ -88,15 +83,6 @@ def is_results_of_run(path: Path) -> bool:
     return path.name == "results" and (path.parent / "args.json").exists()
 
 
-def with_step_of_run(settings: Settings, run: RunFolder) -> Settings:
-    """Among several radii, the run's own is attacked as before: as swept, or else as trained."""
-    own = f"{settings.epsilon:g}"
-    if settings.alpha_given or settings.epsilons == (settings.epsilon,):
-        return settings
-    trained = run.trained_with().get("pgd_alpha", settings.pgd_alpha)
-    return settings.replace(pgd_alpha=former_steps(run).get(own, trained))
-
-
 def results_folder(settings: Settings) -> RunFolder:
     """The run's folder, or with --checkpoint the one that --out names."""
     run = build.run_folder(settings)
@@ -105,15 +91,40 @@ def results_folder(settings: Settings) -> RunFolder:
     return RunFolder(settings.out, standard=run.standard, results=settings.out)
 
 
-def epochs_of(settings: Settings, run: RunFolder) -> int:
-    """How many epochs the run was trained for, or will be."""
-    told = settings.epochs or run.trained_with().get("epochs")
-    return told or max(run.epochs(), default=PUBLISHED_EPOCHS - 1) + 1
+def main() -> None:
+    settings = parse_args()
+    ranks = join_ranks()
+    set_precision(settings.precision)
+    run = results_folder(settings)
+    settings = agree_with_run(settings, run)
+    sweep = prepare(settings, run, checkpoint_files(settings, run))
+    with run.lock("eval.py") if ranks.number == 0 else nullcontext():
+        run.open()
+        log_to(run.path / "eval.log")
+        if ranks.number == 0:
+            open_results(sweep)
+        ranks.wait()
+        missing = missing_parts(settings, sweep.data, sweep.network, sweep.files, run)
+        ranks.wait()  # all have read the same rows before one adds to them
+        try:
+            measure(sweep, missing, ranks)
+            ranks.wait()
+        except BaseException:  # a signal too; what stopped the sweep is what is told
+            if ranks.number == 0:
+                with suppress(InputError):
+                    run.settle(all_done=ranks.count == 1)
+            raise
+        if ranks.number == 0:
+            run.settle()
+            for line in summary(sweep):
+                logger.info(line)
+            logger.info(f"results are in {run.results}; {describe_peak(settings.device)}")
+    ranks.leave()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured, by which of the ranks, and where it is recorded."""
+    """What is measured, and where it is recorded."""
 
     settings: Settings
     run: RunFolder
@@ -122,135 +133,25 @@ class Sweep:
     network: Network
     folded: FoldedNetwork  # of `network`, which checkpoints are loaded into
     subject: Subject
-    ranks: Ranks
     statistics: Statistics  # what images are normalised with, where a file does not bring its own
 
     def load(self, epoch: int) -> None:
         """Load a checkpoint, and normalise as its wrapper does unless the flags say how."""
         file, used = self.files[epoch], self.statistics
-        _, found = load_checkpoint(file, self.network)
-        if found and build.statistics_given(self.settings):
+        _, own = load_checkpoint(file, self.network)
+        if own and build.statistics_given(self.settings):
             logger.info(
                 f"{file}: normalised with {statistics_in_words(used)} as given, not with its own "
-                f"{statistics_in_words(found)}"
+                f"{statistics_in_words(own)}"
             )
-        elif found:
-            used = found
-            logger.info(f"{file}: normalised with its own {statistics_in_words(found)}")
+        elif own:
+            used = own
+            logger.info(f"{file}: normalised with its own {statistics_in_words(own)}")
         self.network.normalise_by(*used)
         self.folded.refold()
 
-    @property
-    def ends(self) -> list[int]:
-        """The first and the last epoch."""
-        return sorted({min(self.files), max(self.files)})
 
-
-def main() -> None:
-    settings = parse_args()
-    ranks = join_ranks()
-    set_precision(settings.precision)
-    run = results_folder(settings)
-    if settings.epsilon not in settings.epsilons and not settings.checkpoint:
-        radii = ", ".join(f"{radius:g}" for radius in settings.epsilons)
-        logger.info(
-            f"{run.path}, trained with epsilon {settings.epsilon:g}, is attacked at {radii}"
-        )
-    if not settings.checkpoint:
-        settings = as_trained(settings, run)
-    files = checkpoint_files(settings, run)
-    settings = with_step_of_run(settings, run)
-    sweep = prepare(settings, run, files, ranks)
-    with run.lock("eval.py") if ranks.number == 0 else nullcontext():
-        run.open()
-        log_to(run.path / "eval.log")
-        if ranks.number == 0:
-            open_results(sweep)
-        ranks.wait()
-        try:
-            measure_share(sweep)
-        except BaseException:  # a signal too; what stopped the sweep is what is told
-            with suppress(InputError):
-                run.settle()
-            raise
-        run.settle()
-        ranks.wait()
-        if ranks.number == 0:
-            for line in summary(sweep):
-                logger.info(line)
-            logger.info(f"results are in {run.results}; {describe_peak(settings.device)}")
-    ranks.leave()
-
-
-def as_trained(settings: Settings, run: RunFolder) -> Settings:
-    """The settings with the images that the run was trained on; refuse what it was not."""
-    trained = run.trained_with()
-    given = {name for name in ("lr_max", "epochs") if getattr(settings, name) is not None}
-    differing = difference(vars(settings), trained, {"image_size"} | given)
-    if differing:
-        raise InputError(f"{run.path} was trained with other flags: {differing}")
-    limits = {
-        name: trained.get(name) if getattr(settings, name) is None else getattr(settings, name)
-        for name in ("limit_train", "limit_test")
-    }
-    return settings.replace(**limits)
-
-
-def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
-    """Epoch -> file of every checkpoint to measure; for --checkpoint the place in its list."""
-    if settings.checkpoint:
-        files = dict(enumerate(settings.checkpoint))
-        advice = "--checkpoint names files of weights"
-    else:
-        files = {epoch: run.checkpoint(epoch) for epoch in swept_epochs(settings, run)}
-        advice = other_radii(settings, run) or (
-            "check the flags that name the run, or choose with --checkpoints"
-        )
-    missing = [file for file in files.values() if not file.is_file()]
-    if missing:
-        raise InputError(
-            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(files)} are missing); "
-            f"{advice}"
-        )
-    return files
-
-
-def other_radii(settings: Settings, run: RunFolder) -> str | None:
-    """One line on what to give where runs were trained with another epsilon than the one given."""
-    trained = sorted(
-        float(folder.name.removeprefix("eps"))
-        for folder in run.path.parents[2].glob("eps*")
-        if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
-        and any((folder / Path(*run.path.parts[-2:])).glob("model_*.pth"))
-    )
-    if run.path.exists() or not trained:
-        return None
-    radii = " or ".join(f"{radius:g}" for radius in trained)
-    return (
-        f"there is one trained with --epsilon {radii}: --epsilon {trained[0]:g} --epsilons "
-        f"{settings.epsilon:g} attacks it at {settings.epsilon:g}"
-    )
-
-
-def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
-    """Those that --checkpoints chooses, or all that the run left."""
-    epochs = epochs_of(settings, run)
-    left = [epoch for epoch in run.epochs() if epoch < epochs]
-    if settings.checkpoints or not left:
-        return select_epochs(settings.checkpoints, epochs)
-    kept = select_epochs(run.trained_with().get("checkpoint_epochs"), epochs)
-    history = read_rows(run.path / "history.csv", EpochSummary)
-    last = max((row.epoch for row in history), default=left[-1])
-    gone = [epoch for epoch in kept if epoch <= last and epoch not in left]
-    if gone:
-        names = run.checkpoint(gone[0]).name + (f" and {len(gone) - 1} more" if gone[1:] else "")
-        logger.warning(f"{run.path}: not there, and left out: {names}")
-    if last + 1 < epochs:
-        logger.info(f"{run.path} has come to epoch {last} of {epochs - 1}")
-    return left
-
-
-def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: Ranks) -> Sweep:
+def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = build.load_data(settings)
     trained = None if settings.checkpoint else run.trained_with()
@@ -268,7 +169,7 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path], ranks: R
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed)
-    return Sweep(settings, run, files, data, network, folded, subject, ranks, statistics)
+    return Sweep(settings, run, files, data, network, folded, subject, statistics)
 
 
 def open_results(sweep: Sweep) -> None:
@@ -283,140 +184,66 @@ def open_results(sweep: Sweep) -> None:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
-    elif any(rows_of(run, row_type) for row_type in TABLES):
-        refuse_other_sweep(sweep, now)
-        now["step_sizes"] = former_steps(run) | now["step_sizes"]
-    run.settle()  # what a killed sweep had found
+    elif any(run.swept_rows(row_type) for row_type in TABLES):
+        earlier, steps = read_json(run.sweep_file) or {}, former_steps(run)
+        differing = other_sweep(now, earlier, steps, build.other_images(sweep.data, earlier))
+        if differing:
+            raise InputError(
+                f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
+            )
+        now["step_sizes"] = steps | now["step_sizes"]
+    run.merge()  # what a sweep that was killed has left
     write_json(run.sweep_file, now)
 
 
-def former_steps(run: RunFolder) -> dict[str, float]:
-    """Radius -> step size of the attacks that sweeps have recorded."""
-    rows = [row for row_type in TABLES for row in rows_of(run, row_type)]
-    measured = {f"{row.epsilon:g}" for row in rows}
-    told = build.step_sizes(read_json(run.sweep_file) or {})
-    return {radius: size for radius, size in told.items() if radius in measured}
-
-
-def refuse_other_sweep(sweep: Sweep, now: dict[str, Any]) -> None:
-    """Stop where the records were made with other flags, images or files."""
-    settings, run = sweep.settings, sweep.run
-    earlier = with_former_values(read_json(run.sweep_file) or {}, SWEEP_FLAGS)
-    # With --out the folder's name does not tell which run it is.
-    naming = Means.NAME | Means.SEED if settings.checkpoint else Means.FREE
-    # The step size is one of each radius: those of other radii stay beside it.
-    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - {"pgd_alpha"}
-    if settings.checkpoint and len(settings.checkpoint) == len(earlier.get(HASHES, ())):
-        compared -= {"checkpoint"}  # whatever its name, a file is known by its content
-    differing = difference(now, earlier, compared)
-    former = former_steps(run)
-    for radius, size in now["step_sizes"].items():
-        if not differing and former.get(radius, size) != size:
-            differing = f"--pgd-alpha was {former[radius]} at epsilon {radius}, is {size} now"
-    other = build.other_images(sweep.data, earlier)
-    if not differing and other:
-        differing = f"its images were others: {other}"
-    differing = differing or difference(now, earlier, STATISTICS)
-    own = now.get("own_normalisation")
-    if not differing and earlier.get("own_normalisation", own) != own:
-        differing = f"--mean and --std were {'' if own else 'not '}given then"
-    if not differing and settings.checkpoint:
-        hashes = zip(
-            settings.checkpoint,
-            now[HASHES],
-            earlier.get(HASHES, now[HASHES]),
-            strict=True,
-        )
-        changed = [file for file, present, former in hashes if present != former]
-        differing = f"{changed[0]} was another file then" if changed else None
-    if differing:
-        raise InputError(
-            f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
-        )
-
-
-def measure_share(sweep: Sweep) -> None:
-    """Measure this rank's share of the checkpoints that are not all recorded yet."""
-    settings, run, ranks, data = sweep.settings, sweep.run, sweep.ranks, sweep.data
-    missing = missing_parts(sweep)
+def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> None:
+    """Measure and record this rank's share of what is missing."""
+    settings, run, data, subject = sweep.settings, sweep.run, sweep.data, sweep.subject
     share = list(missing)[ranks.number :: ranks.count]
-    of_rank = f"; rank {ranks.number} of {ranks.count} takes {len(share)}" * (ranks.count > 1)
-    asked = [*asked_inputs(settings), *(p.name for p in PARTS[1:] if p.asked_for(settings, data))]
+    of_rank = f"; rank {ranks.number} of {ranks.count} takes {len(share)}"
     logger.info(
         f"sweep of {run.path}: {len(missing)} checkpoints ({len(sweep.files) - len(missing)} done "
-        f"before) on {', '.join(asked)}; {len(data.train)} training images in batches of "
-        f"{sweep.subject.evaluator.batch_size}, on {settings.device}{of_rank}"
+        f"before) on {', '.join(names_of_tasks(settings, data))}; {len(data.train)} training "
+        f"images in batches of {subject.evaluator.batch_size}, on {settings.device}"
+        f"{of_rank if ranks.count > 1 else ''}"
     )
-    ranks.wait()  # all have read the same records before one adds to them
-    total = sum(images_of(missing[epoch], data) for epoch in share)
+    total = rows_to_come((task for epoch in share for task in missing[epoch]), sweep.network)
     # A bar for one rank: those of others would write over it.
-    with tqdm(total=total, desc="sweep", unit="img", disable=ranks.number or None) as bar:
-        for evaluator in (sweep.subject.evaluator, sweep.subject.layers):
-            evaluator.on_batch = bar.update
+    with tqdm(total=total, desc="sweep", unit="row", disable=ranks.number or None) as bar:
         for epoch in share:
             sweep.load(epoch)
-            of_checkpoint = replace(sweep.subject, uses=Counter(attacked(missing[epoch])))
-            for part, parts in missing[epoch]:
-                measure_part(replace(sweep, subject=of_checkpoint), epoch, part, parts)
+            with subject.keeping(shared_inputs(missing[epoch])):
+                for task, parts in missing[epoch]:
+                    rows = []
+                    try:
+                        for row in task.measure(subject, epoch, parts):
+                            rows.append(row)
+                            bar.update()
+                    except InputError as error:
+                        raise InputError(f"{sweep.files[epoch]}: {error}") from error
+                    run.append(rows, ranks.number)
+                    log_rows(sweep, epoch, rows)
 
 
-def attacked(missing: list[tuple[Part, list[tuple]]]) -> list[InputPart]:
-    """The attacked inputs of one checkpoint, as often as there are types of row that need them."""
-    found = [of for part, parts in missing for of in part.inputs(parts)]
-    return [of for of in found if INPUTS[of[1]].attacked]
-
-
-def images_of(missing: list[tuple[Part, list[tuple]]], data: Dataset) -> int:
-    """How many images pass through the network for one checkpoint."""
-    kept = {of for of, uses in Counter(attacked(missing)).items() if uses > 1}
-    made = sum(size_of(data, split) for split, _, _ in kept)
-    return made + sum(part.images(parts, data, kept) for part, parts in missing)
-
-
-def measure_part(sweep: Sweep, epoch: int, part: Part, parts: list[tuple]) -> None:
-    """Measure and record what is missing of one kind of row of a checkpoint."""
-    file, run = sweep.files[epoch], sweep.run
-    try:
-        rows = part.measure(sweep.subject, epoch, parts)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    run.append(rows)
-    name = file.name if sweep.settings.checkpoint else f"epoch {epoch:>3}"
-    if part.row_type is Record:
+def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
+    """A line of the log for each row of metrics.csv, one for all rows of another table."""
+    name = sweep.files[epoch].name if sweep.settings.checkpoint else f"epoch {epoch:>3}"
+    row_type = type(rows[0])
+    if row_type is Record:
         for record in rows:
             logger.info(f"{name} {describe_record(record)}")
     else:
-        logger.info(f"{name} {len(rows)} rows of {TABLES[part.row_type]}")
-
-
-def missing_parts(sweep: Sweep) -> dict[int, list[tuple[Part, list[tuple]]]]:
-    """Epoch -> the parts that were asked for and are not recorded."""
-    missing: dict[int, list[tuple[Part, list[tuple]]]] = {}
-    for part in PARTS:
-        wanted = part.asked_for(sweep.settings, sweep.data)
-        recorded = rows_of(sweep.run, part.row_type) if wanted else []
-        # A part of which rows were lost, or lack what is measured now, is measured again.
-        done = Counter((row.epoch, part.part_of(row)) for row in recorded if part.whole(row))
-        whole = part.rows(sweep.network)
-        for epoch in sweep.files:
-            parts = [key for key in wanted if done[epoch, key] < whole]
-            if parts:
-                missing.setdefault(epoch, []).append((part, parts))
-    return dict(sorted(missing.items()))
-
-
-def rows_of(run: RunFolder, row_type: type) -> list:
-    """What sweeps have recorded in rows of one type."""
-    return [row for row in run.rows(row_type) if swept_by_eval(row)]
+        logger.info(f"{name} {len(rows)} rows of {row_type.file}")
 
 
 def summary(sweep: Sweep) -> list[str]:
     """The first and the last checkpoint of the sweep, in tables of what was asked for."""
-    settings, run, lines = sweep.settings, sweep.run, []
-    for part in PARTS:
-        asked = part.asked_for(settings, sweep.data)
-        rows = [row for row in rows_of(run, part.row_type) if part.part_of(row) in asked]
-        lines += table_lines([row for row in rows if row.epoch in sweep.ends]) if rows else []
+    ends, lines = (min(sweep.files), max(sweep.files)), []
+    for task in TASKS:
+        asked = task.parts(sweep.settings, sweep.data)
+        recorded = sweep.run.swept_rows(task.row_type) if asked else []
+        rows = [row for row in recorded if row.epoch in ends and task.part_of(row) in asked]
+        lines += table_lines(rows) if rows else []
     return lines
 
 

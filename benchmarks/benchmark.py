@@ -322,7 +322,8 @@ def sweep_checkpoint(training: Training, kinds: tuple[str, ...]) -> None:
         strengths=(learner.strength,),
         seed=training.settings.seed,
     )
-    input_rows(subject, epoch=0, parts=input_parts(["train"], kinds, [learner.strength.radius]))
+    parts = input_parts(["train"], kinds, [learner.strength.radius])
+    list(input_rows(subject, epoch=0, parts=parts))
 
 
 def matrix_rate(precision: str, device: torch.device) -> float:

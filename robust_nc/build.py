@@ -70,13 +70,6 @@ def step_size(settings: Settings, radius: float) -> float:
     return radius * published_step / published_radius
 
 
-def step_sizes(told: dict[str, Any]) -> dict[str, float]:
-    """Radius -> step size, of eval_args.json; older ones tell one of each."""
-    if "step_sizes" in told or "pgd_alpha" not in told:
-        return told.get("step_sizes", {})
-    return {f"{told['epsilon']:g}": told["pgd_alpha"]}
-
-
 def load_data(settings: Settings) -> Dataset:
     """The data that the flags name, on the device."""
     keep_freed_memory()

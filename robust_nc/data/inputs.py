@@ -1,8 +1,4 @@
-"""The flags that train.py and eval.py share, and what is made of them.
-
-Settings are the flags as the script will use them; they are read-only. What is derived from them,
-a folder, the data, networks, is a value of its own.
-"""
+"""The kinds of input that a network is measured on: one row of INPUTS for each."""
 
 import math
 from collections.abc import Callable
@@ -37,6 +33,8 @@ class InputKind:
     """One kind of input.
 
     perturb: from a model, images, labels and the strength to what is added; None for clean images.
+    stream: the number of its random stream, of no other kind; another one changes its draws, and so
+        every number that is measured on it.
     attacked: whether it is perturbed by an attack, whose epsilon tables tell.
     targeted: measured with the next class, (y + 1) mod C, towards which it is perturbed.
     asked_by: the flags of eval.py that ask for it.
@@ -50,6 +48,7 @@ class InputKind:
     """
 
     perturb: Callable[[nn.Module, Tensor, Tensor, Strength], Tensor] | None
+    stream: int
     label: str
     prefix: str
     asked_by: tuple[str, ...] = ()
@@ -95,10 +94,11 @@ def _gaussian_l2(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> 
     return l2_noise(x, 16 * strength.noise)
 
 
-# Each kind has its own random stream, by its place: new ones go to the end.
+# In the order of tables and figures.
 INPUTS: dict[str, InputKind] = {
     "clean": InputKind(
-        None,
+        perturb=None,
+        stream=0,
         label="clean",
         prefix="",
         asked_by=("neural_collapse", "neural_collapse_targeted"),
@@ -106,7 +106,8 @@ INPUTS: dict[str, InputKind] = {
         outcome="",
     ),
     "pgd": InputKind(
-        _attacked,
+        perturb=_attacked,
+        stream=1,
         label="PGD",
         asked_by=("neural_collapse",),
         attacked=True,
@@ -128,20 +129,23 @@ INPUTS: dict[str, InputKind] = {
         },
     ),
     "gaussian": InputKind(
-        _gaussian,
+        perturb=_gaussian,
+        stream=2,
         label="Gaussian noise",
         asked_by=("neural_collapse_gaussian",),
         layerwise=True,
         prefix="new_gaussian_label_",
     ),
     "sign": InputKind(
-        _sign,
+        perturb=_sign,
+        stream=3,
         label="sign noise",
         asked_by=("neural_collapse_gaussian",),
         prefix="linf_label_",
     ),
     "targeted": InputKind(
-        _towards,
+        perturb=_towards,
+        stream=4,
         label="targeted",
         asked_by=("neural_collapse_targeted",),
         attacked=True,
@@ -164,7 +168,8 @@ INPUTS: dict[str, InputKind] = {
     ),
     # What train.py measures; eval.py's "gaussian" has taken its place in the paper.
     "gaussian_l2": InputKind(
-        _gaussian_l2,
+        perturb=_gaussian_l2,
+        stream=5,
         label="Gaussian noise (train.py's)",
         prefix="gaussian_label_",
         stands_in_for="gaussian",
@@ -172,7 +177,8 @@ INPUTS: dict[str, InputKind] = {
     # What train.py measures under AT, TRADES and MART: the images that the epoch stepped on, which
     # were perturbed against earlier weights (under TRADES by its own attack).
     "seen": InputKind(
-        None,
+        perturb=None,
+        stream=6,
         label="perturbed, as seen in training",
         attacked=True,
         from_clean=True,
@@ -183,7 +189,7 @@ INPUTS: dict[str, InputKind] = {
 
 
 def place_of(name: str) -> int:
-    """The place of a kind of input in INPUTS: its order in tables, and its random stream."""
+    """The place of a kind of input in INPUTS: its order in tables."""
     return list(INPUTS).index(name)
 
 

@@ -1,11 +1,8 @@
-"""A network on images: perturbations, outputs, and one function per type of row.
+"""Rows of autoattack.csv: a network on test images under standard AutoAttack."""
 
-Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoint that are asked
-for, and their numbers do not depend on which others are: each has a random stream of its own.
-"""
-
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,30 +15,38 @@ from robust_nc.results.records import AutoAttackRecord
 from utils import InputError, memory_advice
 
 
-def autoattack_rows(
-    subject: Subject, epoch: int, parts: list[tuple[int, float]]
-) -> list[AutoAttackRecord]:
-    """Accuracy of so many class-balanced test images under standard AutoAttack.
+class AutoAttackPart(NamedTuple):
+    """So many test images, attacked at one radius."""
 
-    How many, and the radius of the attack, are a part.
+    images: int
+    radius: float
+
+
+def autoattack_rows(
+    subject: Subject, epoch: int, parts: list[AutoAttackPart]
+) -> Iterator[AutoAttackRecord]:
+    """Accuracy of class-balanced test images under standard AutoAttack.
 
     Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
     Parameter-free Attacks" (ICML 2020).
     """
-    records = []
-    for count, radius in parts:
+    for part in parts:
         labels = subject.data.test.labels
-        chosen = balanced_subset(labels.cpu(), count, subject.seed)
-        part = subject.data.test.select(chosen.to(labels.device))
-        x, y = as_float(part.images), part.labels
+        chosen = balanced_subset(labels.cpu(), part.images, subject.seed)
+        test = subject.data.test.select(chosen.to(labels.device))
+        x, y = as_float(test.images), test.labels
         subject.start_stream(epoch, "test", "pgd")
-        attacked = _autoattack(subject, x, y, subject.strength(radius))
+        attacked = _autoattack(subject, x, y, subject.strength(part.radius))
         clean, _ = subject.evaluator.outputs(x, y)
         robust, _ = subject.evaluator.outputs(attacked, y)
-        records.append(
-            AutoAttackRecord(epoch, "test", len(y), accuracy(clean, y), accuracy(robust, y), radius)
+        yield AutoAttackRecord(
+            epoch=epoch,
+            split="test",
+            images=len(y),
+            clean_accuracy=accuracy(clean, y),
+            robust_accuracy=accuracy(robust, y),
+            epsilon=part.radius,
         )
-    return records
 
 
 def find_autoattack() -> str | None:

@@ -1,11 +1,8 @@
-"""What lies after every block: collapse, the clean class means, and the classifier by the nearest.
+"""Rows of ncc.csv: the nearest-centre classifier of a layer, and attacks on it."""
 
-`layer_rows` and `centre_rows` measure the parts of a checkpoint that are asked for, as the rows of
-measure.py do; no more than a batch of a layer's outputs is ever held.
-"""
-
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +26,16 @@ RIVALS = 9
 MARGIN_STEPS = 40
 MARGIN_STEP = 1 / 4
 
-# The layer, the images that the class means are of, and the radius of all attacks.
-CentrePart = tuple[str, str, float]
+
+class CentrePart(NamedTuple):
+    """A classifier by the outputs of a layer, and the radius of all attacks.
+
+    means: the kind of training images that its class means are of.
+    """
+
+    layer: str
+    means: str
+    radius: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Outcome:
     logits: Tensor  # (N, C)
 
 
-def centre_rows(subject: Subject, epoch: int, parts: list[CentrePart]) -> list[CentreRecord]:
+def centre_rows(subject: Subject, epoch: int, parts: list[CentrePart]) -> Iterator[CentreRecord]:
     """Test images by the nearest training class mean of a layer, beside the network itself.
 
     The class means are of clean or of PGD-perturbed training images. The test images are clean,
@@ -49,75 +54,67 @@ def centre_rows(subject: Subject, epoch: int, parts: list[CentrePart]) -> list[C
 
     Source: Su et al. 2024, the robustness of the nearest-centre classifier.
     """
-    records, test = [], subject.data.test
+    network, test = subject.evaluator.network, subject.data.test
     means = class_means(subject, epoch, parts)
-    for radius in dict.fromkeys(radius for _, _, radius in parts):
-        wanted = [part for part in parts if part[2] == radius]
-        network = subject.evaluator.network
-        centres = [NearestCentre(network, means[part], part[0]).eval() for part in wanted]
-        seen = {}
+    for radius in dict.fromkeys(part.radius for part in parts):
+        at_radius = [part for part in parts if part.radius == radius]
+        centres = [NearestCentre(network, means[part], part.layer).eval() for part in at_radius]
+        outcomes = {}  # what all of the classifiers say, by the kind of input
         for name in ("clean", "pgd"):
             images, perturb = subject.images(epoch, input_part("test", name, radius))
-            batch = Split(images, test.labels)
-            seen[name] = classified(subject, centres, batch, perturb)
-        for place, part in enumerate(wanted):
-            outcomes = {name: found[place] for name, found in seen.items()}
-            outcomes[ADAPTIVE] = hardest(subject, epoch, centres[place], radius, outcomes)
-            records += [
-                centre_record(subject, epoch, part, name, outcomes[name]) for name in CENTRE_INPUTS
-            ]
-    return records
+            outcomes[name] = classified(subject, centres, Split(images, test.labels), perturb)
+        for place, (part, centre) in enumerate(zip(at_radius, centres, strict=True)):
+            by_input = {name: outcomes[name][place] for name in outcomes}
+            by_input[ADAPTIVE] = hardest(subject, epoch, centre, radius, by_input)
+            for name in CENTRE_INPUTS:
+                yield centre_record(subject, epoch, part, name, by_input[name])
 
 
 def centre_record(
     subject: Subject, epoch: int, part: CentrePart, name: str, outcome: Outcome
 ) -> CentreRecord:
-    layer, means, radius = part
     data = subject.data
     return CentreRecord(
-        epoch,
+        epoch=epoch,
         split="test",
-        means=means,
+        means=part.means,
         input=name,
         ncc_accuracy=accuracy(outcome.classes, data.test.labels),
         network_accuracy=accuracy(outcome.logits, data.test.labels),
         images=len(data.test),
         centre_images=len(data.train),
-        epsilon=radius,
-        layer=layer,
+        epsilon=part.radius,
+        layer=part.layer,
         attempts=attempts(data.num_classes) if name == ADAPTIVE else 0,
     )
 
 
 def input_part(split: str, name: str, radius: float) -> InputPart:
     """The part of one kind of input, whose radius counts where it is attacked."""
-    return split, name, radius if INPUTS[name].attacked else 0.0
+    return InputPart(split, name, radius if INPUTS[name].attacked else 0.0)
 
 
-def centre_inputs(parts: list[CentrePart]) -> list[InputPart]:
-    """The kinds of input that `centre_rows` asks for, each once."""
-    return list(
-        dict.fromkeys(
-            found
-            for _, means, radius in parts
-            for found in (
-                input_part("train", means, radius),
-                *(input_part("test", name, radius) for name in ("clean", "pgd")),
-            )
-        )
-    )
+def training_input(part: CentrePart) -> InputPart:
+    """The images that a classifier's class means are of."""
+    return input_part("train", part.means, part.radius)
+
+
+def centre_inputs(parts: list[CentrePart]) -> set[InputPart]:
+    """The kinds of input that `centre_rows` asks for."""
+    tested = {input_part("test", name, part.radius) for part in parts for name in ("clean", "pgd")}
+    return {training_input(part) for part in parts} | tested
 
 
 def class_means(subject: Subject, epoch: int, parts: list[CentrePart]) -> dict[CentrePart, Tensor]:
     """The class means (C, D), float64, that each part's classifier goes by."""
-    found: dict[tuple[str, InputPart], Tensor] = {}
-    for of in dict.fromkeys(input_part("train", means, radius) for _, means, radius in parts):
-        layers = {part[0] for part in parts if input_part("train", *part[1:]) == of}
-        images, perturb = subject.images(epoch, of)
+    means: dict[CentrePart, Tensor] = {}
+    for source in dict.fromkeys(map(training_input, parts)):
+        of_source = [part for part in parts if training_input(part) == source]
+        images, perturb = subject.images(epoch, source)
         train = Split(images, subject.data.train.labels)
-        for layer, means in means_after(subject, layers, train, perturb).items():
-            found[layer, of] = means
-    return {part: found[part[0], input_part("train", *part[1:])] for part in parts}
+        by_layer = means_after(subject, {part.layer for part in of_source}, train, perturb)
+        means |= {part: by_layer[part.layer] for part in of_source}
+    return means
 
 
 def means_after(
@@ -128,8 +125,8 @@ def means_after(
 
     def add(x: Tensor, y: Tensor) -> None:
         _, outputs = layer_outputs(subject.evaluator.network, x, layers)
-        of_batch = F.one_hot(y, subject.data.num_classes).double().T
-        sums.update({name: sums[name] + of_batch @ outputs[name].double() for name in layers})
+        members = F.one_hot(y, subject.data.num_classes).double().T
+        sums.update({name: sums[name] + members @ outputs[name].double() for name in layers})
 
     subject.evaluator.over_batches(add, images.images, images.labels, perturb)
     check_finite(*sums.values())
@@ -147,10 +144,10 @@ def classified(
         logits, outputs = layer_outputs(network, x, {centre.layer for centre in centres})
         return logits, *(centre.classify(outputs[centre.layer]) for centre in centres)
 
-    found = subject.evaluator.over_batches(classify, images.images, images.labels, perturb)
-    logits, *classes = map(torch.cat, zip(*found, strict=True))
-    check_finite(logits, *classes)
-    return [Outcome(of_centre, logits) for of_centre in classes]
+    by_batch = subject.evaluator.over_batches(classify, images.images, images.labels, perturb)
+    logits, *by_centre = map(torch.cat, zip(*by_batch, strict=True))
+    check_finite(logits, *by_centre)
+    return [Outcome(classes, logits) for classes in by_centre]
 
 
 def hardest(
@@ -162,22 +159,23 @@ def hardest(
     one with the highest margin loss. So nothing that was seen is worse, and a classifier that only
     hides its gradients is not taken for a robust one.
     """
-    test, evaluator = subject.data.test, subject.evaluator
+    test = subject.data.test
     classes, logits = seen["pgd"].classes.clone(), seen["pgd"].logits.clone()
-    everything = torch.arange(len(test), device=test.labels.device)
+    all_images = torch.arange(len(test), device=test.labels.device)
 
-    def take(found: Outcome, of: Tensor) -> None:
-        y = test.labels[of]
-        better = badness(found.classes, y) > badness(classes[of], y)
-        classes[of[better]], logits[of[better]] = found.classes[better], found.logits[better]
+    def take_worse(outcome: Outcome, images: Tensor) -> None:
+        y = test.labels[images]
+        worse = badness(outcome.classes, y) > badness(classes[images], y)
+        classes[images[worse]] = outcome.classes[worse]
+        logits[images[worse]] = outcome.logits[worse]
 
-    take(seen["clean"], everything)
+    take_worse(seen["clean"], all_images)
     subject.start_stream(epoch, "test", "pgd")
     for perturb in attacks_on(centre, subject.strength(radius)):
-        left = everything[classes.argmax(1) == test.labels]
-        evaluator.on_batch(len(test) - len(left))
+        left = all_images[classes.argmax(1) == test.labels]
         if len(left):
-            take(classified(subject, [centre], test.select(left), perturb)[0], left)
+            [outcome] = classified(subject, [centre], test.select(left), perturb)
+            take_worse(outcome, left)
     return Outcome(classes, logits)
 
 
@@ -207,13 +205,16 @@ def attacks_on(centre: NearestCentre, strength: Strength) -> list[Perturb]:
         return pgd(centre, x, y, **how)
 
     def towards(place: int) -> Perturb:
-        return lambda x, y: pgd(centre, x, nearest_first[y, place], targeted=True, **how)
+        def on_margin_to_rival(x: Tensor, y: Tensor) -> Tensor:
+            return pgd(centre, x, nearest_first[y, place], targeted=True, **how)
+
+        return on_margin_to_rival
 
     rivals = range(1, min(RIVALS, len(means) - 1) + 1)
     return [
         INPUTS["pgd"].bound(centre, strength),
-        *[on_margin] * MARGIN_ATTACKS,
-        *map(towards, rivals),
+        *(on_margin for _ in range(MARGIN_ATTACKS)),
+        *(towards(place) for place in rivals),
     ]
 
 

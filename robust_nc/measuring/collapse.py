@@ -1,9 +1,6 @@
-"""A network on images: perturbations, outputs, and one function per type of row.
+"""Rows of metrics.csv: accuracy, loss and neural collapse of a network on one kind of input."""
 
-Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoint that are asked
-for, and their numbers do not depend on which others are: each has a random stream of its own.
-"""
-
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -36,32 +33,34 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
             "clean_mean_distance": apart.mean_distance,
             "clean_mean_angle": apart.mean_angle,
         }
-    told = {name: getattr(measured, name) for name in ("images", "loss", "accuracy")}
-    return Record(**key, **told, **metrics)
+    metrics |= {name: getattr(measured, name) for name in ("images", "loss", "accuracy")}
+    return Record(**key, **metrics)
 
 
-def input_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> list[Record]:
+def input_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator[Record]:
     """Of each part the accuracy, loss and neural collapse of the network.
 
     The clean images of a split are measured too where others are compared with their class means.
     """
-    records = []
     for split in SPLITS:
         clean_means = None
-        for part in passes([part for part in parts if part[0] == split]):
-            name = part[1]
+        for part in passes([part for part in parts if part.split == split]):
             images, perturb = subject.images(epoch, part)
-            measured = subject.evaluator.measure(images, subject.labels(split, name), perturb)
-            if name == "clean":
+            labels = subject.labels(split, part.input)
+            measured = subject.evaluator.measure(images, labels, perturb)
+            if part.input == "clean":
                 clean_means = measured.collapse.class_means
             if part in parts:
-                key = key_of(epoch, part) | {"source": "eval"}
-                compared = clean_means if INPUTS[name].from_clean else None
-                records.append(make_record(measured, compared, **key))
-    return records
+                compared = clean_means if INPUTS[part.input].from_clean else None
+                yield make_record(measured, compared, source="eval", **key_of(epoch, part))
 
 
 def passes(wanted: list[InputPart]) -> list[InputPart]:
     """The parts of one split to pass through the network for the wanted ones, clean first."""
-    needed = {(split, "clean", 0.0) for split, name, _ in wanted if INPUTS[name].from_clean}
-    return sorted({*wanted, *needed}, key=lambda part: (place_of(part[1]), part[2]))
+    compared = [part for part in wanted if INPUTS[part.input].from_clean]
+    needed = {InputPart(part.split, "clean", 0.0) for part in compared}
+
+    def order(part: InputPart) -> tuple:
+        return part.input != "clean", place_of(part.input), part.radius
+
+    return sorted({*wanted, *needed}, key=order)

@@ -1,8 +1,4 @@
-"""A network on images: perturbations, outputs, and one function per type of row.
-
-Every function `*_rows(subject, epoch, parts)` measures the parts of a checkpoint that are asked
-for, and their numbers do not depend on which others are: each has a random stream of its own.
-"""
+"""A network on images in batches: its outputs, what they measure, and memory that runs out."""
 
 import math
 from collections.abc import Callable
@@ -66,16 +62,11 @@ class Evaluator:
 
     The batch size is for speed alone: it is halved, and stays so, when memory runs out. No result
     depends on it as long as it is a multiple of CHUNK; smaller batches have draws of their own.
-
-    Args:
-        on_batch: told the size of each finished batch, for a progress bar.
     """
 
     network: Network
     batch_size: int
-    on_batch: Callable[[int], Any] = lambda size: None
 
-    @torch.no_grad()
     def outputs(
         self, images: Tensor, labels: Tensor, perturb: Perturb = None
     ) -> tuple[Tensor, Tensor]:
@@ -90,9 +81,10 @@ class Evaluator:
         """
 
         def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            return self.network(_perturbed(x, y, perturb), return_activations=True)
+            return self.network(x, return_activations=True)
 
-        logits, features = map(torch.cat, zip(*self._map(forward, images, labels), strict=True))
+        by_batch = self.over_batches(forward, images, labels, perturb)
+        logits, features = map(torch.cat, zip(*by_batch, strict=True))
         check_finite(features, logits)
         return logits, features
 
@@ -110,7 +102,7 @@ class Evaluator:
         """All images (N, C, H, W) with their perturbation, as float; clean ones as they are."""
         if perturb is None:
             return images
-        return torch.cat(self._map(lambda x, y: _perturbed(x, y, perturb), images, labels))
+        return torch.cat(self.over_batches(lambda x, y: x, images, labels, perturb))
 
     def blocks(
         self,
@@ -132,9 +124,7 @@ class Evaluator:
         Raises:
             InputError: outputs that are not finite.
         """
-        found = self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
-        self.on_batch(len(labels))
-        return found
+        return self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
 
     def block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         """The class means after every block, by its name, in one forward pass per image.
@@ -142,20 +132,18 @@ class Evaluator:
         Raises:
             InputError: outputs that are not finite.
         """
-        found = self._retried(lambda: self._block_means(images, labels), len(labels))
-        self.on_batch(len(labels))
-        return found
+        return self._retried(lambda: self._block_means(images, labels), len(labels))
 
     @torch.no_grad()
     def _block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         network = self.network.eval()
         classes = len(network.classifier_weight)
         means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
-        with block_outputs(network) as found:
+        with block_outputs(network) as outputs:
             for x, y in batches(images, labels, self.batch_size):
                 network(x)
                 for name, collapse in means.items():
-                    collapse.add_to_means(found[name], y)
+                    collapse.add_to_means(outputs[name], y)
         check_finite(*(collapse.class_means for collapse in means.values()))
         return means
 
@@ -172,13 +160,13 @@ class Evaluator:
         true = labels if truth is None else truth
         near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
         near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
-        with block_outputs(self.network) as found:
-            parts = batches(images, labels, self.batch_size)
-            for (x, y), true_y in zip(parts, true.split(self.batch_size), strict=True):
+        with block_outputs(self.network) as outputs:
+            pairs = batches(images, labels, self.batch_size)
+            for (x, y), true_y in zip(pairs, true.split(self.batch_size), strict=True):
                 predictions = self.network(x).argmax(1)
                 for name, collapse in collapses.items():
-                    collapse.add_to_spread(found[name], y, predictions)
-                    nearest = clean[name].nearest(found[name])
+                    collapse.add_to_spread(outputs[name], y, predictions)
+                    nearest = clean[name].nearest(outputs[name])
                     near_true[name] += (nearest == true_y).sum()
                     near_label[name] += (nearest == y).sum()
         measured = {}
@@ -208,24 +196,19 @@ class Evaluator:
 
         A batch for which memory runs out is tried again: until it returns, `work` changes nothing.
         """
-        return self._map(lambda x, y: work(_perturbed(x, y, perturb), y), images, labels)
-
-    def _map(
-        self, work: Callable[[Tensor, Tensor], Result], images: Tensor, labels: Tensor
-    ) -> list[Result]:
-        """work(images as float, labels) of every batch, in order."""
         self.network.eval()
         results, start = [], 0
 
         def next_batch() -> tuple[Result, int]:
             end = start + self.batch_size
-            y = labels[start:end]
-            return work(as_float(images[start:end]), y), len(y)
+            x, y = as_float(images[start:end]), labels[start:end]
+            if perturb is not None:
+                x = x + perturb(x, y)
+            return work(x, y), len(y)
 
         while start < len(labels):
             result, size = self._retried(next_batch, len(labels))
             results.append(result)
-            self.on_batch(size)
             start += size
         return results
 
@@ -250,10 +233,6 @@ class Evaluator:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(f"out of memory: from here on batches of {self.batch_size} images")
-
-
-def _perturbed(x: Tensor, y: Tensor, perturb: Perturb) -> Tensor:
-    return x if perturb is None else x + perturb(x, y)
 
 
 def check_finite(*tensors: Tensor) -> None:

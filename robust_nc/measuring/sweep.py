@@ -1,21 +1,23 @@
-"""What a sweep can be asked for: a row of PARTS for each type of row.
+"""What a sweep measures: the checkpoints that it takes, what it is asked for, and what is missing.
 
-A part of a checkpoint is what is measured, and missing, as a whole: a split on one kind of input, a
-classifier, so many images.
+A part of a checkpoint is what is measured, recorded and missed as a whole: a split in one kind of
+input, a classifier, so many images.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from robust_nc.data.datasets import Dataset
 from robust_nc.data.inputs import INPUTS, asked_inputs
-from robust_nc.measuring.autoattack import autoattack_rows
-from robust_nc.measuring.centres import MEANS_INPUTS, attempts, centre_inputs, centre_rows
-from robust_nc.measuring.collapse import input_rows, passes
-from robust_nc.measuring.layers import CLEAN_TRAINING, LAYER_INPUTS, layer_rows
+from robust_nc.measuring.autoattack import AutoAttackPart, autoattack_rows
+from robust_nc.measuring.centres import MEANS_INPUTS, CentrePart, centre_inputs, centre_rows
+from robust_nc.measuring.collapse import input_rows
+from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
 from robust_nc.measuring.subject import InputPart, Subject, input_parts
 from robust_nc.networks.blocks import FEATURES
 from robust_nc.networks.network import Network
@@ -27,130 +29,242 @@ from robust_nc.results.records import (
     CentreRecord,
     LayerRecord,
     Record,
+    Row,
     radius_of,
 )
-from robust_nc.settings import Settings
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.settings import Settings, select_epochs
+from utils import InputError, logger
+
+PUBLISHED_EPOCHS = 400  # where neither the flags nor the folder tell
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints
+# ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Part:
-    """One kind of row that a sweep can be asked for.
+def epochs_of(settings: Settings, run: RunFolder) -> int:
+    """How many epochs the run was trained for, or will be."""
+    epochs = settings.epochs or run.trained_with().get("epochs")
+    return epochs or max(run.epochs(), default=PUBLISHED_EPOCHS - 1) + 1
 
-    asked_for: from the settings and the data to the parts of a checkpoint to measure.
-    part_of: the part that a row belongs to.
+
+def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
+    """Epoch -> file of every checkpoint to measure; for --checkpoint the place in its list.
+
+    Raises:
+        InputError: one is not there.
+    """
+    if settings.checkpoint:
+        files = dict(enumerate(settings.checkpoint))
+        advice = "--checkpoint names files of weights"
+    else:
+        files = {epoch: run.checkpoint(epoch) for epoch in swept_epochs(settings, run)}
+        advice = other_radii(settings, run) or (
+            "check the flags that name the run, or choose with --checkpoints"
+        )
+    missing = [file for file in files.values() if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(files)} are missing); "
+            f"{advice}"
+        )
+    return files
+
+
+def other_radii(settings: Settings, run: RunFolder) -> str | None:
+    """One line on what to give where runs were trained with another epsilon than the one given."""
+    trained = sorted(
+        float(folder.name.removeprefix("eps"))
+        for folder in run.path.parents[2].glob("eps*")
+        if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
+        and any((folder / Path(*run.path.parts[-2:])).glob("model_*.pth"))
+    )
+    if run.path.exists() or not trained:
+        return None
+    radii = " or ".join(f"{radius:g}" for radius in trained)
+    return (
+        f"there is one trained with --epsilon {radii}: --epsilon {trained[0]:g} --epsilons "
+        f"{settings.epsilon:g} attacks it at {settings.epsilon:g}"
+    )
+
+
+def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
+    """Those that --checkpoints chooses, or all that the run left."""
+    epochs = epochs_of(settings, run)
+    left = [epoch for epoch in run.epochs() if epoch < epochs]
+    if settings.checkpoints or not left:
+        return select_epochs(settings.checkpoints, epochs)
+    kept = select_epochs(run.trained_with().get("checkpoint_epochs"), epochs)
+    last = max((row.epoch for row in run.history), default=left[-1])
+    gone = [epoch for epoch in kept if epoch <= last and epoch not in left]
+    if gone:
+        names = run.checkpoint(gone[0]).name + (f" and {len(gone) - 1} more" if gone[1:] else "")
+        logger.warning(f"{run.path}: not there, and left out: {names}")
+    if last + 1 < epochs:
+        logger.info(f"{run.path} has come to epoch {last} of {epochs - 1}")
+    return left
+
+
+# ---------------------------------------------------------------------------------------------
+# What a sweep can be asked for
+# ---------------------------------------------------------------------------------------------
+
+
+class Task:
+    """Rows of one type that a sweep can be asked for.
+
     measure: from a subject, an epoch and parts to their rows.
-    inputs: from parts to the kinds of input that `measure` asks the subject for, each once.
-    images: from parts, the data and the kinds of input that are kept for several parts to how many
-        images pass through the network, for the progress bar.
-    rows: how many rows a part of one checkpoint has.
-    whole: whether a row has all that is measured now.
     """
 
     name: str
-    row_type: type
-    asked_for: Callable[[Settings, Dataset], list[tuple]]
-    part_of: Callable[[Any], tuple]
-    measure: Callable[[Subject, int, list], list]
-    inputs: Callable[[list[tuple]], list[InputPart]]
-    images: Callable[[list[tuple], Dataset, set[InputPart]], int]
-    rows: Callable[[Network], int] = lambda network: 1
-    whole: Callable[[Any], bool] = lambda row: True
+    row_type: type[Row]
+    measure: Callable[[Subject, int, list], Iterator[Row]]
+
+    def parts(self, settings: Settings, data: Dataset) -> list:
+        """The parts of a checkpoint that the flags ask for."""
+        raise NotImplementedError
+
+    def part_of(self, row: Any) -> NamedTuple:
+        """The part that a row belongs to."""
+        raise NotImplementedError
+
+    def inputs(self, parts: list) -> Iterable[InputPart]:
+        """The inputs, at least the attacked ones, that `measure` asks for: here the parts."""
+        return parts
+
+    def rows_of_part(self, network: Network) -> int:
+        """How many rows a part has."""
+        return 1
+
+    def is_whole(self, row: Any) -> bool:
+        """Whether a row has all that is measured now; rows of earlier versions may not."""
+        return True
 
 
-def splits_of(settings: Settings) -> tuple[str, ...]:
-    return SPLITS if settings.split == "both" else (settings.split,)
+class InputTask(Task):
+    """Accuracy, loss and neural collapse: the flags --neural-collapse..."""
+
+    name = "inputs"
+    row_type = Record
+    measure = staticmethod(input_rows)
+
+    def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
+        splits = SPLITS if settings.split == "both" else [settings.split]
+        return input_parts(splits, asked_inputs(settings), settings.epsilons)
+
+    def part_of(self, row: Record) -> InputPart:
+        return InputPart(row.split, row.input, radius_of(row))
 
 
-def size_of(data: Dataset, split: str) -> int:
-    return len(getattr(data, split))
+class LayerTask(Task):
+    """Collapse after every block: --layerwise."""
+
+    name = "layers"
+    row_type = LayerRecord
+    measure = staticmethod(layer_rows)
+
+    def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
+        return input_parts(SPLITS, LAYER_INPUTS, settings.epsilons) if settings.layerwise else []
+
+    def part_of(self, row: LayerRecord) -> InputPart:
+        return InputPart(row.split, row.input, radius_of(row))
+
+    def rows_of_part(self, network: Network) -> int:
+        return len(network.blocks())
+
+    def is_whole(self, row: LayerRecord) -> bool:
+        return not math.isnan(row.centre_accuracy)
 
 
-def passed(parts: list[tuple]) -> list[InputPart]:
-    return [
-        found for split in SPLITS for found in passes([part for part in parts if part[0] == split])
-    ]
+class CentreTask(Task):
+    """The nearest-centre classifier: --ncc, of the network's own features, and --ncc-layers."""
+
+    name = "nearest centres"
+    row_type = CentreRecord
+    measure = staticmethod(centre_rows)
+
+    def parts(self, settings: Settings, data: Dataset) -> list[CentrePart]:
+        layers = [FEATURES] if settings.ncc else []
+        layers = list(dict.fromkeys([*layers, *(settings.ncc_layers or [])]))
+        return [CentrePart(*part) for part in product(layers, MEANS_INPUTS, settings.epsilons)]
+
+    def part_of(self, row: CentreRecord) -> CentrePart:
+        return CentrePart(row.layer, row.means, row.epsilon)
+
+    def inputs(self, parts: list[CentrePart]) -> Iterable[InputPart]:
+        return centre_inputs(parts)
+
+    def rows_of_part(self, network: Network) -> int:
+        return len(CENTRE_INPUTS)
+
+    def is_whole(self, row: CentreRecord) -> bool:
+        return row.input != ADAPTIVE or row.attempts > 0
 
 
-def images_of_inputs(parts: list[tuple], data: Dataset, kept: set[InputPart]) -> int:
-    return sum(size_of(data, split) for split, _, _ in passed(parts))
+class AutoAttackTask(Task):
+    """Standard AutoAttack: --autoattack, of as many images as are asked for, or as there are."""
+
+    name = "AutoAttack"
+    row_type = AutoAttackRecord
+    measure = staticmethod(autoattack_rows)
+
+    def parts(self, settings: Settings, data: Dataset) -> list[AutoAttackPart]:
+        count = min(settings.autoattack or 0, len(data.test))
+        return [AutoAttackPart(count, radius) for radius in settings.epsilons] if count else []
+
+    def part_of(self, row: AutoAttackRecord) -> AutoAttackPart:
+        return AutoAttackPart(row.images, row.epsilon)
+
+    def inputs(self, parts: list[AutoAttackPart]) -> list[InputPart]:
+        return []  # it perturbs images of its own
 
 
-def images_of_layers(parts: list[tuple], data: Dataset, kept: set[InputPart]) -> int:
-    """Once where they are perturbed for these rows alone, once where the blocks are measured.
-
-    And once the clean training images, where they are not among these.
-    """
-    count = 0 if CLEAN_TRAINING in parts else len(data.train)
-    for part in parts:
-        split, name, _ = part
-        perturbed = INPUTS[name].perturb is not None and part not in kept
-        count += size_of(data, split) * (1 + perturbed)
-    return count
+TASKS: tuple[Task, ...] = (InputTask(), LayerTask(), CentreTask(), AutoAttackTask())
 
 
-def images_of_centres(parts: list[tuple], data: Dataset, kept: set[InputPart]) -> int:
-    """Training images for the means, test images as they are classified, all attacks on these."""
-    radii = {radius for _, _, radius in parts}
-    trained = [split for split, _, _ in centre_inputs(parts) if split == "train"]
-    tested = 2 * len(radii) + attempts(data.num_classes) * len(parts)
-    return len(trained) * len(data.train) + tested * len(data.test)
+def names_of_tasks(settings: Settings, data: Dataset) -> list[str]:
+    """What the flags ask for, in words: the kinds of input, and the other tasks."""
+    others = [task for task in TASKS if not isinstance(task, InputTask)]
+    return [*asked_inputs(settings), *(task.name for task in others if task.parts(settings, data))]
 
 
-def centre_parts(settings: Settings) -> list[tuple]:
-    """The network's own features first."""
-    layers = dict.fromkeys([FEATURES] * settings.ncc + (settings.ncc_layers or []))
-    return list(product(layers, MEANS_INPUTS, settings.epsilons))
+# ---------------------------------------------------------------------------------------------
+# What is missing
+# ---------------------------------------------------------------------------------------------
 
 
-def autoattack_parts(settings: Settings, data: Dataset) -> list[tuple]:
-    """So many images as are asked for, or as there are."""
-    count = min(settings.autoattack or 0, len(data.test))
-    return [(count, radius) for radius in settings.epsilons] if count else []
+class Missing(NamedTuple):
+    """What a task has still to measure of a checkpoint."""
+
+    task: Task
+    parts: list
 
 
-PARTS = (
-    Part(
-        "inputs",
-        Record,
-        lambda settings, data: input_parts(
-            splits_of(settings), asked_inputs(settings), settings.epsilons
-        ),
-        lambda row: (row.split, row.input, radius_of(row)),
-        input_rows,
-        passed,
-        images_of_inputs,
-    ),
-    Part(
-        "layers",
-        LayerRecord,
-        lambda settings, data: (
-            input_parts(SPLITS, LAYER_INPUTS, settings.epsilons) if settings.layerwise else []
-        ),
-        lambda row: (row.split, row.input, radius_of(row)),
-        layer_rows,
-        lambda parts: parts,
-        images_of_layers,
-        lambda network: len(network.blocks()),
-        lambda row: not math.isnan(row.centre_accuracy),
-    ),
-    Part(
-        "nearest centres",
-        CentreRecord,
-        lambda settings, data: centre_parts(settings),
-        lambda row: (row.layer, row.means, row.epsilon),
-        centre_rows,
-        centre_inputs,
-        images_of_centres,
-        lambda network: len(CENTRE_INPUTS),
-        lambda row: row.input != ADAPTIVE or row.attempts > 0,
-    ),
-    Part(
-        "AutoAttack",
-        AutoAttackRecord,
-        autoattack_parts,
-        lambda row: (row.images, row.epsilon),
-        autoattack_rows,
-        lambda parts: [],
-        lambda parts, data, kept: sum(2 * count for count, _ in parts),
-    ),
-)
+def missing_parts(
+    settings: Settings, data: Dataset, network: Network, epochs: Iterable[int], run: RunFolder
+) -> dict[int, list[Missing]]:
+    """Epoch -> what the flags ask for and the run's tables lack."""
+    missing: dict[int, list[Missing]] = {}
+    for task in TASKS:
+        asked = task.parts(settings, data)
+        recorded = run.swept_rows(task.row_type) if asked else []
+        # A part of which rows were lost, or lack what is measured now, is measured again.
+        counts = Counter((row.epoch, task.part_of(row)) for row in recorded if task.is_whole(row))
+        for epoch in epochs:
+            parts = [part for part in asked if counts[epoch, part] < task.rows_of_part(network)]
+            if parts:
+                missing.setdefault(epoch, []).append(Missing(task, parts))
+    return dict(sorted(missing.items()))
+
+
+def rows_to_come(missing: Iterable[Missing], network: Network) -> int:
+    """How many rows will be measured."""
+    return sum(len(parts) * task.rows_of_part(network) for task, parts in missing)
+
+
+def shared_inputs(missing: list[Missing]) -> set[InputPart]:
+    """The attacked inputs of a checkpoint that several tasks need."""
+    needed = [part for task, parts in missing for part in task.inputs(parts)]
+    counts = Counter(part for part in needed if INPUTS[part.input].attacked)
+    return {part for part, count in counts.items() if count > 1}

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.build import step_sizes
+from robust_nc.agreement import step_sizes
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.results.files import read_json, read_rows

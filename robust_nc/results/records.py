@@ -1,8 +1,8 @@
-"""The row types of every table that a run leaves, and the published series made of them.
+"""The row types of every table that a run leaves.
 
-Each is a dataclass with a column per field; `key` is what no two rows of a table share. Accuracies
-and shares are in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a
-default, so that tables of older versions stay readable.
+Each is a dataclass with a column per field, and knows its table: a Row. Accuracies and shares are
+in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a default, so that
+tables of older versions stay readable.
 
 `images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is the
 radius of their attack in the units of --epsilon, NaN where there was none.
@@ -10,7 +10,7 @@ radius of their attack in the units of --epsilon, NaN where there was none.
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.metrics import (
@@ -26,9 +26,47 @@ from robust_nc.results.metrics import (
 SPLITS = ("train", "test")
 
 
+class Row:
+    """A row of a table of a run's results.
+
+    file: the name of the table.
+    epsilon: a field of types whose rows may be of an attack; NaN for those of all others.
+    """
+
+    file: ClassVar[str]
+    epoch: int
+    epsilon: float = math.nan
+
+    @property
+    def key(self) -> tuple:
+        """What no two rows of a table share, and the order of its rows."""
+        raise NotImplementedError
+
+    @property
+    def swept(self) -> bool:
+        """Whether eval.py recorded it, so that eval.py --overwrite drops it."""
+        return True
+
+    @property
+    def attacked(self) -> bool:
+        """Whether it is of an attack, whose epsilon it then tells."""
+        return False
+
+    def as_now(self, epsilon: float) -> Any:
+        """The row as this version writes it, of a run with that epsilon.
+
+        Rows of versions that did not tell the epsilon are of the run's.
+        """
+        if self.attacked and math.isnan(self.epsilon):
+            return replace(self, epsilon=epsilon)  # type: ignore[type-var]  # its types are dataclasses
+        return self
+
+
 @dataclass(frozen=True)
-class RecordKey:
+class RecordKey(Row):
     """What a row of metrics.csv is of; `source` is the script that measured, "train" or "eval"."""
+
+    file = "metrics.csv"
 
     source: str
     epoch: int
@@ -50,12 +88,25 @@ class Record(Metrics, RecordKey):
 
     @property
     def key(self) -> tuple:
-        """What no two rows share, and the order of the rows."""
         return self.epoch, self.source, self.split, place_of(self.input), radius_of(self)
+
+    @property
+    def swept(self) -> bool:
+        return self.source == "eval"
+
+    @property
+    def attacked(self) -> bool:
+        return INPUTS[self.input].attacked
+
+    def as_now(self, epsilon: float) -> Any:
+        """Earlier versions called "pgd" what train.py had seen in training."""
+        if (self.source, self.input) == ("train", "pgd"):
+            return replace(self, input="seen").as_now(epsilon)
+        return super().as_now(epsilon)
 
 
 @dataclass(frozen=True)
-class LayerRecord:
+class LayerRecord(Row):
     """A row of layers.csv: one block of one epoch's network on one split and input.
 
     `index` counts the blocks from 0 in forward order, `features` is the width of the block's
@@ -66,6 +117,8 @@ class LayerRecord:
     `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
     and `clean_angle` compare the class means with them, as those of Record do.
     """
+
+    file = "layers.csv"
 
     epoch: int
     split: str
@@ -148,9 +201,12 @@ class LayerRecord:
 
     @property
     def key(self) -> tuple:
-        """What no two rows share, and the order of the rows."""
         split, input = SPLITS.index(self.split), place_of(self.input)
         return self.epoch, split, input, radius_of(self), self.index
+
+    @property
+    def attacked(self) -> bool:
+        return INPUTS[self.input].attacked
 
 
 # As they are shown: first how the images lie to the clean training class means, then to their own.
@@ -166,7 +222,7 @@ CENTRE_INPUTS = tuple(CENTRE_LABELS)
 
 
 @dataclass(frozen=True)
-class CentreRecord:
+class CentreRecord(Row):
     """A row of ncc.csv: one epoch's nearest-centre classifier, and the network, on one input.
 
     `means` names the training images that the class means are of: clean, or perturbed by PGD;
@@ -175,6 +231,8 @@ class CentreRecord:
     "features" for the network's own. `attempts` is how many attacks on this classifier the images
     of "adaptive" are the worst of, 0 in rows of versions that made a single weak one.
     """
+
+    file = "ncc.csv"
 
     epoch: int
     split: str
@@ -190,14 +248,19 @@ class CentreRecord:
 
     @property
     def key(self) -> tuple:
-        """What no two rows share, and the order of the rows."""
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
         return self.epoch, SPLITS.index(self.split), self.layer, means, radius_of(self), input
 
+    @property
+    def attacked(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
-class AutoAttackRecord:
+class AutoAttackRecord(Row):
     """A row of autoattack.csv: accuracy of so many test images, clean and under AutoAttack."""
+
+    file = "autoattack.csv"
 
     epoch: int
     split: str
@@ -208,8 +271,11 @@ class AutoAttackRecord:
 
     @property
     def key(self) -> tuple:
-        """What no two rows share, and the order of the rows."""
         return self.epoch, self.images, radius_of(self)
+
+    @property
+    def attacked(self) -> bool:
+        return True
 
 
 def radius_of(row: Any) -> float:
@@ -217,13 +283,8 @@ def radius_of(row: Any) -> float:
     return 0.0 if math.isnan(row.epsilon) else row.epsilon
 
 
-# The tables in results/. train.py adds to the first alone.
-TABLES = {
-    Record: "metrics.csv",
-    LayerRecord: "layers.csv",
-    CentreRecord: "ncc.csv",
-    AutoAttackRecord: "autoattack.csv",
-}
+# Those whose tables lie in results/.
+TABLES: tuple[type[Row], ...] = (Record, LayerRecord, CentreRecord, AutoAttackRecord)
 
 
 @dataclass(frozen=True)
@@ -257,25 +318,6 @@ class EpochSummary:
 def at_epsilon(rows: list, epsilon: float) -> list:
     """The rows that no attack at another radius has made."""
     return [row for row in rows if math.isnan(row.epsilon) or row.epsilon == epsilon]
-
-
-def as_now(row: Any, epsilon: float) -> Any:
-    """A row of TABLES as this version writes it, of a run with that epsilon.
-
-    Earlier ones did not tell the epsilon, which was the run's, and called "pgd" what train.py had
-    seen in training.
-    """
-    if isinstance(row, Record) and (row.source, row.input) == ("train", "pgd"):
-        row = replace(row, input="seen")
-    attacked = not isinstance(row, Record | LayerRecord) or INPUTS[row.input].attacked
-    if attacked and math.isnan(row.epsilon):
-        row = replace(row, epsilon=epsilon)
-    return row
-
-
-def swept_by_eval(row: Any) -> bool:
-    """Whether eval.py recorded a row of one of TABLES."""
-    return not isinstance(row, Record) or row.source == "eval"
 
 
 STEP_MEANS = {f.name: f.metadata["over"] for f in fields(EpochSummary) if "over" in f.metadata}

@@ -4,8 +4,9 @@ model_{epoch}.pth   weights alone, by epoch from 0
 resume.pth          an epoch's weights and optimiser, and what is done of the next: to go on with
 history.csv         a row per epoch (EpochSummary)
 args.json           the flags of the run and what it was made with
-results/            metrics.csv (Record), the published .npy series made from it, the TABLES of a
-                    sweep and its eval_args.json; what a sweep under way found is in .TABLE.added
+results/            metrics.csv (Record), the published .npy series made from it, the other TABLES
+                    of a sweep and its eval_args.json; while processes share a sweep, what all but
+                    the first of them record lies in .TABLE.RANK.added
 output.log, eval.log
 """
 
@@ -14,7 +15,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,14 @@ from typing import Any
 import numpy as np
 
 from robust_nc.results.files import (
-    append_rows,
-    appended_file,
+    Table,
     lock_file,
-    merge_rows,
-    read_appended,
     read_json,
     read_rows,
     write_json,
     write_rows,
 )
-from robust_nc.results.records import (
-    TABLES,
-    EpochSummary,
-    Record,
-    as_now,
-    at_epsilon,
-    swept_by_eval,
-)
+from robust_nc.results.records import TABLES, EpochSummary, Record, Row, at_epsilon
 from robust_nc.results.series import published_series, series_names
 from utils import InputError, atomic_open
 
@@ -59,12 +50,19 @@ class RunFolder:
         self.path = path
         self.results = results or path / "results"
         self.standard = standard
-        self.records: list[Record] = []
-        self.history: list[EpochSummary] = []
+        # As they were read, with what this process has added since: one process writes a run's
+        # tables at a time.
+        self._tables: dict[type[Row], Table] = {}
+        # What this process has added beside them, as a further rank.
+        self._added: dict[type[Row], Table] = {}
 
     @property
     def resume_file(self) -> Path:
         return self.path / "resume.pth"
+
+    @property
+    def history_file(self) -> Path:
+        return self.path / "history.csv"
 
     @property
     def args_file(self) -> Path:
@@ -84,14 +82,14 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a former run left checkpoints or records here."""
-        table = self.table(Record)
-        files = (self.resume_file, self.path / "history.csv", table, appended_file(table))
-        return bool(self.epochs()) or any(file.exists() for file in files)
+        files = (self.resume_file, self.history_file, self.table(Record))
+        recorded = any(file.exists() for file in files) or self._beside(Record)
+        return bool(self.epochs() or recorded)
 
     def cut_off_in_first_epoch(self) -> bool:
         """Whether all there is is of a first epoch that was killed before resume.pth was there."""
-        rows = [*self.rows(Record), *read_rows(self.path / "history.csv", EpochSummary)]
-        epochs = {*self.epochs(), *(row.epoch for row in rows)}
+        recorded = {row.epoch for row in self.records} | {row.epoch for row in self.history}
+        epochs = recorded.union(self.epochs())
         return not self.resume_file.exists() and epochs <= {0}
 
     def trained_with(self) -> dict[str, Any]:
@@ -100,14 +98,16 @@ class RunFolder:
 
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
-        told = read_json(self.args_file) or read_json(self.sweep_file) or {}
-        of_path = re.search(r"/eps([\d.]+)/[^/]+/[^/]+$", str(self.path.absolute()))
-        return float(told["epsilon"] if "epsilon" in told else of_path[1] if of_path else math.nan)
+        arguments = read_json(self.args_file) or read_json(self.sweep_file) or {}
+        if "epsilon" in arguments:
+            return float(arguments["epsilon"])
+        in_path = re.search(r"/eps([\d.]+)/[^/]+/[^/]+$", str(self.path.absolute()))
+        return float(in_path[1]) if in_path else math.nan
 
     def open(self) -> None:
-        """Make the folder and read the records that are in it already."""
+        """Make the folder; what it holds is read anew."""
         self.results.mkdir(parents=True, exist_ok=True)
-        self._read()
+        self._tables.clear()
 
     @contextmanager
     def lock(self, script: str) -> Iterator[None]:
@@ -118,7 +118,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
-            if not lock_file(file, wait=False):
+            if not lock_file(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise InputError(f"{self.path} is in use by {holder}: wait for it, or stop it")
@@ -133,78 +133,94 @@ class RunFolder:
                     left_by_a_killed_run.unlink(missing_ok=True)
             yield
 
+    # What is recorded
+
+    @property
+    def records(self) -> list[Record]:
+        return self.rows(Record)
+
+    @property
+    def history(self) -> list[EpochSummary]:
+        return read_rows(self.history_file, EpochSummary)
+
+    def rows(self, row_type: type[Row]) -> list:
+        """What one of TABLES holds, in the order of the keys."""
+        return self._table(row_type).rows
+
+    def swept_rows(self, row_type: type[Row]) -> list:
+        """What eval.py recorded of it."""
+        return [row for row in self.rows(row_type) if row.swept]
+
+    def table(self, row_type: type[Row]) -> Path:
+        return self.results / row_type.file
+
+    def _table(self, row_type: type[Row]) -> Table:
+        if row_type not in self._tables:
+            # First what lies beside: a sweep may put it into the table in between.
+            beside = [
+                row
+                for path in self._beside(row_type)
+                for row in read_rows(path, row_type, maybe_cut_off=True)
+            ]
+            rows, epsilon = read_rows(self.table(row_type), row_type) + beside, self.epsilon()
+            as_now = (row.as_now(epsilon) for row in rows)
+            self._tables[row_type] = Table(self.table(row_type), row_type, as_now)
+        return self._tables[row_type]
+
+    def _beside(self, row_type: type[Row]) -> list[Path]:
+        """The files of rows that are still to be put into a table.
+
+        Earlier versions have left .TABLE.added, with rows that were appended line by line.
+        """
+        return sorted(self.results.glob(f".{row_type.file}.*added"))
+
     # Recording
 
     def add(self, records: list[Record], summary: EpochSummary | None = None) -> None:
         """Put records into metrics.csv, and an epoch into history.csv, in place of equal keys."""
-        with self._turn():
-            self._read()
-            self.records = merge_rows(self.records, records)
-            if summary is not None:
-                self.history = merge_rows(self.history, [summary])
-                write_rows(self.path / "history.csv", EpochSummary, self.history)
-            self._write_records()
+        if summary is not None:
+            Table(self.history_file, EpochSummary, self.history).add([summary])
+        self._tables.pop(Record, None)
+        self._table(Record).add(records)
+        self._write_series()
 
-    def append(self, rows: list) -> None:
-        """Put rows of one type on disk, which `settle` puts into their table; in milliseconds."""
+    def append(self, rows: list, rank: int = 0) -> None:
+        """Put rows of one type, of a sweep, on disk; the series follow in `settle`.
+
+        The first rank of a shared sweep adds them to their table, any other to a file of its own
+        beside it: no rank waits for another, or loses what another has written.
+        """
         row_type = type(rows[0])
-        with self._turn():
-            append_rows(self.table(row_type), row_type, rows)
+        if rank == 0:
+            self._table(row_type).add(rows)
+            return
+        if row_type not in self._added:
+            path = self.results / f".{row_type.file}.{rank}.added"
+            self._added[row_type] = Table(path, row_type)
+        self._added[row_type].add(rows)
 
-    def settle(self) -> None:
-        """Put what was appended into the tables, in place of equal keys, and into the series."""
-        with self._turn():
-            for row_type in TABLES:
-                beside = appended_file(self.table(row_type))
-                if not beside.exists():
-                    continue
-                if row_type is Record:
-                    self._read()
-                    self._write_records()
-                else:
-                    write_rows(self.table(row_type), row_type, self.rows(row_type))
-                beside.unlink()
+    def settle(self, *, all_done: bool = True) -> None:
+        """Put what lies beside the tables into them, and what they hold into the series.
 
-    def rows(self, row_type: type) -> list:
-        """What is recorded in one of TABLES, settled or appended."""
-        path, epsilon = self.table(row_type), self.epsilon()
-        appended = read_appended(path, row_type)  # first: a sweep may settle it in between
-        settled = read_rows(path, row_type)
-        now = [[as_now(row, epsilon) for row in rows] for rows in (settled, appended)]
-        return merge_rows(*now)
+        Args:
+            all_done: no other rank is still adding rows. Otherwise what lies beside the tables
+                stays there as well, until the next sweep settles it.
+        """
+        self.merge(remove=all_done)
+        self._write_series()
 
-    def copy_tables(self, out: Path) -> None:
-        """The tables, below `out` in a folder that is read like the run's own; no checkpoints."""
-        place = out / Path(*self.path.resolve().parts[-6:])
-        (place / "results").mkdir(parents=True, exist_ok=True)
-        tables = {self.table(row_type): (row_type, self.rows(row_type)) for row_type in TABLES}
-        history = self.path / "history.csv"
-        tables[history] = (EpochSummary, read_rows(history, EpochSummary))
-        for source, (row_type, rows) in tables.items():
-            if rows:
-                write_rows(place / source.relative_to(self.path), row_type, rows)
-        for source in (self.args_file, self.sweep_file):
-            told = read_json(source)
-            if told:
-                told = {name: value for name, value in told.items() if name not in PLACES}
-                write_json(place / source.relative_to(self.path), told)
+    def merge(self, remove: bool = True) -> None:
+        """Put what lies beside the tables into them, and off the disk if it is to be removed."""
+        for row_type in TABLES:
+            beside = self._beside(row_type)
+            if not beside:
+                continue
+            self._tables.pop(row_type, None)
+            self._table(row_type).write()
+            for path in beside if remove else ():
+                path.unlink()
 
-    def table(self, row_type: type) -> Path:
-        return self.results / TABLES[row_type]
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The ranks of a shared sweep take turns in adding to the results."""
-        with (self.results / ".records.lock").open("a") as file:
-            lock_file(file, wait=True)
-            yield
-
-    def _read(self) -> None:
-        self.records = self.rows(Record)
-        self.history = read_rows(self.path / "history.csv", EpochSummary)
-
-    def _write_records(self) -> None:
-        write_rows(self.table(Record), Record, self.records)
+    def _write_series(self) -> None:
         for name, values in self._series().items():
             with atomic_open(self.results / f"{name}.npy") as file:
                 np.save(file, values)
@@ -214,12 +230,30 @@ class RunFolder:
         records = at_epsilon(self.records, self.epsilon())
         return published_series(records, self.history, self.standard)
 
+    def copy_tables(self, out: Path) -> None:
+        """The tables, below `out` in a folder that is read like the run's own; no checkpoints."""
+        copy = RunFolder(out / Path(*self.path.resolve().parts[-6:]), standard=self.standard)
+        copy.open()
+        for row_type in TABLES:
+            if rows := self.rows(row_type):
+                write_rows(copy.table(row_type), row_type, rows)
+        if history := self.history:
+            write_rows(copy.history_file, EpochSummary, history)
+        for source, target in (
+            (self.args_file, copy.args_file),
+            (self.sweep_file, copy.sweep_file),
+        ):
+            arguments = read_json(source) or {}
+            kept = {name: value for name, value in arguments.items() if name not in PLACES}
+            if kept:
+                write_json(target, kept)
+
     # Deleting
 
     def to_delete(self, from_epoch: int = 0) -> list[Path]:
         """The checkpoints and resume.pth that a run which begins at that epoch has no use for."""
         files = [self.checkpoint(epoch) for epoch in self.epochs() if epoch >= from_epoch]
-        return [self.resume_file] * self.resume_file.exists() + files
+        return [self.resume_file, *files] if self.resume_file.exists() else files
 
     def delete(self, from_epoch: int = 0) -> None:
         """Delete a former run from an epoch on: what it left, and nothing else."""
@@ -227,12 +261,12 @@ class RunFolder:
             path.unlink()
         if from_epoch > 0:
             return
-        tables = [self.table(row_type) for row_type in TABLES]
+        self._tables.clear()
         for path in (
-            *tables,
-            *map(appended_file, tables),
-            self.path / "history.csv",
+            *(self.table(row_type) for row_type in TABLES),
+            *(path for row_type in TABLES for path in self._beside(row_type)),
             *(self.results / f"{name}.npy" for name in series_names()),
+            self.history_file,
             self.sweep_file,
             self.args_file,
             self.path / "output.log",
@@ -242,36 +276,31 @@ class RunFolder:
 
     def forget_from(self, epoch: int) -> None:
         """Take the rows of that epoch and later ones out of all tables, whoever recorded them."""
-        self.settle()
-        self._read()
-        self._keep([record for record in self.records if record.epoch < epoch])
-        if self.history:
-            self.history = [row for row in self.history if row.epoch < epoch]
-            write_rows(self.path / "history.csv", EpochSummary, self.history)
-        for row_type in TABLES.keys() - {Record}:
-            rows = self.rows(row_type)
-            if rows:
-                kept = [row for row in rows if row.epoch < epoch]
-                write_rows(self.table(row_type), row_type, kept)
+        self._forget(lambda row: row.epoch >= epoch)
+        if history := self.history:
+            kept = [row for row in history if row.epoch < epoch]
+            write_rows(self.history_file, EpochSummary, kept)
 
     def forget_sweep(self) -> dict[str, int]:
         """Take what eval.py recorded out of all tables; table -> how many rows that were."""
-        self.settle()
-        found = {}
-        for row_type, name in TABLES.items():
-            swept = [row for row in self.rows(row_type) if swept_by_eval(row)]
-            found[name] = len(swept)
-            if swept and row_type is not Record:
-                self.table(row_type).unlink()
-        if found[TABLES[Record]]:
-            self._read()
-            self._keep([record for record in self.records if not swept_by_eval(record)])
-        return {name: count for name, count in found.items() if count}
+        return self._forget(lambda row: row.swept)
 
-    def _keep(self, records: list[Record]) -> None:
-        """Go on with these records alone, and without the series that are gone with others."""
-        before = self._series().keys()
-        self.records = records
-        self._write_records()
-        for name in before - self._series().keys():
+    def _forget(self, is_gone: Callable[[Row], bool]) -> dict[str, int]:
+        """Take rows out of all tables, and the series that are gone with them off the disk."""
+        self.merge()
+        series, counts = self._series().keys(), {}
+        for row_type in TABLES:
+            rows = self.rows(row_type)
+            kept = [row for row in rows if not is_gone(row)]
+            if len(kept) == len(rows):
+                continue
+            counts[row_type.file] = len(rows) - len(kept)
+            self._tables[row_type] = Table(self.table(row_type), row_type, kept)
+            if kept or row_type is Record:  # metrics.csv tells that this is a run's folder
+                self._tables[row_type].write()
+            else:
+                self.table(row_type).unlink()
+        self._write_series()
+        for name in series - self._series().keys():
             (self.results / f"{name}.npy").unlink(missing_ok=True)
+        return counts

@@ -18,11 +18,12 @@ import train
 from attacks import gaussian_noise, margin_loss, pgd
 from robust_nc.data import inputs
 from robust_nc.data.datasets import Dataset, Selection, as_float, load_dataset
-from robust_nc.data.inputs import Strength, place_of
+from robust_nc.data.inputs import INPUTS, Strength
 from robust_nc.data.readers import Split
 from robust_nc.measuring import centres
+from robust_nc.measuring.centres import CentrePart
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.measuring.subject import Subject
+from robust_nc.measuring.subject import InputPart, Subject
 from robust_nc.networks.blocks import NearestCentre, block_outputs
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
@@ -75,7 +76,7 @@ class Plain:
         part = getattr(self.data, split)
         x, true = as_float(part.images), part.labels
         y = (true + 1) % 3 if name == "targeted" else true
-        seed_everything(1, self.epoch, place_of(name), *([1] if split == "test" else []))
+        seed_everything(1, self.epoch, INPUTS[name].stream, *([1] if split == "test" else []))
         attack = {"epsilon": RADIUS / 255, "step_size": RADIUS / 4 / 255, "steps": 2}
         if name in ("pgd", "targeted"):
             x = x + pgd(self.network, x, y, targeted=name == "targeted", **attack)
@@ -246,16 +247,16 @@ def test_perturbed_images_are_kept_for_those_alone_that_need_them(
 
 def test_kept_images_give_the_bits_of_a_real_network(golden_network):
     network = FoldedNetwork(golden_network("vgg11bn").to_channels_last())
-    part = ("test", "pgd", 8.0)
+    part = InputPart("test", "pgd", 8.0)
     subject = subject_of(network, cases.images(10, 3, 32, 5), torch.arange(10))
     images, perturb = subject.images(0, part)
     expected = subject.evaluator.outputs(images, subject.data.test.labels, perturb)
-    subject.uses[part] = 2
-    for _ in range(2):
-        images, perturb = subject.images(0, part)
-        assert perturb is None
-        found = subject.evaluator.outputs(images, subject.data.test.labels, perturb)
-        assert all(map(torch.equal, found, expected))
+    with subject.keeping({part}):
+        for _ in range(2):
+            images, perturb = subject.images(0, part)
+            assert perturb is None
+            found = subject.evaluator.outputs(images, subject.data.test.labels, perturb)
+            assert all(map(torch.equal, found, expected))
     assert not subject._kept
 
 
@@ -275,7 +276,7 @@ def subject_of(network, images, labels, classes=10):
 
 
 @pytest.mark.parametrize("what", (*ALONE[1:4], "--neural-collapse --ncc", TOGETHER))
-def test_the_progress_bar_counts_what_passes_through(what, flags, run_script, monkeypatch):
+def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_script, monkeypatch):
     bars = []
 
     class Bar:
@@ -289,8 +290,8 @@ def test_the_progress_bar_counts_what_passes_through(what, flags, run_script, mo
         def __exit__(self, *_):
             pass
 
-        def update(self, size):
-            self.seen += size
+        def update(self):
+            self.seen += 1
 
     monkeypatch.setattr(eval_script, "tqdm", Bar)
     radii = f"--epsilons 8,{RADIUS}"
@@ -418,7 +419,7 @@ def test_a_classifier_that_hides_its_gradient_does_not_pass_for_robust(layer, mo
     subject = subject_of(network, images, labels, classes=2)
 
     def accuracies():
-        found = centres.centre_rows(subject, 0, [(layer, "clean", 8.0)])
+        found = list(centres.centre_rows(subject, 0, [CentrePart(layer, "clean", 8.0)]))
         return {row.input: row.ncc_accuracy for row in found}
 
     classifier = NearestCentre(network, torch.tensor([[499.5], [500.5]]), layer)
@@ -456,7 +457,7 @@ def test_the_worst_of_all_attempts_counts(monkeypatch):
     subject.evaluator.batch_size = 8
     monkeypatch.setattr(inputs, "pgd", stand_in)
     monkeypatch.setattr(centres, "pgd", stand_in)
-    found = centres.centre_rows(subject, 0, [("features", "clean", 8.0)])
+    found = list(centres.centre_rows(subject, 0, [CentrePart("features", "clean", 8.0)]))
     accuracy = {row.input: row.ncc_accuracy for row in found}
     assert accuracy == {"clean": 7 / 8, "pgd": 7 / 8, "adaptive": 3 / 8}
     # What fell once is not attacked again.
@@ -481,7 +482,7 @@ def test_images_of_the_attempts_stay_in_the_ball(monkeypatch):
     monkeypatch.setattr(
         centres, "layer_outputs", lambda n, x, names: seen.append(x) or original(n, x, names)
     )
-    centres.centre_rows(subject, 0, [("stem", "clean", 8.0)])
+    list(centres.centre_rows(subject, 0, [CentrePart("stem", "clean", 8.0)]))
     assert len(seen) > 6
     for x in seen:
         assert x.min() >= 0 and x.max() <= 1

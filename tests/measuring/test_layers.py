@@ -21,7 +21,7 @@ from robust_nc.data.datasets import Dataset, Selection, as_float, load_dataset
 from robust_nc.data.inputs import Strength
 from robust_nc.data.readers import Split
 from robust_nc.measuring import centres
-from robust_nc.measuring.centres import centre_rows
+from robust_nc.measuring.centres import CentrePart, centre_rows
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import Subject
 from robust_nc.networks.blocks import NearestCentre, block_outputs
@@ -248,7 +248,8 @@ def test_layers_and_centres_of_a_sweep(trained, run_script):
     assert "features" in output and "by class mean" in output
 
 
-@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 2), ("--ncc", 6)))
+# Of --layerwise: its images are perturbed, and the clean class means and its blocks measured.
+@pytest.mark.parametrize(("what", "calls_for_one"), (("--layerwise", 3), ("--ncc", 6)))
 def test_each_alone_goes_on_where_it_stopped(what, calls_for_one, trained, run_script, monkeypatch):
     path = LAYERS if what == "--layerwise" else CENTRES
     measured = []
@@ -366,7 +367,7 @@ def test_the_adaptive_attack_is_made_against_the_nearest_centre(golden_network):
         strengths=(Strength(attack=attack, restarts=1, noise=8 / 255, radius=8.0),),
         seed=1,
     )
-    parts = [("features", "clean", 8.0), ("features", "pgd", 8.0)]
+    parts = [CentrePart("features", means, 8.0) for means in ("clean", "pgd")]
     found = {
         (row.means, row.input): row.ncc_accuracy
         for row in centre_rows(subject, epoch=0, parts=parts)

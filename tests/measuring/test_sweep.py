@@ -437,6 +437,24 @@ class TestHowManyImages:
         assert run_script(eval_script, flags)[0] == 0
 
 
+class TestRandomStreams:
+    def test_the_order_of_the_kinds_of_input_changes_no_number(
+        self, run_of_three, run_script, request
+    ):
+        shutil.copytree("models", "reordered")
+        flags = f"{run_of_three} {ALL_INPUTS} --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        expected = {row["input"]: row for row in rows(TREE_FOLDER / "results/metrics.csv")}
+        former = dict(inputs.INPUTS)
+        request.addfinalizer(lambda: (inputs.INPUTS.clear(), inputs.INPUTS.update(former)))
+        for name in ("pgd", "clean"):  # to the end, in place: other files hold the same dict
+            inputs.INPUTS[name] = inputs.INPUTS.pop(name)
+        assert [*inputs.INPUTS][-2:] == ["pgd", "clean"]
+        assert run_script(eval_script, f"{flags} --models-dir reordered")[0] == 0
+        other = "reordered" / TREE_FOLDER.relative_to("models") / "results/metrics.csv"
+        assert {row["input"]: row for row in rows(other)} == expected
+
+
 class TestOlderTables:
     def test_rows_that_do_not_tell_are_of_the_run_s_epsilon(self, tree, run_script):
         mode = "--train-mode pgd_train --epochs 2"

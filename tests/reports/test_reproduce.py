@@ -290,7 +290,6 @@ def test_layers_and_centres(here):
         ]
         run.append(layers)
         run.append(centres)
-        run.settle()
     found = findings(*Path("models").glob("*/*/*/*/*/*"))
     assert {
         text: round(finding.values[1], 6)
@@ -329,7 +328,6 @@ def test_blocks_are_told_over_the_seeds_that_have_each_column(here):
         run.append(
             [filled(LayerRecord, 0.5, **key, features=8, centre_accuracy=shares, nc1=number)]
         )
-        run.settle()
     for order in (1, -1):
         runs = read_runs(sorted(Path("models").glob("*/*/*/*/*/*")))[::order]
         lines = report.blocks_in_words(runs).splitlines()

@@ -1,4 +1,4 @@
-"""A sweep records each checkpoint at once, in a time that does not grow, and loses nothing."""
+"""A sweep records each checkpoint at once, in tables that are whole at any moment."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ import train
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.results import files
 from robust_nc.results.records import Record
+from robust_nc.results.run_folder import RunFolder
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -80,52 +81,122 @@ def test_a_signal_leaves_complete_series_and_tables(sweep, run_script, monkeypat
 def test_a_kill_loses_the_checkpoint_under_way_alone(sweep, run_script, monkeypatch):
     with monkeypatch.context() as patched:
         stop_at_pass(6, patched, kill_outright)
-        patched.setattr(train.RunFolder, "settle", lambda self: None)
+        patched.setattr(train.RunFolder, "settle", lambda self, **_: None)
         run_script(eval_script, sweep)
-    found, _ = results()
-    left = files.appended_file(found / "metrics.csv")
-    whole_lines = left.read_bytes()
-    left.write_bytes(whole_lines[:-20])  # the last line cut off, as a power cut may
+    found, whole = results()
+    for name in ("metrics.csv", "layers.csv"):  # the tables are whole at any moment
+        recorded = rows(found / name)
+        assert recorded == [row for row in rows(whole / name) if row in recorded]
+        assert "0" in {row["epoch"] for row in recorded}
     code, output, _ = run_script(eval_script, sweep)
-    assert code == 0 and "(1 done before)" in output
+    assert code == 0 and "(2 done before)" in output
     assert_as_if_never_stopped()
 
 
-def test_a_line_that_was_cut_off_spoils_no_later_one(tmp_path):
-    """As where a rank's disk is full for a moment, while another goes on."""
+def test_a_kill_while_a_table_is_written_leaves_it_as_it_was(tmp_path, monkeypatch):
     folder = make_folder(tmp_path)
-    folder.append([make_record("clean", epoch=e, start=float(e)) for e in range(3)])
-    beside = files.appended_file(folder.results / "metrics.csv")
-    beside.write_bytes(beside.read_bytes()[:-30])
-    folder.append([make_record("clean", epoch=5, start=5.0)])
-    expected = [make_record("clean", epoch=e, start=float(e)) for e in (0, 1, 5)]
-    assert repr(folder.rows(Record)) == repr(expected)
-    beside.write_bytes(b"cut off in the header")
-    folder.append([make_record("clean", epoch=7)])
-    assert [row.epoch for row in folder.rows(Record)] == [7]
+    folder.append([make_record("clean", epoch=0)])
+    before = (folder.results / "metrics.csv").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda *_: kill_outright())
+        with pytest.raises(SystemExit):
+            folder.append([make_record("clean", epoch=1)])
+    assert (folder.results / "metrics.csv").read_bytes() == before
+    assert [row.epoch for row in make_folder(tmp_path).rows(Record)] == [0]
 
 
-def test_rows_that_are_damaged_are_told_with_their_file(tmp_path):
-    folder = make_folder(tmp_path)
-    folder.append([make_record("clean")])
-    beside = files.appended_file(folder.results / "metrics.csv")
-    for content in (b"\xff\xfe\n", beside.read_bytes() + b"1,2,3" * 30 + b"\n"):
-        beside.write_bytes(content)
-        with pytest.raises(InputError, match=r"\.metrics\.csv\.added: damaged"):
-            folder.rows(Record)
-
-
-def test_recording_reads_and_writes_no_more_for_many_rows_than_for_few(tmp_path, monkeypatch):
+def test_every_checkpoint_is_in_the_table_at_once_and_no_row_is_read_or_made_twice(
+    tmp_path, monkeypatch
+):
     folder = make_folder(tmp_path)
     folder.add([make_record(kind, epoch=e) for e in range(300) for kind in ("clean", "pgd")])
-    before = {path.name: path.stat().st_mtime_ns for path in folder.results.iterdir()}
-    monkeypatch.setattr(files, "read_rows", None)
+    folder = make_folder(tmp_path)
     folder.append([make_record("clean", epoch=300)])
+    made = []
+    original = files._line
+    monkeypatch.setattr(files, "read_rows", None)
+    monkeypatch.setattr(files, "_line", lambda row: made.append(row) or original(row))
+    folder.append([make_record("clean", epoch=301), make_record("clean", epoch=2, start=9.0)])
     monkeypatch.undo()
-    after = {path.name: path.stat().st_mtime_ns for path in folder.results.iterdir()}
-    assert after.keys() - before.keys() == {".metrics.csv.added"}
-    assert all(after[name] == time for name, time in before.items() if name != ".records.lock")
-    assert [row.epoch for row in folder.rows(Record)].count(300) == 1
+    assert [row.epoch for row in made] == [301, 2]
+    recorded = make_folder(tmp_path).rows(Record)
+    assert len(recorded) == 602 and recorded == sorted(recorded, key=lambda row: row.key)
+    assert sum(row.loss == 9.0 for row in recorded) == 1
+    assert len(np.load(folder.results / "nc1.npy")) == 300  # the series follow
     folder.settle()
-    assert len(np.load(folder.results / "nc1.npy")) == 301
-    assert not Path(folder.results / ".metrics.csv.added").exists()
+    assert len(np.load(folder.results / "nc1.npy")) == 302
+
+
+class TestSharedSweeps:
+    """Every rank records for itself, and nobody loses what another has written."""
+
+    def test_ranks_record_beside_each_other_until_all_are_done(self, tmp_path):
+        ranks = [make_folder(tmp_path) for _ in range(3)]
+        ranks[0].add([make_record("clean", "train", 0)])
+        for epoch in range(6):
+            ranks[epoch % 3].append([make_record("clean", epoch=epoch)], epoch % 3)
+            seen = make_folder(tmp_path).rows(Record)
+            assert [row.epoch for row in seen if row.swept] == list(range(epoch + 1))
+        beside = {".metrics.csv.1.added", ".metrics.csv.2.added"}
+        assert {path.name for path in ranks[0].results.glob(".*")} == beside
+        ranks[0].settle()
+        assert not list(ranks[0].results.glob(".*"))
+        assert len(rows(ranks[0].results / "metrics.csv")) == 7
+        assert len(np.load(ranks[0].results / "nc1.npy")) == 6
+
+    def test_a_rank_that_outlives_the_first_loses_nothing(self, tmp_path):
+        """As after a signal: the first settles while another is about to record."""
+        first, other = make_folder(tmp_path), make_folder(tmp_path)
+        first.append([make_record("clean", epoch=0)])
+        other.append([make_record("clean", epoch=1)], rank=1)
+        first.settle(all_done=False)
+        assert len(np.load(first.results / "nc1.npy")) == 2
+        other.append([make_record("clean", epoch=3)], rank=1)
+        assert [row.epoch for row in make_folder(tmp_path).rows(Record)] == [0, 1, 3]
+        following = make_folder(tmp_path)
+        following.merge()
+        following.append([make_record("clean", epoch=2)], rank=1)
+        assert [row.epoch for row in make_folder(tmp_path).rows(Record)] == [0, 1, 2, 3]
+
+    def test_what_ranks_have_left_is_deleted_and_dropped_with_the_rest(self, tmp_path):
+        for end in (RunFolder.delete, RunFolder.forget_sweep, lambda run: run.forget_from(0)):
+            folder = make_folder(tmp_path)
+            folder.append([make_record("clean", epoch=0)], rank=1)
+            assert folder.holds_run()
+            end(make_folder(tmp_path))
+            assert not make_folder(tmp_path).rows(Record)
+            assert not list(folder.results.glob(".*"))
+
+
+class TestAnEarlierVersionsJournal:
+    """It appended rows to .TABLE.added, whose last line a kill may have cut off."""
+
+    def test_its_whole_lines_are_read_and_merged(self, tmp_path):
+        folder = make_folder(tmp_path)
+        folder.append([make_record("clean", epoch=e) for e in (0, 1)])
+        other = make_folder(tmp_path / "other")
+        other.append([make_record("clean", epoch=e, start=5.0) for e in (1, 2, 3)])
+        journal = folder.results / ".metrics.csv.added"
+        journal.write_bytes((other.results / "metrics.csv").read_bytes()[:-30])
+        folder = make_folder(tmp_path)
+        expected = [
+            make_record("clean"),
+            make_record("clean", epoch=1, start=5.0),
+            make_record("clean", epoch=2, start=5.0),
+        ]
+        assert repr(folder.rows(Record)) == repr(expected)
+        folder.merge()
+        assert not journal.exists()
+        assert repr(make_folder(tmp_path).rows(Record)) == repr(expected)
+        journal.write_bytes(b"cut off in the header")
+        assert repr(make_folder(tmp_path).rows(Record)) == repr(expected)
+
+    def test_damage_is_told_with_the_file(self, tmp_path):
+        folder = make_folder(tmp_path)
+        folder.append([make_record("clean")])
+        journal = folder.results / ".metrics.csv.added"
+        whole = (folder.results / "metrics.csv").read_bytes()
+        for content in (b"\xff\xfe\n", whole + b"1,2,3" * 30 + b"\n"):
+            journal.write_bytes(content)
+            with pytest.raises(InputError, match=r"\.metrics\.csv\.added: damaged"):
+                make_folder(tmp_path).rows(Record)

@@ -1,0 +1,120 @@
+"""A row type knows its table, who writes it and whether it has an epsilon: RunFolder asks it."""
+
+import math
+from dataclasses import dataclass, fields
+
+import pytest
+from test_scripts import make_folder, make_record
+
+from robust_nc.results import run_folder
+from robust_nc.results.files import read_rows, write_rows
+from robust_nc.results.records import TABLES, Record, Row, at_epsilon, radius_of
+from robust_nc.results.run_folder import RunFolder
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Spectrum(Row):
+    """A row type that is added: without an epsilon, and of both scripts."""
+
+    file = "spectrum.csv"
+
+    epoch: int
+    script: str
+    rank: int
+    is_full: bool = False
+
+    @property
+    def key(self):
+        return self.epoch, self.script
+
+    @property
+    def swept(self):
+        return self.script == "eval.py"
+
+
+def spectrum(epoch, script="eval.py", **values):
+    return Spectrum(epoch, script, rank=10 + epoch, **values)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run's folder with two tables, one of the type that is added."""
+    monkeypatch.setattr(run_folder, "TABLES", (*TABLES, Spectrum))
+    folder = make_folder(tmp_path / "models/digits/vgg11bn/l_inf/eps8.0")
+    folder.add([make_record("clean", "train"), make_record("clean", "eval")])
+    folder.append([spectrum(0, "train.py"), spectrum(1, is_full=True), spectrum(0)])
+    return folder
+
+
+def as_recorded(folder):
+    return RunFolder(folder.path, standard=True).rows(Spectrum)
+
+
+def test_a_row_type_without_an_epsilon_is_read_and_rewritten(folder):
+    expected = [spectrum(0), spectrum(0, "train.py"), spectrum(1, is_full=True)]
+    assert as_recorded(folder) == expected
+    RunFolder(folder.path, standard=True).append([spectrum(2)], rank=1)
+    folder.settle()
+    assert as_recorded(folder) == [*expected, spectrum(2)]
+    assert (folder.results / "spectrum.csv").read_text().splitlines()[:2] == [
+        "epoch,script,rank,is_full",
+        "0,eval.py,10,False",
+    ]
+    assert [radius_of(row) for row in expected] == [0.0] * 3
+    assert at_epsilon(expected, 8.0) == expected
+
+
+def test_overwrite_drops_of_it_what_eval_recorded(folder):
+    assert folder.forget_sweep() == {"metrics.csv": 1, "spectrum.csv": 2}
+    assert as_recorded(folder) == [spectrum(0, "train.py")]
+    assert [row.source for row in folder.records] == ["train"]
+
+
+def test_resuming_drops_of_it_what_is_later(folder):
+    folder.forget_from(1)
+    assert as_recorded(folder) == [spectrum(0), spectrum(0, "train.py")]
+
+
+def test_a_new_run_deletes_it(folder):
+    folder.append([spectrum(3)], rank=1)
+    folder.delete()
+    assert not list(folder.results.glob("*spectrum*"))
+
+
+def test_copies_of_the_tables_have_it(folder, tmp_path):
+    recorded = as_recorded(folder)
+    folder.copy_tables(tmp_path / "copies")
+    [copied] = (tmp_path / "copies").rglob("spectrum.csv")
+    assert read_rows(copied, Spectrum) == recorded
+
+
+def test_no_two_row_types_share_a_table():
+    names = [row_type.file for row_type in TABLES]
+    assert len(set(names)) == len(names) == 4
+
+
+@pytest.mark.parametrize("row_type", TABLES)
+def test_fields_of_a_row_type_start_with_what_names_the_row(row_type):
+    assert {"epoch", "epsilon"} <= {field.name for field in fields(row_type)}
+    assert "file" not in {field.name for field in fields(row_type)}
+
+
+def test_rows_without_an_epsilon_get_the_run_s_where_they_are_attacked():
+    old = make_record("pgd", "eval")
+    assert math.isnan(old.epsilon) and old.as_now(8.0).epsilon == 8.0
+    assert math.isnan(make_record("clean", "eval").as_now(8.0).epsilon)
+    seen = make_record("pgd", "train").as_now(4.0)
+    assert isinstance(seen, Record) and (seen.input, seen.epsilon) == ("seen", 4.0)
+
+
+def test_a_bool_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "spectrum.csv"
+    written = [spectrum(0, is_full=True), spectrum(1, is_full=False)]
+    write_rows(path, Spectrum, written)
+    assert read_rows(path, Spectrum) == written
+    path.write_text(path.read_text().replace("False", "no"))
+    with pytest.raises(
+        InputError, match=r"spectrum\.csv: damaged \('no' is neither True nor False"
+    ):
+        read_rows(path, Spectrum)
