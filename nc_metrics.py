@@ -27,11 +27,11 @@ class NeuralCollapse:
     """The metrics of one set of N features of dimension D in C classes. No metric has a unit.
 
     `activation` is M = [mu_c - mu_G] (D x C), the class means mu_c less the mean over all samples;
-    `classifier` is W^T (D x C). Printed, it is the metrics alone.
+    `classifier` is W^T (D x C). Printed, it is the metrics alone. Where all class means
+    coincide, as those of a dead network, what is made of them is NaN, but for `ncc_accuracy`.
 
-    nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed,
-        NaN where the class means coincide, as those of features that are all zero do. Papyan et
-        al. divide by C; the published code does not, and neither does this.
+    nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed.
+        Papyan et al. divide by C; the published code does not, and neither does this.
     nc2_norm_activation, nc2_norm_classifier: unbiased standard deviation over mean of the column
         norms; 0 when they are equal.
     nc2_angle_activation, nc2_angle_classifier: mean |cos + 1/(C-1)| over ordered pairs of columns;
@@ -95,7 +95,7 @@ class LayerCollapse:
     nc1, nc2_norm, nc2_angle: those of NeuralCollapse, the latter two of the class means.
     ncc_accuracy: share of samples whose nearest class mean in this layer is their label's.
     ncc_agreement: share of samples where it is the class that the whole network predicts; 1 - NC4
-        in the last layer.
+        in the last layer, and NaN where NC1 is.
     """
 
     nc1: float
@@ -142,9 +142,9 @@ def neural_collapse(
     """
     _check_shapes(features, labels, logits, classifier_weight)
     _check_labels(labels, len(classifier_weight))
-    if not features.isfinite().all():
-        count = int((~features.isfinite()).any(1).sum())
-        raise ValueError(f"features of {count} of {len(features)} samples are not finite")
+    infinite = int((~features.isfinite()).any(1).sum())
+    if infinite:
+        raise ValueError(f"features of {infinite} of {len(features)} samples are not finite")
     features = features.double()
     classifier = classifier_weight.double().T  # (D, C)
     num_classes = classifier.shape[1]
@@ -159,27 +159,28 @@ def neural_collapse(
     nearest = torch.cdist(projected, projected_means).argmin(1)
     within = projected - projected_means[labels]
 
+    defined = _one_or_nan(singular_values, class_means)
     activation_norms, activation_cosines = _norms_and_cosines(activation)
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
-    nc1 = _nc1(within.square().mean(0), singular_values, class_means)
+    nc1 = defined * _nc1(within.square().mean(0), singular_values, class_means)
     return NeuralCollapse(
         nc1=nc1,
-        nc2_norm_activation=(activation_norms.std() / activation_norms.mean()).item(),
+        nc2_norm_activation=defined * (activation_norms.std() / activation_norms.mean()).item(),
         nc2_norm_classifier=(classifier_norms.std() / classifier_norms.mean()).item(),
-        nc2_angle_activation=_simplex_deviation(activation_cosines),
+        nc2_angle_activation=defined * _simplex_deviation(activation_cosines),
         nc2_angle_classifier=_simplex_deviation(classifier_cosines),
-        nc3=duality.square().sum().item(),
-        nc4=(nearest != logits.argmax(1)).double().mean().item(),
+        nc3=defined * duality.square().sum().item(),
+        nc4=defined * (nearest != logits.argmax(1)).double().mean().item(),
         ncc_accuracy=(nearest == labels).double().mean().item(),
         nc1_papyan=nc1 / num_classes,
-        cdnv=_cdnv(features, labels, class_means),
+        cdnv=defined * _cdnv(features, labels, class_means),
         nc2_zhu=_distance_to_simplex(classifier.T @ classifier),
-        nc3_zhu=_distance_to_simplex(classifier.T @ activation),
+        nc3_zhu=defined * _distance_to_simplex(classifier.T @ activation),
         class_means=class_means,
         activation_norms=activation_norms,
         classifier_norms=classifier_norms,
-        activation_cosines=activation_cosines,
+        activation_cosines=defined * activation_cosines,
         classifier_cosines=classifier_cosines,
     )
 
@@ -246,12 +247,13 @@ class StreamingCollapse:
         """The metrics of all features of the two passes."""
         samples = self._counts.sum()
         norms, cosines = _norms_and_cosines(self._activation())
+        defined = _one_or_nan(self._singular_values, self.class_means)
         return LayerCollapse(
-            nc1=_nc1(self._energy / samples, self._singular_values, self.class_means),
-            nc2_norm=(norms.std() / norms.mean()).item(),
-            nc2_angle=_simplex_deviation(cosines),
+            nc1=defined * _nc1(self._energy / samples, self._singular_values, self.class_means),
+            nc2_norm=defined * (norms.std() / norms.mean()).item(),
+            nc2_angle=defined * _simplex_deviation(cosines),
             ncc_accuracy=(self._correct / samples).item(),
-            ncc_agreement=(self._agreeing / samples).item(),
+            ncc_agreement=defined * (self._agreeing / samples).item(),
         )
 
     def _activation(self) -> Tensor:
@@ -282,9 +284,8 @@ def simplex_distance(means_a: Tensor, means_b: Tensor) -> SimplexDistance:
     Source: Su et al. 2024, section 4 (clean against perturbed simplices).
     """
     if means_a.shape != means_b.shape or means_a.ndim != 2:
-        raise ValueError(
-            f"class means must both be (C, D), got {tuple(means_a.shape)}, {tuple(means_b.shape)}"
-        )
+        shapes = f"{tuple(means_a.shape)}, {tuple(means_b.shape)}"
+        raise ValueError(f"class means must both be (C, D), got {shapes}")
     means_a, means_b = means_a.double(), means_b.double()
     global_a, global_b = means_a.mean(0), means_b.mean(0)
     centred_a, centred_b = means_a - global_a, means_b - global_b
@@ -318,9 +319,8 @@ def _check_labels(labels: Tensor, classes: int) -> None:
     """Their values in main memory alone: a check of each batch would wait for a GPU."""
     if labels.dtype != torch.int64:
         raise ValueError(f"expected labels of type torch.int64, got {labels.dtype}")
-    looked_at = labels.device.type == "cpu" and len(labels)
-    if looked_at and not 0 <= labels.min() <= labels.max() < classes:
-        low, high = labels.min(), labels.max()
+    low, high = (labels.min(), labels.max()) if labels.is_cpu and len(labels) else (0, 0)
+    if low < 0 or high >= classes:
         raise ValueError(f"expected labels from 0 to {classes - 1}, got some from {low} to {high}")
 
 
@@ -333,8 +333,17 @@ def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.to(matrix.device), values.to(matrix.device)
 
 
+def _one_or_nan(singular_values: Tensor, class_means: Tensor) -> float:
+    """1.0; NaN, with a warning, where class means coincide: no metric of them is defined then."""
+    if singular_values[0] > ROUNDING * class_means.norm():
+        return 1.0
+    message = "the class means of the features coincide: NC1 and all that is made of them are NaN"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return math.nan
+
+
 def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> float:
-    """tr(Sigma_W Sigma_B^+) without a D x D matrix; NaN, with a warning, if class means coincide.
+    """tr(Sigma_W Sigma_B^+) without a D x D matrix.
 
     Sigma_B = M M^T / C = U diag(S^2 / C) U^T has at most C - 1 directions U, so the trace is the
     within-class variance along each of them, `variances` (K,), over S^2 / C. Directions with less
@@ -342,13 +351,6 @@ def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> flo
     float32.
     """
     classes, dimension = class_means.shape
-    if singular_values[0] <= ROUNDING * class_means.norm():
-        warnings.warn(
-            "the class means of the features coincide: NC1 is not defined and NaN",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return math.nan
     between = singular_values.square() / classes
     kept = between > dimension * FLOAT32_EPS * between[0]
     return (variances[kept] / between[kept]).sum().item()

@@ -6,6 +6,7 @@ Errors, seeds, signals, ranks, device and memory, logs and how a script ends.
 import ctypes
 import logging
 import os
+import random
 import resource
 import signal
 import sys
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
 from tqdm import tqdm
 
 logger = logging.getLogger("robust_nc")
@@ -47,24 +47,54 @@ def seed_everything(seed: int, *stream: int) -> None:
     """Seed PyTorch's generators (all devices) from the run's seed and, say, an epoch.
 
     Draws depend on these numbers alone, so that an epoch repeats whatever ran before it. Streams of
-    different numbers, or of more of them, are different: () and (0,) too.
+    different numbers, or of more of them, are different: () and (0,) too. The global generators of
+    Python and NumPy, from which networks of other packages may draw, are seeded as well.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=stream)
-    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    for_torch, for_python, *for_numpy = sequence.generate_state(4, np.uint64).tolist()
+    torch.manual_seed(for_torch)
+    random.seed(for_python)
+    np.random.seed([part % 2**32 for part in for_numpy])
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that a run on the device draws from."""
-    state = {"cpu": torch.get_rng_state()}
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of the generators that a run on the device draws from, as data of a checkpoint."""
+    of_numpy: Any = np.random.get_state(legacy=False)
+    state = {
+        "cpu": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": {
+            "key": torch.from_numpy(of_numpy["state"]["key"].astype(np.int64)),
+            "pos": int(of_numpy["state"]["pos"]),
+            "has_gauss": int(of_numpy["has_gauss"]),
+            "gauss": float(of_numpy["gauss"]),
+        },
+    }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Take over a state of random_state; older ones lack those of Python and NumPy."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+    if "python" in state:
+        random.setstate(state["python"])
+        own = state["numpy"]
+        key = own["key"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", key, own["pos"], own["has_gauss"], own["gauss"]))
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Inside, draws leave no trace: afterwards the generators are as they were."""
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)
 
 
 class StopSignals:

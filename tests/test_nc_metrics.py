@@ -98,16 +98,28 @@ EQUAL_FEATURES = {
 }
 
 
+OF_CLASS_MEANS = {
+    *("nc1", "nc1_papyan", "cdnv", "nc2_norm_activation", "nc2_angle_activation"),
+    *("nc3", "nc3_zhu", "nc4", "activation_cosines"),
+}
+
+
+def is_nan(value):
+    return torch.as_tensor(value).isnan().all().item()
+
+
 @pytest.mark.parametrize("name", EQUAL_FEATURES)
 @pytest.mark.parametrize("unbalanced", (False, True))
-def test_features_that_are_all_equal_have_no_nc1_and_one_warning_says_so(name, unbalanced):
+def test_features_that_are_all_equal_have_no_collapse_and_one_warning_says_so(name, unbalanced):
     h, y = EQUAL_FEATURES[name], torch.arange(30) % 3
     if unbalanced:
         y = (y - torch.arange(30) // 20).clamp(min=0)  # of other counts, which round otherwise
     logits, w = torch.eye(3)[y], torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     with pytest.warns(RuntimeWarning, match="NC1") as caught:
         whole = neural_collapse(h, y, logits, w)
-    assert math.isnan(whole.nc1) and len(caught) == 1
+    assert len(caught) == 1
+    undefined = {field.name for field in fields(whole) if is_nan(getattr(whole, field.name))}
+    assert undefined == OF_CLASS_MEANS
 
     streamed = StreamingCollapse(3)
     for part in (slice(0, 20), slice(20, 30)):
@@ -116,7 +128,10 @@ def test_features_that_are_all_equal_have_no_nc1_and_one_warning_says_so(name, u
         streamed.add_to_spread(h[part], y[part], y[part])
     with pytest.warns(RuntimeWarning, match="NC1") as caught:
         layer = streamed.result()
-    assert math.isnan(layer.nc1) and len(caught) == 1
+    assert len(caught) == 1
+    undefined = {field.name for field in fields(layer) if is_nan(getattr(layer, field.name))}
+    assert undefined == {"nc1", "nc2_norm", "nc2_angle", "ncc_agreement"}
+    assert layer.ncc_accuracy == whole.ncc_accuracy
 
 
 def test_nearly_equal_features_have_an_nc1_without_a_warning(recwarn):

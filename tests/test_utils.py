@@ -1,13 +1,23 @@
 """Random streams, memory that runs out, and how a script ends."""
 
+import io
+import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 
 from robust_nc.training.modes import mode_name
 from robust_nc.training.schedules import learning_rate
-from utils import InputError, memory_advice, seed_everything, select_device
+from utils import (
+    InputError,
+    memory_advice,
+    random_state,
+    seed_everything,
+    select_device,
+    set_random_state,
+)
 
 
 def first_draws(*numbers):
@@ -29,6 +39,37 @@ def test_initial_weights_and_epoch_0_share_no_draws():
     weights = torch.randn(1000)
     seed_everything(3, 0)
     assert torch.corrcoef(torch.stack([weights, torch.randn(1000)]))[0, 1].abs() < 0.15
+
+
+def draws_of_all():
+    """A draw of each generator that a network of another package may use."""
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1)
+
+
+def test_python_and_numpy_are_seeded_as_well_and_torch_as_before():
+    seed_everything(5, 1)
+    first = draws_of_all()
+    assert torch.initial_seed() == 6924645418555453511
+    draws_of_all()
+    seed_everything(5, 1)
+    assert draws_of_all() == first
+    seed_everything(5, 2)
+    assert not {*first} & {*draws_of_all()}
+
+
+def test_a_random_state_is_data_and_brings_every_generator_back():
+    cpu = torch.device("cpu")
+    seed_everything(5)
+    draws_of_all()  # half a pair of normal draws is part of a state
+    file = io.BytesIO()
+    torch.save(random_state(cpu), file)
+    first = draws_of_all()
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    set_random_state(state, cpu)
+    assert draws_of_all() == first
+    set_random_state({"cpu": state["cpu"]}, cpu)  # as earlier versions saved it
+    assert draws_of_all()[4] == first[4]
 
 
 def test_memory_that_runs_out_ends_with_the_advice():

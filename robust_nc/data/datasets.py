@@ -88,9 +88,13 @@ def load_dataset(name: str, chosen: Selection) -> Dataset:
     """
     source, folder = DATASETS[name], chosen.data_dir
     train, test, num_classes = source.read(folder, chosen.image_size, chosen.data_url)
-    for split in (train, test):
-        if len(split.images) != len(split) or split.labels.max() >= num_classes:
-            raise InputError(f"{folder}: labels of {name} do not fit its images and classes")
+    for part, split in (("training", train), ("test", test)):
+        fault = _fault_of_labels(split, num_classes)
+        if fault:
+            raise InputError(
+                f"{folder}: labels of {name} do not fit its images and classes: the {part} split "
+                f"has {fault}"
+            )
     # Before any subset is taken: the same for every subset of the data.
     digests = (train.digest(), test.digest())
     mean, std = source.statistics or channel_statistics(train.images)
@@ -114,6 +118,16 @@ def load_dataset(name: str, chosen: Selection) -> Dataset:
     return Dataset(splits[0], splits[1], num_classes, mean, std, digests)
 
 
+def _fault_of_labels(split: Split, num_classes: int) -> str | None:
+    """What is wrong with the labels of a split, in words."""
+    if len(split.images) != len(split) or not len(split):
+        return f"{len(split)} labels of {len(split.images)} images"
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= num_classes:
+        return f"labels from {low} to {high}, expected 0 to {num_classes - 1}"
+    return None
+
+
 def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     """Indices (<= size,), ascending, of a class-balanced random subset of labels (N,).
 
@@ -131,10 +145,21 @@ def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
 
 
 def equal_splits(data: Dataset, seed: int) -> Dataset:
-    """Both splits with as many images of every class as the smallest class of either has."""
+    """Both splits with as many images of every class as the smallest class of either has.
+
+    Raises:
+        InputError: a class has no image in one of them.
+    """
     splits = (data.train, data.test)
-    counts = [torch.bincount(part.labels, minlength=data.num_classes).min() for part in splits]
-    size = int(min(counts)) * data.num_classes
+    counts = [torch.bincount(part.labels, minlength=data.num_classes) for part in splits]
+    for name, numbers in zip(("training", "test"), counts, strict=True):
+        if not numbers.all():
+            missing = ", ".join(str(c) for c in (numbers == 0).nonzero().flatten().tolist()[:3])
+            raise InputError(
+                f"--equal-n: no image of class {missing} is in the {name} split, so that no number "
+                "of images is the same for all; leave it out, or complete the data"
+            )
+    size = int(min(numbers.min() for numbers in counts)) * data.num_classes
     train, test = (
         part.select(balanced_subset(part.labels.cpu(), size, seed).to(part.labels.device))
         for part in splits

@@ -24,7 +24,10 @@ from torchvision import datasets, transforms
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
+from robust_nc.data.image_tree import PARTS, list_tree, open_rgb
 from utils import InputError, atomic_open, logger
+
+DECODING = "2"  # another one where files are decoded otherwise: older caches are not read
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def read_cifar(
     )
     with _download_errors(name, Cifar.url, hint):
         loaded = [Cifar(data_dir, train=train, download=True) for train in (True, False)]
+        labels = [torch.tensor(part.targets, dtype=torch.int64) for part in loaded]
     if not published._check_integrity(loaded[0]):
         logger.warning(
             f"{data_dir / published.base_folder} is not the published {name}: used as it is"
@@ -88,9 +92,9 @@ def read_cifar(
     splits = [
         Split(
             torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),
-            torch.tensor(part.targets, dtype=torch.int64),
+            targets,
         )
-        for part in loaded
+        for part, targets in zip(loaded, labels, strict=True)
     ]
     return splits[0], splits[1], classes
 
@@ -188,6 +192,8 @@ def read_imagenette(data_dir: Path, image_size: int, url: str | None) -> tuple[S
     root = data_dir / "imagenette2-160"
     if not root.is_dir() and (data_dir / "train").is_dir():
         root = data_dir
+    if not root.is_dir() and data_dir.resolve().name in PARTS:
+        root = data_dir  # which list_tree says how to name
     if not root.is_dir():
         raise InputError(
             f"imnet: unpack imagenette2-160.tgz (fast.ai's ImageNette) so that {root}/train and "
@@ -203,29 +209,12 @@ def read_folder(data_dir: Path, image_size: int, url: str | None) -> tuple[Split
 
 
 def _read_tree(root: Path, fit: Callable, fit_name: str) -> tuple[Split, Split, int]:
-    listings = []
-    for part in ("train", "val"):
-        try:
-            listings.append(datasets.ImageFolder(root / part))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(
-                f"{root / part}: {' '.join(str(error).split())}; expected one folder per class "
-                "with images in it"
-            ) from error
-    train, val = listings
-    if train.classes != val.classes:
-        raise InputError(
-            f"{root}: train/ and val/ hold different classes; only in train/: "
-            f"{sorted(set(train.classes) - set(val.classes))}, only in val/: "
-            f"{sorted(set(val.classes) - set(train.classes))}"
-        )
-    if len(train.classes) < 2:
-        raise InputError(f"{root / 'train'}: only one class; at least two are needed")
+    listings = list_tree(root)
     splits = [
         Split(_decode(listing, fit, fit_name), torch.tensor(listing.targets, dtype=torch.int64))
         for listing in listings
     ]
-    return splits[0], splits[1], len(train.classes)
+    return splits[0], splits[1], len(listings[0].classes)
 
 
 def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tensor:
@@ -236,7 +225,7 @@ def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tens
     """
     root = Path(listing.root)
     paths = [Path(path) for path, _ in listing.samples]
-    key = hashlib.sha256(fit_name.encode())
+    key = hashlib.sha256(f"{DECODING}{fit_name}".encode())
     for path in paths:
         status = path.stat()
         key.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -250,7 +239,7 @@ def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tens
 
     def read(path: Path) -> Tensor:
         try:
-            image = fit(datasets.folder.default_loader(str(path)))
+            image = fit(open_rgb(path))
         except Exception as error:  # Pillow raises many kinds
             raise InputError(f"{path}: cannot be read as an image ({error})") from error
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -7,8 +7,10 @@ blocks are is found by watching which of its modules a forward pass uses.
 import copy
 import importlib
 import inspect
+import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from utils import InputError, logger
+from utils import InputError, logger, random_state_kept
+
+FEATURES = "features"  # as a layer's name: what enters the last linear layer
+# The last part of the name under which a state_dict holds what a module's get_extra_state gives.
+EXTRA_STATE = "_extra_state"
 
 
 def is_factory(name: str) -> bool:
@@ -83,12 +89,14 @@ class Anatomy:
         `blocks` of its own.
     channels_last: whether the model runs in that memory format.
     takes_one_image: whether it can be trained on a batch of one image.
+    image_shape: (C, H, W) of the images that it was examined with.
     """
 
     classifier: str
     children: dict[str, str] | None
     channels_last: bool
     takes_one_image: bool
+    image_shape: tuple[int, ...]
 
     def outputs(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and features (N, D) of normalised images x (N, C, H, W)."""
@@ -125,7 +133,7 @@ def examine(name: str, model: nn.Module, image_shape: tuple[int, ...], classes: 
             these do not come from a linear layer.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with random_state_kept(torch.device("cpu")), torch.no_grad():
             torch.manual_seed(0)
             return _examined(model, torch.rand(2, *image_shape), classes)
     except InputError as error:
@@ -151,6 +159,7 @@ def _examined(model: nn.Module, images: Tensor, classes: int) -> Anatomy:
     for output in (in_training, logits):
         _check_logits(output, (len(images), classes))
     classifier = _check_classifier(trial, linear, logits)
+    _check_extra_state(trial)
     model.get_submodule(classifier).register_forward_pre_hook(_keep_what_enters)
     names = [name for name, seen in used.items() if _puts_out(seen, len(images))]
     layout = torch.channels_last
@@ -159,9 +168,10 @@ def _examined(model: nn.Module, images: Tensor, classes: int) -> Anatomy:
         logger.info(f"channels-last is left out, in which the model does not run: {refused}")
     return Anatomy(
         classifier,
-        None if _has_blocks(trial, images) else _children(names, classifier),
+        None if _has_blocks(trial, images, classifier) else _children(names, classifier),
         channels_last=refused is None,
         takes_one_image=_refused(trial.train(), images[:1]) is None,
+        image_shape=tuple(images.shape[1:]),
     )
 
 
@@ -223,17 +233,21 @@ def _check_classifier(model: nn.Module, linear: dict[str, tuple[Any, Any]], logi
     return name
 
 
-def _has_blocks(model: Any, images: Tensor) -> bool:
+def _has_blocks(model: Any, images: Tensor, classifier: str) -> bool:
     """Whether the model has a method `blocks`.
 
     Raises:
-        InputError: what it lists is not used in a forward pass, or puts out no tensor.
+        InputError: what it lists is not used in a forward pass, puts out no tensor, or has a name
+            that another layer has.
     """
     if not inspect.ismethod(getattr(model, "blocks", None)):
         return False
     try:
-        listed = dict(model.blocks())
+        pairs = [(name, module) for name, module in model.blocks()]
+        listed = dict(pairs)
         _, used = _watch(model, images, listed)
+        if not all(isinstance(name, str) for name in listed):
+            raise TypeError("a name is a string")
     except Exception as error:
         raise InputError(
             f"its method blocks() must list (name, module) of each block: {_reason(error)}"
@@ -242,17 +256,51 @@ def _has_blocks(model: Any, images: Tensor) -> bool:
     if wrong or not listed:
         names = ", ".join(wrong) or "nothing"
         raise InputError(f"its method blocks() lists {names}, of which a pass has no output tensor")
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"its method blocks() lists two blocks of the name {twice[0]}: name each otherwise"
+        )
+    if FEATURES in listed and listed[FEATURES] is not model.get_submodule(classifier):
+        _, last = _watch(model, images, {classifier: model.get_submodule(classifier)})
+        entered, output = last[classifier][0], used[FEATURES][1]
+        if not torch.equal(entered.flatten(1), output.flatten(1)):
+            raise InputError(
+                f"its method blocks() lists {FEATURES}, a name that is kept for what enters the "
+                "last linear layer: name this block otherwise"
+            )
     return True
 
 
 def _children(names: list[str], classifier: str) -> dict[str, str]:
     """Block -> module, of these children: `features` takes the place of the classifier's.
 
-    A child of that very name gets an underscore.
+    A child of that very name gets an underscore, or as many as no other child has.
     """
     holder = classifier.split(".")[0]
-    blocks = {"features_" if n == "features" else n: n for n in names if n != holder}
-    return blocks | {"features": classifier}
+    own = FEATURES
+    while own in names:
+        own += "_"
+    blocks = {own if n == FEATURES else n: n for n in names if n != holder}
+    return blocks | {FEATURES: classifier}
+
+
+def _check_extra_state(model: nn.Module) -> None:
+    """Raise InputError where a checkpoint could not bring back what get_extra_state gives."""
+    extra = {n: v for n, v in model.state_dict().items() if n.rpartition(".")[2] == EXTRA_STATE}
+    if not extra:
+        return
+    file = io.BytesIO()
+    try:
+        torch.save(extra, file)
+        file.seek(0)
+        model.load_state_dict(model.state_dict() | torch.load(file, weights_only=True))
+    except Exception as error:
+        raise InputError(
+            "the state of its get_extra_state cannot be read back from a checkpoint, which holds "
+            "tensors, numbers, strings, and lists and dicts of them, and needs a set_extra_state: "
+            f"{_reason(error)[:200]}"
+        ) from error
 
 
 def _puts_out(seen: tuple[Any, Any] | None, count: int) -> bool:

@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robust_nc.networks.any_network import FEATURES
 from robust_nc.networks.network import Network
-
-FEATURES = "features"  # what enters the last linear layer, as a layer's name
 
 
 class NearestCentre(nn.Module):

@@ -1,15 +1,32 @@
-"""Networks for eval mode, with each batch norm folded into the convolution before it."""
+"""Networks for eval mode, with each batch norm folded into the convolution before it.
+
+Which pairs of them look foldable is read off a trace of the model; whether the folded network
+computes the same is then tried, since a hook, a norm held under two names or a `train` of the
+model's own does not show there.
+"""
 
 import copy
 import inspect
 from collections import Counter
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robust_nc.networks.any_network import EXTRA_STATE, FEATURES
+from robust_nc.networks.blocks import layer_outputs
 from robust_nc.networks.network import Network
-from utils import logger
+from utils import logger, random_state_kept, seed_everything
+
+Pairs = list[tuple[str, str]]  # names of a convolution and of the batch norm after it
+
+# Of float32; a difference in what is computed is far larger, and rounding far smaller.
+TOLERANCE = 1e-3
+# What the weights' rounding to bf16 may change at most, after norms of any statistics.
+BF16_TOLERANCE = 0.3
+# Images to try a network on whose Anatomy does not tell their size: those of ARCHITECTURES first.
+SIZES = (32, 160, 28, 64, 16, 224)
 
 
 class FoldedNetwork(Network):
@@ -18,45 +35,34 @@ class FoldedNetwork(Network):
     In eval mode a batch norm is an affine map per channel, so the folded network computes the same
     with fewer passes over the activations, forward and backward. With bf16 the convolutions'
     weights are rounded once, here, not in every forward pass. `refold` follows the network's
-    weights.
+    weights. Where that would not compute the same (`exact_pairs`), it is a plain copy.
+
+    Args:
+        pairs: what is folded; None: a plain copy. Left out, it is what exact_pairs finds.
     """
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, pairs: Pairs | str | None = "exact"):
         mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
         super().__init__(
             copy.deepcopy(network.model).eval(), mean, std, network.bf16, network.anatomy
         )
         self.channels_last = network.channels_last
         self._source = [network]  # in a list: not a part of this module
-        self._pairs = self._foldable()
+        if isinstance(pairs, str):
+            pairs = exact_pairs(network)
+        self._pairs = pairs or []
         for conv_name, norm_name in self._pairs:
             conv = self.model.get_submodule(conv_name)
             if conv.bias is None:
                 conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
             parent, _, child = norm_name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, nn.Identity())
-        if self.bf16:
+        if self.bf16 and pairs is not None:
             for module in self.model.modules():
                 if isinstance(module, nn.Conv2d) and is_plain(module):
                     module.bfloat16()
         self.to(network.mean.device).eval().requires_grad_(False)
         self.refold()
-
-    def _foldable(self) -> list[tuple[str, str]]:
-        """The pairs of conv_norm_pairs, but for those that a block's output lies between."""
-        blocks = [set(module.modules()) for _, module in self.blocks()]
-        module = self.model.get_submodule
-        try:
-            pairs = conv_norm_pairs(self.model)
-        except Exception as error:  # its forward pass can be anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            logger.info(f"batch norms are not folded, the model cannot be traced: {reason}")
-            return []
-        return [
-            (conv, norm)
-            for conv, norm in pairs
-            if not any(module(conv) in block and module(norm) not in block for block in blocks)
-        ]
 
     def train(self, mode: bool = False) -> "FoldedNetwork":
         """Stays in eval mode, the only one that it has."""
@@ -82,8 +88,107 @@ class FoldedNetwork(Network):
                 norm.bias,
             )
         for name, value in self.model.state_dict().items():
-            value.copy_(state[name])
+            owner, _, last = name.rpartition(".")
+            if last == EXTRA_STATE:
+                self.model.get_submodule(owner).set_extra_state(copy.deepcopy(state[name]))
+            else:
+                value.copy_(state[name])
         return self
+
+
+def exact_pairs(network: Network) -> Pairs | None:
+    """The pairs whose folding leaves what the network computes as it is; tried on random images.
+
+    None, with one log line, where logits, features or a block's output would be others, or where
+    the folded network does not run. The network, the random generators and modes stay as they are.
+    """
+    pairs = _foldable(network)
+    if not pairs and not network.bf16:
+        return pairs
+    try:
+        with random_state_kept(torch.device("cpu")), torch.no_grad():
+            fault = _difference(network, pairs)
+    except Exception as error:  # a model of somebody else's can raise anything
+        fault = f"it does not run: {_reason(error)}"
+    if fault is None:
+        return pairs
+    logger.info(
+        f"batch norms are not folded into convolutions, the model is used as it is: {fault}"
+    )
+    return None
+
+
+def _foldable(network: Network) -> Pairs:
+    """The pairs of conv_norm_pairs, but for those that a block's output lies between."""
+    try:
+        with random_state_kept(torch.device("cpu")):
+            model = copy.deepcopy(network.model).eval()  # a traced pass may leave something in it
+            pairs = conv_norm_pairs(model)
+    except Exception as error:  # its forward pass can be anything
+        logger.info(f"batch norms are not folded, the model cannot be traced: {_reason(error)}")
+        return []
+    module = network.model.get_submodule
+    blocks = [set(block.modules()) for _, block in network.blocks()]
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if not any(module(conv) in block and module(norm) not in block for block in blocks)
+    ]
+
+
+def _difference(network: Network, pairs: Pairs) -> str | None:
+    """What a network with these pairs folded computes otherwise, in words; None: nothing.
+
+    Tried on copies in main memory, in float32, with batch norms of random weights and statistics:
+    those of a fresh one, 1 and 0, would hide that they are applied twice, or not at all.
+    """
+    trial = copy.deepcopy(network).cpu().eval()
+    trial.bf16 = False
+    seed_everything(0)
+    for module in trial.modules():
+        if isinstance(module, _BatchNorm):
+            for value in (*module.parameters(), *module.buffers()):
+                if value.is_floating_point():
+                    value.uniform_(0.5, 1.5)
+    expected, images = _run(copy.deepcopy(trial), _trial_images(trial))
+    trials = [(FoldedNetwork(trial, pairs), TOLERANCE)]
+    if network.bf16:
+        trial.bf16 = True
+        trials.append((FoldedNetwork(trial, pairs), BF16_TOLERANCE))
+    for folded, tolerance in trials:
+        outputs, _ = _run(folded, [images])
+        for name, values in expected.items():
+            gap = (outputs[name].float() - values).norm() if name in outputs else torch.nan
+            if not gap <= tolerance * values.norm():  # NaN is no agreement either
+                return f"{name} would be others"
+    return None
+
+
+def _trial_images(network: Network) -> list[Tensor]:
+    """Two random images, in every size that the network may take, the likeliest first."""
+    channels = network.mean.numel()
+    shapes: list[tuple[int, ...]] = [(channels, size, size) for size in SIZES]
+    if network.anatomy is not None:
+        shapes = [network.anatomy.image_shape]
+    return [torch.rand(2, *shape) for shape in shapes]
+
+
+def _run(network: Network, batches: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Logits, features and outputs of blocks of the first batch that the network takes; the batch.
+
+    Raises:
+        Exception: it takes none; whatever the network raised for the first one.
+    """
+    errors = []
+    for images in batches:
+        seed_everything(1)
+        try:
+            names = [name for name, _ in network.blocks() if name != FEATURES]
+            logits, outputs = layer_outputs(network, images, names)
+            return {"logits": logits} | outputs, images
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
@@ -111,6 +216,7 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
             and [calls[name] for name in names] == [1, 1]
             and len(source.users) == 1
             and is_plain(conv)
+            and not any(has_backward_hooks(modules[name]) for name in names)
             and names[0] not in read
             and all(owners[id(p)] == 1 for p in conv.parameters())
             and norm.running_mean is not None
@@ -122,3 +228,13 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
 def is_plain(module: nn.Module) -> bool:
     """Whether its weight is a parameter of its own, not one that is computed from others."""
     return "weight" in module._parameters
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether it changes, or watches, gradients, which no forward pass shows."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

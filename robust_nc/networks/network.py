@@ -54,7 +54,8 @@ def computes_bf16(device: torch.device) -> bool:
 
 def weight_bytes(model: nn.Module) -> int:
     """What a model's weights and statistics take in a checkpoint."""
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Network(nn.Module):

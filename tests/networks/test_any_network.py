@@ -109,6 +109,87 @@ class Unused(Listing):
         return [("first", self.bn), ("never", self.unused)]
 
 
+class Module(nn.Module):
+    """Its child has the name that nn.DataParallel gives to what it wraps."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.module = Net(num_classes)
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def parallel(num_classes):
+    return nn.DataParallel(Net(num_classes))
+
+
+class Remembering(Net):
+    """State of its own in checkpoints, and an output that depends on it."""
+
+    seen = 0
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+    def forward(self, x):
+        self.seen += self.training
+        return super().forward(x + self.seen / 100)
+
+
+class Secret:
+    pass
+
+
+class OddState(Net):
+    def get_extra_state(self):
+        return Secret()
+
+    def set_extra_state(self, state):
+        pass
+
+
+class LosesState(Net):
+    def get_extra_state(self):
+        return 1
+
+
+class TwoOfOneName(Net):
+    def blocks(self):
+        return [("first", self.bn), ("first", self.body)]
+
+
+class OtherFeatures(Net):
+    def blocks(self):
+        return [("first", self.bn), ("features", self.body)]
+
+
+class NumberedBlocks(Net):
+    def blocks(self):
+        return list(enumerate([self.bn, self.body]))
+
+
+class OwnFeatures(Net):
+    """Its block `features` is what enters the last linear layer."""
+
+    def blocks(self):
+        return [("first", self.bn), ("features", self.head[3])]
+
+
+class Underscored(LikeTimm):
+    """Children called `features` and `features_`."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.features_ = nn.ReLU()
+
+    def forward(self, x):
+        return self.classifier(self.features(self.features_(self.blocks(x))))
+
+
 def no_linear(num_classes):
     return nn.Sequential(nn.Conv2d(3, num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -348,6 +429,25 @@ def test_blocks_are_the_children_in_forward_order(name):
                 assert collapse.ncc_accuracy == whole.ncc_accuracy
 
 
+def test_no_two_blocks_have_the_same_name():
+    names = list(dict(make("Underscored").blocks()))
+    assert names == ["blocks", "features_", "features__", "features"]
+    network = make("OwnFeatures")
+    with torch.no_grad(), block_outputs(network) as found:
+        _, features = network(torch.rand(2, 3, 32, 32), return_activations=True)
+    assert torch.equal(found["features"], features)
+
+
+def test_a_folded_network_takes_over_the_state_of_the_model_s_own():
+    network = make("Remembering").train()
+    folded, x = FoldedNetwork(network), torch.rand(4, 3, 32, 32)
+    for _ in range(3):
+        network(x)
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(folded.refold()(x), network(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_child_used_twice_counts_where_it_was_last():
     network = make("Reusing")
     assert list(dict(network.blocks())) == ["conv", "bn", "body", "relu", "pool", "features"]
@@ -361,6 +461,7 @@ def test_a_child_used_twice_counts_where_it_was_last():
 # The scripts
 # ---------------------------------------------------------------------------------------------
 
+ROOTS = ("models", "whole")
 SHORT = "--attack-iters 1 --lr-max 0.01"
 
 
@@ -405,6 +506,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(mode, tree, run_script, monkeypa
     assert_equal_runs(folder, "whole" / folder.relative_to("models"))
 
 
+@pytest.mark.parametrize("name", ("Module", "parallel", "Remembering", "OwnFeatures"))
+def test_what_a_model_saves_it_goes_on_with_and_is_measured_by(name, tree, run_script):
+    flags = f"{tree} --model their_nets:{name}"
+    assert run_script(train, f"{flags} --epochs 2 --models-dir whole")[0] == 0
+    assert run_script(train, f"{flags} --epochs 2")[0] == 0
+    folder = folder_of(f"their_nets.{name}")
+    (folder / "model_1.pth").unlink()
+    assert run_script(train, f"{flags} --epochs 2 --resume 1 --overwrite")[0] == 0
+    files = [path / folder.relative_to("models") / "model_1.pth" for path in map(Path, ROOTS)]
+    first, again = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert list(first) == list(again)
+    code, _, error = run_script(
+        eval_script, f"{flags} --neural-collapse --split test --ncc-layers features"
+    )
+    assert (code, error) == (0, "")
+    swept = [row for row in rows(folder / "results/metrics.csv") if row["source"] == "eval"]
+    losses = [float(row["loss"]) for row in swept if row["input"] == "clean"]
+    tested = [float(row["test_loss"]) for row in rows(folder / "history.csv")]
+    assert losses == pytest.approx(tested, rel=1e-5)
+
+
 def test_two_factories_share_no_folder(tree, run_script):
     for name in ("Net", "Listing"):
         assert run_script(train, f"{tree} --model their_nets:{name} --epochs 1")[0] == 0
@@ -429,6 +551,17 @@ def test_a_factory_that_takes_the_channels_is_told_them(run_script):
         ("Pair", "its output is a tuple, expected one tensor"),
         ("PairInTraining", "its output is a dict, expected one tensor"),
         ("Unused", "its method blocks() lists never, of which"),
+        ("TwoOfOneName", "its method blocks() lists two blocks of the name first"),
+        (
+            "OtherFeatures",
+            "its method blocks() lists features, a name that is kept for what enters",
+        ),
+        ("NumberedBlocks", "its method blocks() must list (name, module) of each block"),
+        (
+            "OddState",
+            "the state of its get_extra_state cannot be read back from a checkpoint, which",
+        ),
+        ("LosesState", "the state of its get_extra_state cannot be"),
         ("failing", "called with num_classes=3: KeyError: 'no such\\nbackbone'"),
         ("no_classes", "called with num_classes=3: TypeError: no_classes() got an unexpected"),
         ("no_module", "makes a dict, expected an nn.Module"),

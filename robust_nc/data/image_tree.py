@@ -1,0 +1,150 @@
+"""Trees of image files, train/CLASS/* and val/CLASS/*, as they lie on people's disks."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from utils import InputError, logger
+
+PARTS = ("train", "val")
+# What the folders of a tree are called elsewhere, in the order in which they are proposed.
+OTHER_NAMES = {
+    "train": ("training", "Train", "Training", "TRAIN"),
+    "val": ("valid", "validation", "test", "testing", "dev", "eval", "Val", "Test", "VAL", "TEST"),
+}
+# What systems leave in folders without being asked, besides what is hidden.
+LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+
+
+class Listing(datasets.ImageFolder):
+    """The image files of one folder per class, but for what is hidden or left by systems."""
+
+    def __init__(self, root: Path):
+        self.litter: list[str] = []  # names of what is passed over
+        super().__init__(str(root), is_valid_file=self._is_image, allow_empty=True)
+        for _, folders, files in os.walk(root):
+            self.litter += [name for name in (*folders, *files) if is_litter(name)]
+            folders[:] = [name for name in folders if not is_litter(name)]
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        with os.scandir(directory) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))
+        if not names:
+            raise InputError(
+                f"{directory}: holds no folders; expected one folder per class with images in it"
+            )
+        return names, {name: number for number, name in enumerate(names)}
+
+    def _is_image(self, path: str) -> bool:
+        parts = Path(path).relative_to(self.root).parts
+        return path.lower().endswith(IMG_EXTENSIONS) and not any(map(is_litter, parts))
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or left by a system."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def list_tree(root: Path) -> tuple[Listing, Listing]:
+    """The files of both parts of a tree, which hold the same classes.
+
+    Raises:
+        InputError: a part is missing, a class is empty or in one part alone, or there is but one;
+            its text says what to do.
+    """
+    for part in PARTS:
+        if not (root / part).is_dir():
+            raise InputError(_without(root, part))
+    listings = Listing(root / "train"), Listing(root / "val")
+    litter = [name for listing in listings for name in listing.litter]
+    if litter:
+        names = ", ".join(list(dict.fromkeys(litter))[:3])
+        logger.info(f"{root}: passed over, hidden or left by a system: {len(litter)}, like {names}")
+    for listing in listings:
+        _check_classes(listing)
+    train, val = listings
+    if train.classes != val.classes:
+        raise InputError(
+            f"{root}: train/ and val/ hold different classes; only in train/: "
+            f"{sorted(set(train.classes) - set(val.classes))}, only in val/: "
+            f"{sorted(set(val.classes) - set(train.classes))}"
+        )
+    if len(train.classes) < 2:
+        raise InputError(f"{root / 'train'}: only one class; at least two are needed")
+    return train, val
+
+
+def _check_classes(listing: Listing) -> None:
+    """Raise InputError where a class has no images."""
+    counts: Counter[int] = Counter(listing.targets)
+    empty = [name for number, name in enumerate(listing.classes) if not counts[number]]
+    if empty:
+        more = f" (and {len(empty) - 1} more classes)" if empty[1:] else ""
+        raise InputError(
+            f"{Path(listing.root) / empty[0]}: a class without images{more}; put some there "
+            f"({', '.join(IMG_EXTENSIONS)}), or delete this class's folder in train/ and in val/"
+        )
+
+
+def _without(root: Path, part: str) -> str:
+    """What to do where a tree lacks a part."""
+    expected = f"expected {root}/train/CLASS/* and {root}/val/CLASS/*"
+    if not root.is_dir():
+        return f"{root / part}: there is no folder {root}; {expected}"
+    folders = sorted(e.name for e in root.iterdir() if e.is_dir() and not is_litter(e.name))
+    other = next((name for name in OTHER_NAMES[part] if name in folders), None)
+    if other:
+        return (
+            f"{root / part}: missing; {root / other} is there: rename it to {part}, or link it: "
+            f"ln -s {other} {root / part}"
+        )
+    whole = root.resolve()
+    if whole.name in (*PARTS, *OTHER_NAMES["val"]) and (whole.parent / "train").is_dir():
+        return (
+            f"{root}: is itself the {whole.name}/ of a tree: name the folder that holds it and the "
+            f"other part, --data-dir {root.parent if root.name == whole.name else whole.parent}"
+        )
+    inner = [name for name in folders if (root / name / "train").is_dir()]
+    if inner:
+        return f"{root / part}: missing; the tree is one level deeper: --data-dir {root / inner[0]}"
+    if part == "train" and folders:
+        names = ", ".join(folders[:3])
+        return (
+            f"{root / part}: missing; {root} holds {names}: where these are classes, share their "
+            f"images out over train/CLASS and val/CLASS"
+        )
+    return f"{root / part}: missing; {expected}"
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An image of any mode as 8-bit RGB; grey values of 16 bits or floats keep their range.
+
+    Raises:
+        ValueError: its values are of no known range.
+    """
+    with Image.open(path) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return Image.fromarray(_as_bytes(image)).convert("RGB")
+    return datasets.folder.default_loader(str(path))
+
+
+def _as_bytes(image: Image.Image) -> np.ndarray:
+    """Grey values as uint8, which Pillow would clip at 255."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"grey values from {low:g} to {high:g}; floats are read from 0 to 1")
+        return np.rint(values * 255.0).astype(np.uint8)
+    if image.mode != "I" or image.format in ("PNG", "PPM"):
+        return np.rint(values / 257.0).astype(np.uint8)  # 65535 is white
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"32-bit grey values from {low} to {high}; save it with 8 or 16 bits per pixel"
+        )
+    return values.astype(np.uint8)
