@@ -135,20 +135,25 @@ class Sweep:
     subject: Subject
     statistics: Statistics  # what images are normalised with, where a file does not bring its own
 
-    def load(self, epoch: int) -> None:
-        """Load a checkpoint, and normalise as its wrapper does unless the flags say how."""
+    def load(self, epoch: int, quietly: bool = False) -> Statistics:
+        """Load a checkpoint, and normalise as its wrapper does unless the flags say how.
+
+        Returns:
+            What its images are normalised with, which a log line tells unless `quietly`.
+        """
         file, used = self.files[epoch], self.statistics
-        _, own = load_checkpoint(file, self.network)
-        if own and build.statistics_given(self.settings):
-            logger.info(
-                f"{file}: normalised with {statistics_in_words(used)} as given, not with its own "
-                f"{statistics_in_words(own)}"
-            )
+        _, own = load_checkpoint(file, self.network, self.settings.weights_key, quietly)
+        given = build.statistics_given(self.settings)
+        words = f"{statistics_in_words(used)}{' as given' if given else ', it brings none along'}"
+        if own and given:
+            words += f", not with its own {statistics_in_words(own)}"
         elif own:
-            used = own
-            logger.info(f"{file}: normalised with its own {statistics_in_words(own)}")
+            used, words = own, f"its own {statistics_in_words(own)}"
+        if not quietly and (own or self.settings.checkpoint):
+            logger.info(f"{file}: normalised with {words}")
         self.network.normalise_by(*used)
         self.folded.refold()
+        return used
 
 
 def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep:
@@ -160,7 +165,7 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep
         build.refuse_other_data(run, data, statistics)
     if settings.equal_n:
         data = equal_splits(data, settings.seed)
-    if statistics != (data.mean, data.std):
+    if not settings.checkpoint:  # of which each is told
         logger.info(f"images are normalised with {statistics_in_words(statistics)}")
     network, folded = build.build_networks(settings, data, statistics)
     unknown = unknown_layer(settings, network.blocks())
@@ -180,6 +185,7 @@ def open_results(sweep: Sweep) -> None:
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
         now[HASHES] = [sha256(file) for file in settings.checkpoint]
+        now["statistics"] = [sweep.load(place) for place in sweep.files]  # of each file
     if settings.overwrite:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
@@ -211,7 +217,7 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
     # A bar for one rank: those of others would write over it.
     with tqdm(total=total, desc="sweep", unit="row", disable=ranks.number or None) as bar:
         for epoch in share:
-            sweep.load(epoch)
+            sweep.load(epoch, quietly=bool(settings.checkpoint))  # open_results told of these
             with subject.keeping(shared_inputs(missing[epoch])):
                 for task, parts in missing[epoch]:
                     rows = []

@@ -127,6 +127,8 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(unknown)
     if (args.checkpoint is None) != (args.out is None):
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
+    if args.weights_key is not None and not args.checkpoint:
+        parser.error("--weights-key is for --checkpoint: which weights of a file it measures")
     if args.checkpoint and args.checkpoints:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
 

@@ -93,6 +93,13 @@ SWEEP = (
         help="measure these files instead of a run's checkpoints; needs --out",
     ),
     flag(
+        "--weights-key",
+        Means.MEASURE,
+        metavar="KEY",
+        help="which weights of a file of --checkpoint that holds several sets, as a line of the "
+        "log names them",
+    ),
+    flag(
         "--out",
         Means.FREE,
         type=Path,

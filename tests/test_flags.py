@@ -16,7 +16,7 @@ TRAINED = {
 RECORDED = {"no_normalisation", "limit_test", "neural_collapse", "neural_collapse_gaussian"}
 MEASURED = {
     *("attack_iters", "pgd_alpha", "restarts", "noise_level", "limit_train", "limit_test"),
-    *("equal_n", "image_size", "precision", "checkpoint"),
+    *("equal_n", "image_size", "precision", "checkpoint", "weights_key"),
 }
 FREE = {
     *("data_dir", "data_url", "models_dir", "device", "compile", "cuda_graph"),

@@ -757,6 +757,7 @@ BAD_EVAL = {
     "layer_batch_size": (*COUNTS, "8"),  # without --layerwise
     "checkpoints": ("400", "-1", "a", "::0", "1:2:3:4", "", "0,400", "9:3"),
     "checkpoint": ("no.pth",),
+    "weights_key": ("ema",),  # without --checkpoint
     "out": ("results",),
 }
 OWN = {train: BAD_TRAIN, eval_script: BAD_EVAL}

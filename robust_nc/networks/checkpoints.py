@@ -44,7 +44,7 @@ DATA: list[Any] = [
 
 
 def load_checkpoint(
-    path: Path, network: Network, key: str | None = None
+    path: Path, network: Network, key: str | None = None, quietly: bool = False
 ) -> tuple[dict, Statistics | None]:
     """Load the weights of a checkpoint, ours, a published or another one, into a network's model.
 
@@ -55,6 +55,7 @@ def load_checkpoint(
 
     Args:
         key: which of several sets, as the log line calls them.
+        quietly: without the log lines.
 
     Returns:
         The checkpoint's other entries (`epoch`, `seed`, perhaps `optimizer`), and the statistics of
@@ -64,14 +65,20 @@ def load_checkpoint(
         InputError: the file is missing, damaged, not a checkpoint, of another network, or holds
             numbers that are not finite.
     """
-    return load_weights(path, read_tensors(path), network, key)
+    return load_weights(path, read_tensors(path), network, key, quietly)
 
 
 def load_weights(
-    path: Path, content: Any, network: Network, key: str | None = None
+    path: Path,
+    content: Any,
+    network: Network,
+    key: str | None = None,
+    quietly: bool = False,
 ) -> tuple[dict, Statistics | None]:
     """load_checkpoint for a file whose content has been read."""
-    weights = _chosen_set(path, content, network, key)
+    weights, lines = _chosen_set(path, content, network, key)
+    for line in () if quietly else lines:
+        logger.info(f"{path}: {line}")
     values = weights.values
     infinite = next((n for n, v in values.items() if _is_float(v) and not v.isfinite().all()), None)
     if infinite:
@@ -98,8 +105,10 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _chosen_set(path: Path, content: Any, network: Network, key: str | None) -> WeightSet:
-    """The set of weights to load, which fits the network.
+def _chosen_set(
+    path: Path, content: Any, network: Network, key: str | None
+) -> tuple[WeightSet, list[str]]:
+    """The set of weights to load, which fits the network, and what is worth knowing of it.
 
     Raises:
         InputError: there is none, not the one asked for, or there is something beside it that
@@ -121,28 +130,28 @@ def _chosen_set(path: Path, content: Any, network: Network, key: str | None) -> 
         raise InputError(
             f"{path}: --weights-key {key}: no weights of this network, they are: {names}"
         )
-    weights = chosen[0]
+    weights, lines = chosen[0], []
     if len(fitting) > 1:
         which = f"those of {weights.name or 'the whole content'} are used"
         other = "" if key else ", --weights-key chooses others"
-        logger.info(f"{path}: several sets of weights, {names}: {which}{other}")
+        lines.append(f"several sets of weights, {names}: {which}{other}")
     _check_unused(path, weights, shapes, key)
-    return weights
+    if weights.unused:
+        lines.append(f"left out, beside {weights.name}: {_first([*weights.unused])}")
+    return weights, lines
 
 
 def _check_unused(path: Path, weights: WeightSet, shapes: dict[str, Any], key: str | None) -> None:
     """Raise InputError on what might be a part of the network, but for that beside a named set."""
-    prefix, names = weights.prefix, list(weights.unused)
+    prefix = weights.prefix
     within = {n.removeprefix(prefix): v for n, v in weights.unused.items() if n.startswith(prefix)}
     if within:
         _refuse(path, weights.values | within, shapes)
-    if names and not weights.named_by(key):
+    if weights.unused and not weights.named_by(key):
         raise InputError(
-            f"{path}: beside the weights in {weights.name} it holds {_first(names)}, which is not "
-            f"of this network; --weights-key {weights.name} leaves it out"
+            f"{path}: beside the weights in {weights.name} it holds {_first([*weights.unused])}, "
+            f"which is not of this network; --weights-key {weights.name} leaves it out"
         )
-    if names:
-        logger.info(f"{path}: left out, beside {weights.name}: {_first(names)}")
 
 
 def _read_statistics(path: Path, weights: WeightSet, network: Network) -> Statistics | None:

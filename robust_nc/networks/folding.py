@@ -106,7 +106,7 @@ def exact_pairs(network: Network) -> Pairs | None:
     if not pairs and not network.bf16:
         return pairs
     try:
-        with random_state_kept(torch.device("cpu")), torch.no_grad():
+        with random_state_kept(network.mean.device), torch.no_grad():
             fault = _difference(network, pairs)
     except Exception as error:  # a model of somebody else's can raise anything
         fault = f"it does not run: {_reason(error)}"
@@ -121,7 +121,7 @@ def exact_pairs(network: Network) -> Pairs | None:
 def _foldable(network: Network) -> Pairs:
     """The pairs of conv_norm_pairs, but for those that a block's output lies between."""
     try:
-        with random_state_kept(torch.device("cpu")):
+        with random_state_kept(network.mean.device):
             model = copy.deepcopy(network.model).eval()  # a traced pass may leave something in it
             pairs = conv_norm_pairs(model)
     except Exception as error:  # its forward pass can be anything

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -668,7 +669,13 @@ def test_wrapped_weights_are_measured_as_the_bare_ones(rewritten, net_tree, run_
     code, output, error = run_script(eval_script, f"{sweep} {' '.join(names)} --out found")
     assert (code, error) == (0, "")
     assert output.count(f"normalised with its own {GIVEN}\n") == len(WRAPPERS)
-    assert "bare.pth: normalised" not in output
+    [line] = [line for line in output.splitlines() if "bare.pth: normalised" in line]
+    assert line.endswith(", it brings none along")
+    told = json.loads(Path("found/eval_args.json").read_text())
+    own = [[*MEAN], [*STD]]
+    assert told["statistics"][2] == [told["data_mean"], told["std"]] != own
+    others = [value for i, value in enumerate(told["statistics"]) if i != 2]
+    np.testing.assert_allclose(others, [own] * len(WRAPPERS), rtol=1e-6)
     expected = outcomes("found/metrics.csv")[2]
     for found in outcomes("found/metrics.csv"):
         assert found == pytest.approx(expected, rel=1e-3)
@@ -677,6 +684,24 @@ def test_wrapped_weights_are_measured_as_the_bare_ones(rewritten, net_tree, run_
     assert outcomes("given/metrics.csv")[0] == pytest.approx(expected, rel=1e-3)
     assert run_script(eval_script, f"{sweep} plain.pth --out wrong")[0] == 0
     assert outcomes("wrong/metrics.csv")[0] != pytest.approx(expected, rel=1e-2)
+
+
+def test_the_weights_asked_for_are_measured(net_tree, rewritten, run_script):
+    bare = torch.load("bare.pth", weights_only=True)["state_dict"]
+    zeros = {name: torch.zeros_like(value) for name, value in bare.items()}
+    torch.save({"state_dict_ema": bare, "state_dict": zeros}, "both.pth")
+    sweep = f"{net_tree} --neural-collapse --checkpoint"
+    assert run_script(eval_script, f"{sweep} bare.pth --out bare")[0] == 0
+    code, output, _ = run_script(eval_script, f"{sweep} both.pth --out zeros")
+    assert code == 0 and output.count("those of state_dict are used, --weights-key chooses") == 1
+    ema = f"{sweep} both.pth --weights-key state_dict_ema"
+    assert run_script(eval_script, f"{ema} --out ema")[0] == 0
+    assert outcomes("ema/metrics.csv") == outcomes("bare/metrics.csv")
+    assert float(rows("zeros/metrics.csv")[0]["loss"]) == pytest.approx(np.log(3))
+    code, _, error = run_script(eval_script, f"{ema} --out zeros")
+    assert code == 1 and "--weights-key was None, is state_dict_ema now" in error
+    code, _, error = run_script(eval_script, f"{sweep} both.pth --weights-key best --out other")
+    assert code == 1 and error.count("\n") == 1 and "they are: state_dict, state_dict_ema" in error
 
 
 def test_flags_beat_what_a_file_brings_along(rewritten, net_tree, run_script):
