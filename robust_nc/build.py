@@ -1,5 +1,6 @@
 """What is made of settings: the run's folder, data, networks, the attack, and what is trained."""
 
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,27 @@ def load_data(settings: Settings) -> Dataset:
     keep_freed_memory()
     names = ("data_dir", "image_size", "seed", "limit_train", "limit_test", "data_url")
     chosen = Selection(**{name: getattr(settings, name) for name in names})
-    return load_dataset(settings.dataset, chosen).to(settings.device)
+    data = load_dataset(settings.dataset, chosen)
+    refuse_large_radii(settings, data)
+    return data.to(settings.device)
+
+
+def refuse_large_radii(settings: Settings, data: Dataset) -> None:
+    """Stop where a radius or the step is larger than any image: under l_2 that depends on its size.
+
+    Raises:
+        InputError: one is; the line names its flag.
+    """
+    unit = DATASETS[settings.dataset].epsilon_range
+    largest = unit * (1 if settings.norm == "l_inf" else math.sqrt(data.train.images[0].numel()))
+    sizes = {"--epsilon": settings.epsilon, "--pgd-alpha": settings.pgd_alpha}
+    sizes["--epsilons"] = max(getattr(settings, "epsilons", (0.0,)))
+    for name, size in sizes.items():
+        if size > largest:
+            raise InputError(
+                f"{name} {size:g}: no two of these images are further apart than {largest:g} "
+                f"under {settings.norm}"
+            )
 
 
 def statistics_given(settings: Settings) -> bool:

@@ -6,6 +6,7 @@ Each check ends the script with one line and exit code 2. None looks at a run's 
 import argparse
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 from robust_nc.data.datasets import DATASETS, DOWNLOADED
@@ -14,8 +15,9 @@ from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.measuring.autoattack import find_autoattack
 from robust_nc.networks import network as networks
 from robust_nc.networks.network import ARCHITECTURES
-from robust_nc.parsing import Parser, non_negative_float, parse_epochs
+from robust_nc.parsing import Parser, Radius, parse_epochs, radius
 from robust_nc.training.modes import mode_name
+from utils import logger
 
 
 def check_run(parser: Parser, args: argparse.Namespace) -> None:
@@ -35,16 +37,55 @@ def check_run(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
+    """Radius, step and noise as numbers in their units, from here on."""
     args.alpha_given = args.pgd_alpha is not None
-    if DATASETS[args.dataset].epsilon_range == 1:
-        given = f"--dataset {args.dataset}"
-        if args.epsilon is None or args.pgd_alpha is None:
-            parser.error(f"{given} needs --epsilon and --pgd-alpha, in [0, 1] units")
-        if args.norm == "l_inf" and max(args.epsilon, args.pgd_alpha) > 1:
-            parser.error(f"--epsilon and --pgd-alpha are in [0, 1] units for {given}")
+    unit = DATASETS[args.dataset].epsilon_range
+    if unit == 1 and (args.epsilon is None or args.pgd_alpha is None):
+        parser.error(f"--dataset {args.dataset} needs --epsilon and --pgd-alpha, in [0, 1] units")
     epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
-    args.epsilon = epsilon if args.epsilon is None else args.epsilon
-    args.pgd_alpha = step_size if args.pgd_alpha is None else args.pgd_alpha
+    args.epsilon = _in_units(args.epsilon, unit, epsilon)
+    args.pgd_alpha = _in_units(args.pgd_alpha, unit, step_size)
+    args.noise_level = _in_units(args.noise_level, 255)
+    for flag in ("epsilon", "pgd_alpha"):
+        check_size(parser, f"--{flag.replace('_', '-')}", [getattr(args, flag)], args)
+    if args.noise_level > 255:
+        parser.error(f"argument --noise-level: {args.noise_level:g}/255 is more than all the range")
+
+
+def _in_units(given: Radius | float | None, unit: float, default: float = math.nan) -> float:
+    """A value as it was written, or that of a run, in units of which black to white has so many."""
+    if isinstance(given, Radius):
+        return given.in_units(unit)
+    return default if given is None else given
+
+
+# Norm -> the least and the most, in 1/255 units, that a radius or a step is likely to be.
+LIKELY = {"l_inf": (0.1, 64.0), "l_2": (2.0, math.inf)}
+
+
+def check_size(
+    parser: Parser, name: str, sizes: Collection[float], args: argparse.Namespace
+) -> None:
+    """Refuse radii or steps that cover all images; a line where one is unlikely to be meant."""
+    unit = DATASETS[args.dataset].epsilon_range
+    largest = max(sizes)
+    if args.norm == "l_inf" and largest > unit:
+        units = "[0, 1] units" if unit == 1 else "1/255 units"
+        parser.error(
+            f"argument {name}: {largest:g} is more than the range from black to white, {unit} "
+            f"in the {units} of --dataset {args.dataset}"
+        )
+    low, high = LIKELY[args.norm]
+    for size in sizes:
+        in_255 = size * 255 / unit
+        if 0 < in_255 < low and unit == 255:
+            meant = f"{round(size * 255) or size * 255:.3g}"
+            logger.info(f"{name} {size:g} is {size:g}/255; {meant} or {meant}/255 is meant?")
+        elif 0 < in_255 < low:
+            logger.info(f"{name} {size:g} is {in_255:.2g}/255 of the range: is that meant?")
+        elif in_255 > high and unit == 255:
+            share = f"{size / 255:.0%} of the range"
+            logger.info(f"{name} {size:g} is {size:g}/255, {share}: is that meant?")
 
 
 def _check_data(parser: Parser, args: argparse.Namespace) -> None:
@@ -146,15 +187,15 @@ def unknown_layer(settings: argparse.Namespace, blocks: list[tuple[str, Any]]) -
 def _parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
     """The radii of --epsilons, ascending."""
     unit = DATASETS[args.dataset].epsilon_range
-    highest = 1.0 if unit == 1 and args.norm == "l_inf" else math.inf
     try:
-        radii = sorted({non_negative_float(text) for text in args.epsilons.split(",")})
+        radii = sorted({radius(text).in_units(unit) for text in args.epsilons.split(",")})
     except argparse.ArgumentTypeError:
         radii = []
-    if not radii or radii[0] == 0 or radii[-1] > highest:
+    if not radii or radii[0] == 0:
         units = "[0, 1] units" if unit == 1 else "1/255 units"
         parser.error(
-            f"argument --epsilons: expected radii above 0 in {units} like 2,4,8,16; got "
-            f"{args.epsilons!r}"
+            f"argument --epsilons: expected radii above 0 in {units} like 2,4,8,16, or fractions "
+            f"like 2/255,4/255; got {args.epsilons!r}"
         )
+    check_size(parser, "--epsilons", radii, args)
     return tuple(radii)

@@ -21,6 +21,7 @@ from robust_nc.parsing import (
     channel_std,
     non_negative_float,
     positive_int,
+    radius,
     seed_number,
 )
 from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag
@@ -181,15 +182,16 @@ ATTACK = (
         "--epsilon",
         Means.NAME,
         former=ALWAYS_THERE,
-        type=non_negative_float,
-        help="radius, in 1/255 units, for mnist in [0, 1] units (default: 8, for l_2 128)",
+        type=radius,
+        help="radius, in 1/255 units, for mnist in [0, 1] units, or as a fraction like 8/255 "
+        "(default: 8, for l_2 128)",
     ),
     flag(
         "--pgd-alpha",
         Means.TRAIN | Means.MEASURE,
         former=ALWAYS_THERE,
-        type=non_negative_float,
-        help="step size in the units of --epsilon (default: 2, for l_2 15)",
+        type=radius,
+        help="step size, given like --epsilon (default: 2, for l_2 15)",
     ),
     flag(
         "--attack-iters",
@@ -209,8 +211,9 @@ ATTACK = (
     flag(
         "--noise-level",
         Means.TRAIN | Means.MEASURE,
-        type=non_negative_float,
-        default=8.0,
+        type=radius,
+        default="8",
+        former=8.0,
         help="noise of --neural-collapse-gaussian in 1/255 units (default: %(default)s)",
     ),
 )

@@ -4,6 +4,8 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -50,6 +52,40 @@ seed_number = _number(
     int, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"
 )
 non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
+
+
+@dataclass(frozen=True)
+class Radius:
+    """A radius, step or noise level as it is written: 8 in a data set's units, or 8/255.
+
+    whole: the range from black to white in the units of `value`; None: those of the data set.
+    """
+
+    value: float
+    whole: float | None = None
+
+    def in_units(self, black_to_white: float) -> float:
+        """The number, where black to white is so many units: 8/255 is 8.0 where these are 255."""
+        if self.whole is None:
+            return self.value
+        exact = Fraction(repr(self.value)) * Fraction(black_to_white) / Fraction(repr(self.whole))
+        return float(exact)
+
+
+def radius(text: str) -> Radius:
+    """The argparse type of --epsilon and of whatever is measured in its units."""
+    value, slash, whole = text.partition("/")
+    try:
+        numbers = [float(value), float(whole) if slash else 1.0]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(0 <= number < math.inf for number in numbers) or numbers[-1] == 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a number, 0 or above, or a fraction of the range like 8/255; got {text!r}"
+        )
+    return Radius(numbers[0], numbers[1] if slash else None)
+
+
 channel_mean = _number(
     float, lambda value: 0 <= value <= 1, "a number from 0 to 1 (black to white) per channel"
 )

@@ -699,6 +699,7 @@ def test_any_checkpoint_file_is_measured(
 
 WORDS = ("", "-", "robust", "0.5")
 COUNTS = ("0", "-1", "1.5", "two", "1e3", "1000001", "nan", "")
+RADII = ("256", "8/0", "8/255/1", "/255", "8/", "-8/255", "8/inf")
 NUMBERS = ("-1", "nan", "inf", "-inf", "1e999", "much", "")
 SWITCHES = ("=1",)  # a switch takes no value
 BAD = {
@@ -720,11 +721,11 @@ BAD = {
     "limit_train": COUNTS,
     "limit_test": COUNTS,
     "norm": ("l_1", "inf", ""),
-    "epsilon": NUMBERS,
-    "pgd_alpha": NUMBERS,
+    "epsilon": (*NUMBERS, *RADII),
+    "pgd_alpha": (*NUMBERS, *RADII),
     "attack_iters": COUNTS,
     "restarts": COUNTS,
-    "noise_level": NUMBERS,
+    "noise_level": (*NUMBERS, *RADII),
     "device": ("gpu", "cuda:99", "cpu:x", "", "meta"),
     "precision": ("fp16", "32", ""),
     "compile": SWITCHES,
@@ -747,7 +748,20 @@ BAD_TRAIN = {
 }
 BAD_EVAL = {
     "split": WORDS,
-    "epsilons": ("", "two", "8,", "-1,8", "8;16", "nan", "inf", "8:16", "0,8"),
+    "epsilons": (
+        "",
+        "two",
+        "8,",
+        "-1,8",
+        "8;16",
+        "nan",
+        "inf",
+        "8:16",
+        "0,8",
+        "8,256",
+        "8/0",
+        "8/255/1",
+    ),
     "equal_n": SWITCHES,
     "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,
