@@ -32,7 +32,7 @@ from utils import (
 
 def run_folder(settings: Settings) -> RunFolder:
     """The folder that the flags name, not opened yet."""
-    mode = mode_name(settings.train_mode, settings.trades_bn)
+    mode = mode_name(settings.train_mode, settings.bn)
     model = any_network.folder_name(settings.model)
     path = settings.models_dir / (settings.data_name or settings.dataset) / model
     path = path / settings.norm / f"eps{settings.epsilon}" / mode / f"seed{settings.seed}"
@@ -258,7 +258,7 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
             f"--batch-size {settings.batch_size}: of {len(data.train)} images the last batch is of "
             f"one, on which --model {settings.model} cannot be trained, for its batch norm"
         )
-    mode = MODES[mode_name(settings.train_mode, settings.trades_bn)]
+    mode = MODES[mode_name(settings.train_mode, settings.bn)]
     optimizer = make_optimizer(settings, network.model)
     return Training(
         settings,

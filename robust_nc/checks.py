@@ -16,7 +16,7 @@ from robust_nc.measuring.autoattack import find_autoattack
 from robust_nc.networks import network as networks
 from robust_nc.networks.network import ARCHITECTURES
 from robust_nc.parsing import Parser, Radius, parse_epochs, radius
-from robust_nc.training.modes import mode_name
+from robust_nc.training.modes import DEFAULT_BN
 from utils import logger
 
 
@@ -26,14 +26,23 @@ def check_run(parser: Parser, args: argparse.Namespace) -> None:
     _check_data(parser, args)
     _check_statistics(parser, args)
     _check_image_size(parser, args)
-    try:
-        mode_name(args.train_mode, args.trades_bn)
-    except ValueError:
-        parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES")
+    _check_bn(parser, args)
     for flag in ("data_dir", "models_dir", "out"):
         path = getattr(args, flag, None)
         if path is not None and path.exists() and not path.is_dir():
             parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
+
+
+def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
+    """--bn, perhaps under its older name; --trades-bn is from here on what older readers expect."""
+    is_trades = args.train_mode == "pgd_train_TRADES"
+    if args.trades_bn == "batch" and not is_trades:
+        parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES; --bn for all modes")
+    older = args.trades_bn if is_trades else None
+    if args.bn and older and args.bn != older:
+        parser.error(f"--trades-bn {older} is the older name of --bn, which is {args.bn}: drop it")
+    args.bn = args.bn or older or DEFAULT_BN[args.train_mode]
+    args.trades_bn = args.bn if is_trades else "frozen"
 
 
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:

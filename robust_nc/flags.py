@@ -25,7 +25,7 @@ from robust_nc.parsing import (
     seed_number,
 )
 from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag
-from robust_nc.training.modes import TRAIN_MODES
+from robust_nc.training.modes import BN, TRAIN_MODES, bn_of
 from utils import select_device
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -72,13 +72,18 @@ RUN = (
         help="standard, PGD-adversarial, TRADES or MART training (default: %(default)s)",
     ),
     flag(
-        "--trades-bn",
+        "--bn",
         Means.NAME,
-        only_with=("train_mode", ("pgd_train_TRADES",)),
-        choices=("frozen", "batch"),
-        default="frozen",
-        help="batch norm under TRADES: frozen at its initial statistics, as in the published "
-        "code, or batch statistics, as in the TRADES paper (default: %(default)s)",
+        former=bn_of,
+        choices=BN,
+        help="batch norm in training: of the batch's statistics, or frozen at its initial running "
+        "ones (default: batch; pgd_train_TRADES: frozen, as in the published code)",
+    ),
+    flag(
+        "--trades-bn",
+        Means.FREE,  # --bn tells it
+        choices=BN,
+        help="the older name of --bn, for pgd_train_TRADES",
     ),
     flag("--seed", Means.SEED, type=seed_number, default=1, help="default: %(default)s"),
     flag(

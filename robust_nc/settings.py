@@ -59,7 +59,8 @@ ALWAYS_THERE = _Always()
 class Flag:
     """One flag: how argparse reads it, and what it means.
 
-    former: the value of runs from before there was the flag, whose args.json does not tell it.
+    former: the value of runs from before there was the flag, whose args.json does not tell it, or a
+        function that makes it of what their args.json tells.
     only_with: a flag and its values without which nothing reads this one; None: always read.
     """
 
@@ -110,7 +111,11 @@ def with_former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict
     if not arguments:
         return {}
     unsaid = [flag for flag in flags if flag.key not in arguments]
-    former = {flag.key: flag.former for flag in unsaid if flag.former is not ALWAYS_THERE}
+    former = {
+        flag.key: flag.former(arguments) if callable(flag.former) else flag.former
+        for flag in unsaid
+        if flag.former is not ALWAYS_THERE
+    }
     return arguments | former
 
 

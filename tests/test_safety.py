@@ -705,7 +705,8 @@ SWITCHES = ("=1",)  # a switch takes no value
 BAD = {
     "model": (*WORDS, "torchvision.models:", ":resnet18", "json:no_such", "no_such_module:make"),
     "train_mode": WORDS,
-    "trades_bn": WORDS,
+    "bn": WORDS,
+    "trades_bn": (*WORDS, "batch"),  # the last without TRADES
     "seed": ("-1", "0.5", "one", "4294967296", "nan", ""),
     "epochs": COUNTS,
     "lr_max": NUMBERS,

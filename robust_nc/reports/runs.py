@@ -24,7 +24,7 @@ from robust_nc.results.records import (
 )
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Means, keys_that, with_former_values
-from robust_nc.training.modes import MODES, mode_name
+from robust_nc.training.modes import MODES, bn_of, mode_name
 from utils import InputError
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -218,7 +218,7 @@ def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
         epsilon=float(arguments["epsilon"]),
         limit_train=arguments.get("limit_train"),
     )
-    mode = mode_name(arguments["train_mode"], arguments.get("trades_bn", "frozen"))
+    mode = mode_name(arguments["train_mode"], bn_of(arguments))
     return setting, mode, int(arguments["seed"])
 
 

@@ -106,7 +106,7 @@ def train_epoch(
     """
     settings, learner, data = training.settings, training.learner, training.data.train
     seed_everything(settings.seed, epoch)
-    learner.network.train()
+    learner.network.train(training.mode.bn == "batch")
     device = data.labels.device
     order = torch.randperm(len(data)).to(device)
     parts = order.split(settings.batch_size)
