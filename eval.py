@@ -185,7 +185,8 @@ def main() -> None:
 def as_trained(settings: Settings, run: RunFolder) -> Settings:
     """The settings with the images that the run was trained on; refuse what it was not."""
     trained = run.trained_with()
-    given = {name for name in ("lr_max", "epochs") if getattr(settings, name) is not None}
+    compared = ("lr_max", "epochs", "model_args")
+    given = {name for name in compared if getattr(settings, name) is not None}
     differing = difference(vars(settings), trained, {"image_size"} | given)
     if differing:
         raise InputError(f"{run.path} was trained with other flags: {differing}")
@@ -193,7 +194,8 @@ def as_trained(settings: Settings, run: RunFolder) -> Settings:
         name: trained.get(name) if getattr(settings, name) is None else getattr(settings, name)
         for name in ("limit_train", "limit_test")
     }
-    return settings.replace(**limits)
+    model_args = settings.model_args or trained.get("model_args")
+    return settings.replace(model_args=model_args, **limits)
 
 
 def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:

@@ -16,6 +16,7 @@ from robust_nc.networks import any_network
 from robust_nc.networks import network as networks
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics
+from robust_nc.parsing import argument_value
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import STATISTICS, Settings, difference
 from robust_nc.training.cuda_graphs import ReplayedStep
@@ -35,7 +36,8 @@ def run_folder(settings: Settings) -> RunFolder:
     mode = mode_name(settings.train_mode, settings.bn)
     model = any_network.folder_name(settings.model)
     path = settings.models_dir / (settings.data_name or settings.dataset) / model
-    path = path / settings.norm / f"eps{settings.epsilon}" / mode / f"seed{settings.seed}"
+    seed = f"seed{settings.seed}" + (f"_{settings.run_name}" if settings.run_name else "")
+    path = settings.run_path or path / settings.norm / f"eps{settings.epsilon}" / mode / seed
     return RunFolder(path, standard=not MODES[mode].adversary)
 
 
@@ -150,7 +152,12 @@ def build_networks(
     """
     seed_everything(settings.seed)
     shape, classes = tuple(data.train.images.shape[1:]), data.num_classes
-    model = networks.build_model(settings.model, settings.image_size, shape[0], classes)
+    arguments = dict(word.split("=", 1) for word in settings.model_args or ())
+    given = {key: argument_value(value) for key, value in arguments.items()}
+    of_factory = {"arguments": given} if given else {}
+    model = networks.build_model(
+        settings.model, settings.image_size, shape[0], classes, **of_factory
+    )
     anatomy = None
     if any_network.is_factory(settings.model):
         anatomy = any_network.examine(settings.model, model, shape, classes)
@@ -195,6 +202,8 @@ def refuse_other_data(run: RunFolder, data: Dataset, statistics: Statistics) -> 
         raise InputError(f"{run.path} was trained with other flags: {differing}")
 
 
+# Of the settings, what is no flag and no part of what a run is.
+DERIVED = ("alpha_given", "run_path")
 # In args.json, what tells the images and labels of each split from others.
 DIGESTS = ("train_digest", "test_digest")
 
@@ -222,7 +231,8 @@ def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> d
     """
     gpu = settings.device.type == "cuda"
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return vars(settings) | {
+    told = {name: value for name, value in vars(settings).items() if name not in DERIVED}
+    return told | {
         "mean": statistics[0],
         "std": statistics[1],
         "data_mean": data.mean,
@@ -279,11 +289,14 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
 
 
 def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
-    options: dict[str, Any] = {"lr": settings.lr_max, "weight_decay": 5e-4}
+    """The optimiser that the flags name, of the model's weights."""
+    options: dict[str, Any] = {"lr": settings.lr_max, "weight_decay": settings.weight_decay}
     gpu = settings.device.type == "cuda"
     if gpu:
         # The rate as a tensor: a step captured as a CUDA graph reads it anew at each replay.
         options |= {"lr": torch.tensor(settings.lr_max, device=settings.device), "fused": True}
-    if settings.optimizer == "adam":
-        return optim.Adam(model.parameters(), capturable=settings.cuda_graph, **options)
-    return optim.SGD(model.parameters(), momentum=0.9, **options)
+    if settings.optimizer == "sgd":
+        options |= {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return optim.SGD(model.parameters(), **options)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW}[settings.optimizer]
+    return kind(model.parameters(), capturable=settings.cuda_graph, **options)

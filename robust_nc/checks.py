@@ -21,11 +21,16 @@ from utils import logger
 
 
 def check_run(parser: Parser, args: argparse.Namespace) -> None:
-    """The flags that both scripts share."""
+    """The flags that both scripts share.
+
+    `run_path` is the folder of a run that was named by it instead of by the flags.
+    """
+    args.run_path = getattr(args, "run_path", None)
     _check_attack(parser, args)
     _check_data(parser, args)
     _check_statistics(parser, args)
     _check_image_size(parser, args)
+    _check_model_args(parser, args)
     _check_bn(parser, args)
     for flag in ("data_dir", "models_dir", "out"):
         path = getattr(args, flag, None)
@@ -132,26 +137,61 @@ def _check_image_size(parser: Parser, args: argparse.Namespace) -> None:
     if sizes and args.image_size not in sizes:
         pixels = " or ".join(map(str, sizes))
         parser.error(
-            f"--model {args.model} is for images of {pixels} pixels, not {args.image_size}"
+            f"--model {args.model} is for images of {pixels} pixels, not {args.image_size} "
+            "(--image-size); networks of other packages may take any"
         )
+
+
+def _check_model_args(parser: Parser, args: argparse.Namespace) -> None:
+    if not args.model_args:
+        return
+    if args.model in ARCHITECTURES:
+        parser.error(
+            f"argument --model-args: is for --model PACKAGE.MODULE:FACTORY, not for {args.model}"
+        )
+    keys = [word.partition("=")[0] for word in args.model_args]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        parser.error(f"argument --model-args: {twice} is given twice")
+    args.model_args = tuple(sorted(args.model_args))
 
 
 def check_training(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of train.py."""
     parse_epochs(parser, "--checkpoint-epochs", args.checkpoint_epochs, args.epochs)
+    _check_schedule(parser, args)
     if args.resume == "last" and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
     if args.resume not in (None, "last") and args.resume >= args.epochs:
         parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
-    if args.lr_schedule == "multipledecay" and args.epochs < 10:
-        parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
     for flag in TRAIN_FLAGS:
-        by_mode = flag.only_with is not None and flag.only_with[0] == "train_mode"
-        unread = by_mode and not flag.is_read(vars(args))
-        if unread and getattr(args, flag.key) != parser.get_default(flag.key):
-            parser.error(f"{flag.name}: --train-mode {args.train_mode} makes no use of it")
+        other = flag.only_with[0] if flag.only_with else None
+        unread = other in ("train_mode", "optimizer") and not flag.is_read(vars(args))
+        if other and unread and getattr(args, flag.key) != parser.get_default(flag.key):
+            name = f"--{other.replace('_', '-')}"
+            parser.error(f"{flag.name}: {name} {getattr(args, other)} makes no use of it")
+    if args.nesterov and not args.momentum:
+        parser.error("--nesterov needs a --momentum above 0")
+    fresh = args.resume is None
+    if args.init and fresh and not args.init.is_file():
+        parser.error(f"argument --init: {args.init}: no such file")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
+
+
+def _check_schedule(parser: Parser, args: argparse.Namespace) -> None:
+    given = args.lr_schedule
+    if given is None:
+        args.lr_schedule = "milestones" if args.lr_milestones else "piecewise"
+    if args.lr_schedule != "milestones":
+        for flag in ("lr_milestones", "lr_gamma"):
+            if getattr(args, flag) != parser.get_default(flag):
+                name = f"--{flag.replace('_', '-')}"
+                parser.error(f"{name}: --lr-schedule {args.lr_schedule} makes no use of it")
+    elif args.lr_milestones is None:
+        args.lr_milestones = (0.25, 0.375)
+    if args.lr_schedule == "multipledecay" and args.epochs < 10:
+        parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
 
 
 def check_sweep(parser: Parser, args: argparse.Namespace) -> None:

@@ -19,9 +19,12 @@ from robust_nc.parsing import (
     Parser,
     channel_mean,
     channel_std,
+    image_size,
+    model_argument,
     non_negative_float,
     positive_int,
     radius,
+    run_name,
     seed_number,
 )
 from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag
@@ -65,6 +68,15 @@ RUN = (
         "factory(num_classes=...) makes, like torchvision.models:resnet18 (default: %(default)s)",
     ),
     flag(
+        "--model-args",
+        Means.TRAIN,
+        type=model_argument,
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="for the factory of --model: numbers, true, false, none or strings, like depth=4 "
+        "(eval.py: those of the run)",
+    ),
+    flag(
         "--train-mode",
         Means.NAME,
         choices=TRAIN_MODES,
@@ -84,6 +96,13 @@ RUN = (
         Means.FREE,  # --bn tells it
         choices=BN,
         help="the older name of --bn, for pgd_train_TRADES",
+    ),
+    flag(
+        "--run-name",
+        Means.NAME,
+        type=run_name,
+        metavar="NAME",
+        help="sets runs apart that the rest of the path does not tell: folder seed1_NAME",
     ),
     flag("--seed", Means.SEED, type=seed_number, default=1, help="default: %(default)s"),
     flag(
@@ -160,10 +179,10 @@ DATA = (
         "--image-size",
         Means.TRAIN | Means.MEASURE,
         former=ALWAYS_THERE,
-        type=int,
-        choices=sorted({size for source in DATASETS.values() for size in source.image_sizes}),
-        help="size that images of --dataset folder are fitted to; picks the architecture "
-        "(default: 32)",
+        type=image_size,
+        metavar="N",
+        help="size that images of --dataset folder are fitted to; 32 or 160 picks the "
+        "architecture, networks of other packages may take any (default: 32)",
     ),
     flag(
         "--limit-train",

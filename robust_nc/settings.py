@@ -120,12 +120,13 @@ def with_former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict
 
 
 def difference(now: dict[str, Any], earlier: dict[str, Any], keys: Iterable[str]) -> str | None:
-    """One line on the first of the flags whose value is not what an earlier run had, if any."""
+    """One line on all of the flags whose value is not what an earlier run had, if any."""
+    differing = []
     for key in sorted(keys):
         value = json.loads(json.dumps(now[key], default=str))
         if key in earlier and earlier[key] != value:
-            return f"--{key.replace('_', '-')} was {earlier[key]}, is {value} now"
-    return None
+            differing.append(f"--{key.replace('_', '-')} was {earlier[key]}, is {value} now")
+    return "; ".join(differing) or None
 
 
 def select_epochs(text: str | None, epochs: int) -> list[int]:

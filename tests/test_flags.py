@@ -9,11 +9,12 @@ from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.settings import ALWAYS_THERE, Means, flag, keys_that, with_former_values
 from robust_nc.training.modes import MODES
 
-NAMING = {"dataset", "data_name", "model", "norm", "epsilon", "train_mode", "bn"}
+NAMING = {"dataset", "data_name", "model", "norm", "epsilon", "train_mode", "bn"} | {"run_name"}
 TRAINED = {
     *("epochs", "lr_max", "mean", "std", "image_size", "limit_train", "pgd_alpha", "attack_iters"),
     *("restarts", "noise_level", "precision", "batch_size", "optimizer", "lr_schedule"),
-    *("lr_drop_epoch", "lr_one_drop", "trades_beta", "mart_lambda"),
+    *("lr_drop_epoch", "lr_one_drop", "lr_milestones", "lr_gamma", "trades_beta", "mart_lambda"),
+    *("model_args", "weight_decay", "momentum", "nesterov", "init"),
 }
 RECORDED = {"no_normalisation", "limit_test", "neural_collapse", "neural_collapse_gaussian"}
 MEASURED = {
@@ -71,10 +72,11 @@ def test_a_flag_without_a_meaning_cannot_be_added():
     ),
 )
 def test_each_mode_reads_its_own_flags(settings, unread):
-    settings["lr_schedule"] = "onedrop"
+    settings |= {"lr_schedule": "onedrop", "optimizer": "adamw"}
+    unread = unread | {"lr_milestones", "lr_gamma", "momentum", "nesterov"}
     assert {row.key for row in TRAIN_FLAGS if not row.is_read(settings)} == unread
-    settings["lr_schedule"] = "cosine"
-    unread = unread | {"lr_drop_epoch", "lr_one_drop"}
+    settings |= {"lr_schedule": "cosine", "optimizer": "sgd"}
+    unread = unread - {"momentum", "nesterov"} | {"lr_drop_epoch", "lr_one_drop"}
     assert {row.key for row in TRAIN_FLAGS if not row.is_read(settings)} == unread
 
 
@@ -83,7 +85,7 @@ def test_every_row_is_a_flag_of_its_script(script):
     words = ["--neural-collapse", "--device", "cpu"]
     settings = vars(script.parse_args(words))
     rows = TRAIN_FLAGS if script is train else SWEEP_FLAGS
-    derived = {"alpha_given"}
+    derived = {"alpha_given", "run_path"}
     assert settings.keys() - derived == {row.key for row in rows}
 
 

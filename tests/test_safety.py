@@ -704,6 +704,8 @@ NUMBERS = ("-1", "nan", "inf", "-inf", "1e999", "much", "")
 SWITCHES = ("=1",)  # a switch takes no value
 BAD = {
     "model": (*WORDS, "torchvision.models:", ":resnet18", "json:no_such", "no_such_module:make"),
+    "model_args": ("", "x", "=1", "a-b=1", "num_classes=3", "a=1"),  # the last without a factory
+    "run_name": ("", "a/b", "é", "a" * 101),
     "train_mode": WORDS,
     "bn": WORDS,
     "trades_bn": (*WORDS, "batch"),  # the last without TRADES
@@ -739,6 +741,12 @@ BAD_TRAIN = {
     "cuda_graph": SWITCHES,
     "batch_size": COUNTS,
     "optimizer": WORDS,
+    "weight_decay": NUMBERS,
+    "momentum": (*NUMBERS, "1", "0.5 --optimizer adam"),
+    "nesterov": SWITCHES,
+    "lr_milestones": ("", "0", "-1", "0.5,100", "nan", "inf", "1;2", "0.5 --lr-schedule cosine"),
+    "lr_gamma": (*NUMBERS, "0", "0.5"),  # the last without milestones
+    "init": ("no.pth", "", "."),
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,

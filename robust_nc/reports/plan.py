@@ -82,7 +82,7 @@ class Planned:
     @property
     def folder(self) -> Path:
         """Where train.py puts it."""
-        defaults: dict[str, Any] = {"data_name": None}
+        defaults: dict[str, Any] = {"data_name": None, "run_name": None, "run_path": None}
         defaults["epsilon"] = PUBLISHED_ATTACKS[self.experiment.norm][0]
         given = {name: value for name, value in self.run.items() if value is not None}
         return build.run_folder(Settings(**defaults | {"bn": bn_of(given)} | given)).path

@@ -228,7 +228,7 @@ def names_of_path(path: Path) -> tuple[Setting, str, int]:
     if mode not in MODES:
         raise ValueError(mode)
     setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
-    return setting, mode, int(seed.removeprefix("seed"))
+    return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
 
 
 def read_flags(arguments: dict[str, Any], sweep_arguments: dict[str, Any]) -> dict[str, Any]:
