@@ -5,6 +5,7 @@ Each check ends the script with one line and exit code 2. None looks at a run's 
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Collection
 from typing import Any
@@ -26,6 +27,8 @@ def check_run(parser: Parser, args: argparse.Namespace) -> None:
     `run_path` is the folder of a run that was named by it instead of by the flags.
     """
     args.run_path = getattr(args, "run_path", None)
+    if parser.without_effect:
+        tell(f"without effect, as in the published code: {', '.join(parser.without_effect)}")
     _check_attack(parser, args)
     _check_data(parser, args)
     _check_statistics(parser, args)
@@ -36,6 +39,12 @@ def check_run(parser: Parser, args: argparse.Namespace) -> None:
         path = getattr(args, flag, None)
         if path is not None and path.exists() and not path.is_dir():
             parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
+
+
+def tell(line: str) -> None:
+    """Log a line, of the ranks that torchrun started the first alone."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.info(line)
 
 
 def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
@@ -94,12 +103,12 @@ def check_size(
         in_255 = size * 255 / unit
         if 0 < in_255 < low and unit == 255:
             meant = f"{round(size * 255) or size * 255:.3g}"
-            logger.info(f"{name} {size:g} is {size:g}/255; {meant} or {meant}/255 is meant?")
+            tell(f"{name} {size:g} is {size:g}/255; {meant} or {meant}/255 is meant?")
         elif 0 < in_255 < low:
-            logger.info(f"{name} {size:g} is {in_255:.2g}/255 of the range: is that meant?")
+            tell(f"{name} {size:g} is {in_255:.2g}/255 of the range: is that meant?")
         elif in_255 > high and unit == 255:
             share = f"{size / 255:.0%} of the range"
-            logger.info(f"{name} {size:g} is {size:g}/255, {share}: is that meant?")
+            tell(f"{name} {size:g} is {size:g}/255, {share}: is that meant?")
 
 
 def _check_data(parser: Parser, args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from robust_nc.parsing import (
     run_name,
     seed_number,
 )
+from robust_nc.published_flags import OF_EVAL, OF_TRAIN, PublishedFlag
 from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag
 from robust_nc.training.modes import BN, TRAIN_MODES, bn_of
 from utils import select_device
@@ -277,7 +278,9 @@ SWEEP_FLAGS = (*RUN, *DATA, *ATTACK, *MACHINE, *SWEEP)
 def train_parser() -> Parser:
     """The flags of train.py."""
     return _parser(
-        "Train one network with a checkpoint per epoch.", SHARED | {"training": TRAINING}
+        "Train one network with a checkpoint per epoch.",
+        SHARED | {"training": TRAINING},
+        OF_TRAIN,
     )
 
 
@@ -286,14 +289,17 @@ def sweep_parser() -> Parser:
     parser = _parser(
         "Sweep the checkpoints of a run with the neural-collapse metrics.",
         SHARED | {"the sweep": SWEEP},
+        OF_EVAL,
     )
     # The run may tell what it was trained with; a value given here must agree with it.
     parser.set_defaults(lr_max=None, epochs=None)
     return parser
 
 
-def _parser(description: str, tables: dict[str, tuple[Flag, ...]]) -> Parser:
-    parser = Parser(description=description)
+def _parser(
+    description: str, tables: dict[str, tuple[Flag, ...]], published: tuple[PublishedFlag, ...]
+) -> Parser:
+    parser = Parser(published, description=description)
     for title, rows in tables.items():
         group = parser.add_argument_group(title)
         for row in rows:

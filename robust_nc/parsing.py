@@ -6,20 +6,29 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from robust_nc.published_flags import PublishedFlag, without_published
 from robust_nc.settings import select_epochs
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, without the usage; flags are not abbreviated."""
+    """Errors are one line, without the usage; flags are not abbreviated.
 
-    def __init__(self, **options: Any):
+    Args:
+        published: flags of the published script that may be on the command line.
+
+    without_effect: the names of those that the last one had.
+    """
+
+    def __init__(self, published: Iterable[PublishedFlag] = (), **options: Any):
         super().__init__(**{"allow_abbrev": False} | options)
+        self.published = tuple(published)
+        self.without_effect: list[str] = []
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
@@ -46,6 +55,10 @@ class Parser(argparse.ArgumentParser):
         for word in takewhile("--".__ne__, words):
             if word.startswith("--") and word.endswith("=--"):  # which argparse takes for no value
                 self.error(f"argument {word[:-3]}: expected a value, got '--'")
+        try:
+            words, self.without_effect = without_published(words, self.published)
+        except ValueError as error:
+            self.error(str(error))
         return super().parse_known_args(words, namespace)
 
 

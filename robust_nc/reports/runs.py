@@ -187,6 +187,8 @@ def read_run(path: Path) -> Run:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
         setting, mode, seed = names
         flags = read_flags(arguments or {}, read_json(folder.sweep_file) or {})
+        if arguments is None:  # of seed1_NAME
+            flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         source = f"{path}: its path" if arguments is None else folder.args_file
         raise InputError(
