@@ -184,9 +184,10 @@ def other_flags(settings: Settings, run: RunFolder, earlier: dict[str, Any]) -> 
             other_file = f"--init {settings.init} is another file than it was"
     former, advice = earlier.get("epochs", settings.epochs), ""
     if settings.resume and settings.epochs > former:
-        if has_same_rates(settings, former, finished_epochs(settings, run)):
+        same_schedule = settings.lr_schedule == earlier.get("lr_schedule")
+        if same_schedule and has_same_rates(settings, former, finished_epochs(settings, run)):
             compared -= {"epochs"}
-        else:
+        elif same_schedule:
             advice = (
                 f" (with --lr-schedule {settings.lr_schedule} the rates so far would have been "
                 "others; constant, onedrop and milestones in epochs can be made longer)"

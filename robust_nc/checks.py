@@ -73,6 +73,14 @@ def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
         check_size(parser, f"--{flag.replace('_', '-')}", [getattr(args, flag)], args)
     if args.noise_level > 255:
         parser.error(f"argument --noise-level: {args.noise_level:g}/255 is more than all the range")
+    if 0 < args.noise_level < LIKELY["l_inf"][0]:
+        tell(f"--noise-level {args.noise_level:g} is {_meant(args.noise_level)}")
+
+
+def _meant(size: float) -> str:
+    """What a size in 1/255 units is that was hardly meant in them: 0.031 was in [0, 1] units."""
+    meant = f"{round(size * 255) or size * 255:.3g}"
+    return f"{size:g}/255; {meant} or {meant}/255 is meant?"
 
 
 def _in_units(given: Radius | float | None, unit: float, default: float = math.nan) -> float:
@@ -102,8 +110,7 @@ def check_size(
     for size in sizes:
         in_255 = size * 255 / unit
         if 0 < in_255 < low and unit == 255:
-            meant = f"{round(size * 255) or size * 255:.3g}"
-            tell(f"{name} {size:g} is {size:g}/255; {meant} or {meant}/255 is meant?")
+            tell(f"{name} {size:g} is {_meant(size)}")
         elif 0 < in_255 < low:
             tell(f"{name} {size:g} is {in_255:.2g}/255 of the range: is that meant?")
         elif in_255 > high and unit == 255:

@@ -55,6 +55,7 @@ def test_radii_of_a_sweep_are_read_as_they_are_written(parse):
         ("--epsilon 0.031", "--epsilon 0.031 is 0.031/255; 8 or 8/255 is meant?"),
         ("--pgd-alpha 0.0078", "--pgd-alpha 0.0078 is 0.0078/255; 2 or 2/255 is meant?"),
         ("--norm l_2 --epsilon 0.5", "--epsilon 0.5 is 0.5/255; 128 or 128/255 is meant?"),
+        ("--noise-level 0.0314", "--noise-level 0.0314 is 0.0314/255; 8 or 8/255 is meant?"),
         ("--epsilon 80", "--epsilon 80 is 80/255, 31% of the range: is that meant?"),
         ("--epsilons 8,0.0157", "--epsilons 0.0157 is 0.0157/255; 4 or 4/255 is meant?"),
     ),

@@ -119,6 +119,8 @@ def test_a_schedule_that_follows_the_epochs_says_why_it_cannot_go_on(schedule, f
     assert code == 1 and error.count("\n") == 1
     assert "--epochs was 3, is 6 now" in error and "rates so far would have been others" in error
     assert told(TREE_FOLDER)["epochs"] == 3
+    code, _, error = run_script(train, f"{flags} --epochs 60 --resume --lr-schedule multipledecay")
+    assert code == 1 and "--lr-schedule was" in error and "--epochs was 3, is 60 now" in error
 
 
 # ---------------------------------------------------------------------------------------------
