@@ -16,6 +16,8 @@ from test_scripts import (
 
 import eval as eval_script
 import train
+from robust_nc.reports.groups import group_runs
+from robust_nc.reports.runs import read_run
 from robust_nc.training import modes
 
 FLAGS = "--epochs 3 --attack-iters 2 --batch-size 4 --lr-max 0.01"
@@ -206,6 +208,14 @@ def test_runs_are_set_apart_by_a_name(flags, run_script):
     sweep = flags.replace(" --batch-size 4", "") + " --epochs 1 --neural-collapse"
     code, output, error = run_script(eval_script, f"{sweep} --run-name no_wd-0.1")
     assert code == 0 and "seed1_no_wd-0.1/results" in output, error
+    named = f"{flags} --epochs 1 --weight-decay 0 --run-name no_wd-0.1 --seed 2"
+    assert run_script(train, named)[0] == 0
+    for _ in range(2):
+        runs = [read_run(path) for path in sorted(TREE_FOLDER.parent.glob("seed*"))]
+        groups = [[(run.seed, run.path.name) for run in group.runs] for group in group_runs(runs)]
+        assert groups == [[(1, "seed1")], [(1, "seed1_no_wd-0.1"), (2, "seed2_no_wd-0.1")]]
+        for path in TREE_FOLDER.parent.glob("seed*/args.json"):
+            path.unlink()  # their paths tell it as well
 
 
 def test_training_starts_from_other_weights(flags, run_script, monkeypatch, tmp_path):
