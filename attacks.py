@@ -13,6 +13,7 @@ read a value there is to wait for the device, which a training step must not, le
 is captured as a CUDA graph.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -57,11 +58,12 @@ def pgd(
     Returns: delta (N, C, H, W) in the epsilon-ball, without gradient.
 
     Raises:
-        ValueError: as `_check_inputs`.
+        ValueError: as `_check_inputs` and `_check_sizes`.
 
     Source: Madry et al. (ICLR 2018), section 2.1; l_2 steps follow the unit gradient.
     """
     _check_inputs(norm, x, y)
+    _check_sizes(norm, x, epsilon, step_size)
     direction, x = -1 if targeted else 1, x.detach()
     needs_score = restarts > 1 or (score and model.training)
     starts = _draw(x, lambda part: _random_starts(part, epsilon, norm, restarts))
@@ -113,6 +115,7 @@ def trades(
     (ICML 2019), algorithm 1.
     """
     _check_inputs(norm, x)
+    _check_sizes(norm, x, epsilon, step_size)
     x = x.detach()
     with torch.enable_grad(), _frozen(model), _eval_mode(model):
         if clean_logits is None:
@@ -256,6 +259,21 @@ def _check_inputs(norm: str, x: Tensor, *others: Tensor) -> None:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
     _check_images(x)
     _check_differentiable(x, *others)
+
+
+def _check_sizes(norm: str, x: Tensor, epsilon: float, step_size: float) -> None:
+    """Raise ValueError for a radius or step larger than any image: 8 where 8/255 is meant.
+
+    No two images in [0, 1] are further apart than 1 under l_inf, than sqrt(C * H * W) under l_2.
+    """
+    largest = 1.0 if norm == "l_inf" else math.sqrt(x[0].numel() if len(x) else math.inf)
+    for name, size in (("epsilon", epsilon), ("step_size", step_size)):
+        if not 0 <= size <= largest:
+            meant = f": {size:g}/255 is meant?" if largest < size <= 255 * largest else ""
+            raise ValueError(
+                f"{name} is in the units of images in [0, 1], from 0 to {largest:g} under {norm}, "
+                f"got {size:g}{meant}"
+            )
 
 
 def _check_images(x: Tensor) -> None:

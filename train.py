@@ -4,16 +4,29 @@
     python train.py --train-mode pgd_train --neural-collapse          # AT, with neural collapse
     python train.py --train-mode pgd_train_TRADES --neural-collapse   # TRADES
     python train.py --resume                                          # go on where it stopped
+    python train.py --resume models/.../seed1                         # likewise, by its folder
 
 Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robustness" (TMLR
 2024). Everything goes to models/DATASET/MODEL/NORM/epsEPSILON/MODE/seedSEED/.
 """
+
+from pathlib import Path
+from typing import Any
 
 from torch import optim
 
 from robust_nc import build
 from robust_nc.checks import check_run, check_training
 from robust_nc.flags import TRAIN_FLAGS, train_parser
+from robust_nc.going_on import (
+    INIT_HASH,
+    check_source,
+    deleted_by_resuming,
+    finished_epochs,
+    flags_of_run,
+    has_same_rates,
+    init_hash,
+)
 from robust_nc.networks.network import weight_bytes
 from robust_nc.results.files import Writer, free_disk, write_json
 from robust_nc.results.records import EpochSummary, Record
@@ -28,7 +41,15 @@ from robust_nc.settings import (
     with_former_values,
 )
 from robust_nc.training.epoch import Interrupted, Training, run_epoch
-from robust_nc.training.resume import Saver, Start, first_epoch, kept_epochs, restore
+from robust_nc.training.resume import (
+    Saver,
+    Start,
+    begins,
+    first_epoch,
+    kept_epochs,
+    load_init,
+    restore,
+)
 from utils import (
     InputError,
     Stopped,
@@ -47,6 +68,11 @@ COMPARED = keys_that(TRAIN_FLAGS, ~Means.FREE) - {*STATISTICS}
 def parse_args(argv: list[str] | None = None) -> Settings:
     parser = train_parser()
     args = parser.parse_args(argv)
+    if isinstance(args.resume, Path):
+        run_path = args.resume
+        parser.set_defaults(**flags_of_run(run_path))
+        args = parser.parse_args(argv)
+        args.resume, args.run_path = "last", run_path
     check_run(parser, args)
     check_training(parser, args)
     return Settings(**vars(args))
@@ -64,13 +90,16 @@ def main() -> None:
     if settings.resume:
         build.refuse_other_data(run, data, statistics)
     check_disk(training)
+    if settings.init and begins(settings, run):
+        load_init(training)
     with run.lock("train.py"):
         refuse_other_run(settings, run)  # again: the images may have taken a while
         start = restore(training)
         if start is None:
             logger.info(f"{run.path} is finished: {settings.epochs} epochs")
             return
-        write_json(run.args_file, build.describe_run(settings, data, statistics))
+        told = build.describe_run(settings, data, statistics)
+        write_json(run.args_file, told | init_hash(settings, run.trained_with()))
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
             f"training and {len(data.test)} test images, {data.num_classes} classes, on "
@@ -116,22 +145,55 @@ def train(training: Training, start: Start) -> None:
 def refuse_other_run(settings: Settings, run: RunFolder) -> None:
     """Stop before anything is read or written if the folder holds what would be lost or mixed."""
     resume = settings.resume
-    if not resume and not settings.overwrite and run.holds_run():
+    if not resume and (settings.overwrite or not run.holds_run()):
+        return
+    earlier = with_former_values(run.trained_with(), TRAIN_FLAGS)
+    differing = other_flags(settings, run, earlier)
+    if not resume:
+        flags = f", made with other flags ({differing})" if differing else ""
         raise InputError(
-            f"{run.path} holds a run already: --resume goes on with it, "
-            "--overwrite deletes it first"
+            f"{run.path} holds a run already{flags}: --resume goes on with it, --overwrite deletes "
+            "it first, --run-name NAME gives this one a folder of its own"
         )
-    later = [epoch for epoch in run.epochs() if isinstance(resume, int) and epoch >= resume]
-    if later and not settings.overwrite:
+    if differing:
         raise InputError(
-            f"{run.checkpoint(later[0])} would be replaced by --resume {resume}: "
-            "--overwrite deletes it and those after it first"
+            f"{run.path} was made with other flags: {differing}; --run-name NAME gives these a "
+            "folder of their own"
         )
-    if resume:
-        earlier = with_former_values(run.trained_with(), TRAIN_FLAGS)
-        differing = difference(vars(settings), earlier, COMPARED)
-        if differing:
-            raise InputError(f"{run.path} was made with other flags: {differing}")
+    if isinstance(resume, int):
+        deleted = None if settings.overwrite else deleted_by_resuming(resume, run)
+        if deleted:
+            raise InputError(
+                f"{deleted}: --overwrite deletes what is there of epoch {resume} and later ones, "
+                "--resume alone goes on after it"
+            )
+        check_source(resume, run)
+
+
+def other_flags(settings: Settings, run: RunFolder, earlier: dict[str, Any]) -> str | None:
+    """One line on the flags that a run was made with and that are others now, if any.
+
+    It may become longer where its learning rates so far are those of the longer one, and the file
+    of --init is known by its content.
+    """
+    compared, content = set(COMPARED), init_hash(settings, earlier).get(INIT_HASH)
+    other_file = None
+    if content and INIT_HASH in earlier:
+        compared -= {"init"}
+        if content != earlier[INIT_HASH]:
+            other_file = f"--init {settings.init} is another file than it was"
+    former, advice = earlier.get("epochs", settings.epochs), ""
+    if settings.resume and settings.epochs > former:
+        same_schedule = settings.lr_schedule == earlier.get("lr_schedule")
+        if same_schedule and has_same_rates(settings, former, finished_epochs(settings, run)):
+            compared -= {"epochs"}
+        elif same_schedule:
+            advice = (
+                f" (with --lr-schedule {settings.lr_schedule} the rates so far would have been "
+                "others; constant, onedrop and milestones in epochs can be made longer)"
+            )
+    differing = difference(vars(settings), earlier, compared)
+    return "; ".join(filter(None, (other_file, differing))) + advice or None
 
 
 def check_disk(training: Training) -> None:
@@ -147,7 +209,7 @@ def check_disk(training: Training) -> None:
     present = {epoch for epoch in run.epochs() if run.checkpoint(epoch) not in deleted}
     count = len({epoch for epoch in kept_epochs(settings) if epoch >= first} - present)
     weights = weight_bytes(learner.network.model)
-    buffers = 2 if isinstance(learner.optimizer, optim.Adam) else 1
+    buffers = 1 if isinstance(learner.optimizer, optim.SGD) else 2
     # Weights and the optimiser's buffers; and the one before it while it is replaced.
     resume_file = 2 * (1 + buffers) * weights
     if run.resume_file.exists() and run.resume_file not in deleted:

@@ -206,7 +206,7 @@ def make_training(bench: Bench, task: str, model: str, variant: str) -> Training
     """A run by the published command: AT and TRADES with the neural collapse of each epoch."""
     mode = sides.TRAIN_MODES.get(task, "std_train")
     settings = sides.our_settings(variant, mode, model, bench.device)
-    adversary = MODES[mode_name(mode, settings.trades_bn)].adversary
+    adversary = MODES[mode_name(mode, settings.bn)].adversary
     settings = settings.replace(neural_collapse=adversary)
     set_precision(settings.precision)
     data = sides.make_data(bench.images).to(bench.device)

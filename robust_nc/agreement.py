@@ -41,7 +41,8 @@ def _as_trained(settings: Settings, run: RunFolder) -> Settings:
             f"{run.path}, trained with epsilon {settings.epsilon:g}, is attacked at {radii}"
         )
     trained = run.trained_with()
-    given = {name for name in ("lr_max", "epochs") if getattr(settings, name) is not None}
+    compared = ("lr_max", "epochs", "model_args")
+    given = {name for name in compared if getattr(settings, name) is not None}
     differing = difference(vars(settings), trained, {"image_size"} | given)
     if differing:
         raise InputError(f"{run.path} was trained with other flags: {differing}")
@@ -49,7 +50,8 @@ def _as_trained(settings: Settings, run: RunFolder) -> Settings:
         name: trained.get(name) if getattr(settings, name) is None else getattr(settings, name)
         for name in ("limit_train", "limit_test")
     }
-    return settings.replace(**limits)
+    model_args = settings.model_args or trained.get("model_args")
+    return settings.replace(model_args=model_args, **limits)
 
 
 def former_steps(run: RunFolder) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What is made of settings: the run's folder, data, networks, the attack, and what is trained."""
 
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from robust_nc.networks import any_network
 from robust_nc.networks import network as networks
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics
+from robust_nc.parsing import argument_value
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import STATISTICS, Settings, difference
 from robust_nc.training.cuda_graphs import ReplayedStep
@@ -31,10 +33,11 @@ from utils import (
 
 def run_folder(settings: Settings) -> RunFolder:
     """The folder that the flags name, not opened yet."""
-    mode = mode_name(settings.train_mode, settings.trades_bn)
+    mode = mode_name(settings.train_mode, settings.bn)
     model = any_network.folder_name(settings.model)
     path = settings.models_dir / (settings.data_name or settings.dataset) / model
-    path = path / settings.norm / f"eps{settings.epsilon}" / mode / f"seed{settings.seed}"
+    seed = f"seed{settings.seed}" + (f"_{settings.run_name}" if settings.run_name else "")
+    path = settings.run_path or path / settings.norm / f"eps{settings.epsilon}" / mode / seed
     return RunFolder(path, standard=not MODES[mode].adversary)
 
 
@@ -75,7 +78,27 @@ def load_data(settings: Settings) -> Dataset:
     keep_freed_memory()
     names = ("data_dir", "image_size", "seed", "limit_train", "limit_test", "data_url")
     chosen = Selection(**{name: getattr(settings, name) for name in names})
-    return load_dataset(settings.dataset, chosen).to(settings.device)
+    data = load_dataset(settings.dataset, chosen)
+    refuse_large_radii(settings, data)
+    return data.to(settings.device)
+
+
+def refuse_large_radii(settings: Settings, data: Dataset) -> None:
+    """Stop where a radius or the step is larger than any image: under l_2 that depends on its size.
+
+    Raises:
+        InputError: one is; the line names its flag.
+    """
+    unit = DATASETS[settings.dataset].epsilon_range
+    largest = unit * (1 if settings.norm == "l_inf" else math.sqrt(data.train.images[0].numel()))
+    sizes = {"--epsilon": settings.epsilon, "--pgd-alpha": settings.pgd_alpha}
+    sizes["--epsilons"] = max(getattr(settings, "epsilons", (0.0,)))
+    for name, size in sizes.items():
+        if size > largest:
+            raise InputError(
+                f"{name} {size:g}: no two of these images are further apart than {largest:g} "
+                f"under {settings.norm}"
+            )
 
 
 def statistics_given(settings: Settings) -> bool:
@@ -122,7 +145,12 @@ def build_networks(
     """
     seed_everything(settings.seed)
     shape, classes = tuple(data.train.images.shape[1:]), data.num_classes
-    model = networks.build_model(settings.model, settings.image_size, shape[0], classes)
+    arguments = dict(word.split("=", 1) for word in settings.model_args or ())
+    given = {key: argument_value(value) for key, value in arguments.items()}
+    of_factory = {"arguments": given} if given else {}
+    model = networks.build_model(
+        settings.model, settings.image_size, shape[0], classes, **of_factory
+    )
     anatomy = None
     if any_network.is_factory(settings.model):
         anatomy = any_network.examine(settings.model, model, shape, classes)
@@ -167,6 +195,8 @@ def refuse_other_data(run: RunFolder, data: Dataset, statistics: Statistics) -> 
         raise InputError(f"{run.path} was trained with other flags: {differing}")
 
 
+# Of the settings, what is no flag and no part of what a run is.
+DERIVED = ("alpha_given", "run_path")
 # In args.json, what tells the images and labels of each split from others.
 DIGESTS = ("train_digest", "test_digest")
 
@@ -194,7 +224,8 @@ def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> d
     """
     gpu = settings.device.type == "cuda"
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return vars(settings) | {
+    told = {name: value for name, value in vars(settings).items() if name not in DERIVED}
+    return told | {
         "mean": statistics[0],
         "std": statistics[1],
         "data_mean": data.mean,
@@ -230,7 +261,7 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
             f"--batch-size {settings.batch_size}: of {len(data.train)} images the last batch is of "
             f"one, on which --model {settings.model} cannot be trained, for its batch norm"
         )
-    mode = MODES[mode_name(settings.train_mode, settings.trades_bn)]
+    mode = MODES[mode_name(settings.train_mode, settings.bn)]
     optimizer = make_optimizer(settings, network.model)
     return Training(
         settings,
@@ -251,11 +282,14 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
 
 
 def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
-    options: dict[str, Any] = {"lr": settings.lr_max, "weight_decay": 5e-4}
+    """The optimiser that the flags name, of the model's weights."""
+    options: dict[str, Any] = {"lr": settings.lr_max, "weight_decay": settings.weight_decay}
     gpu = settings.device.type == "cuda"
     if gpu:
         # The rate as a tensor: a step captured as a CUDA graph reads it anew at each replay.
         options |= {"lr": torch.tensor(settings.lr_max, device=settings.device), "fused": True}
-    if settings.optimizer == "adam":
-        return optim.Adam(model.parameters(), capturable=settings.cuda_graph, **options)
-    return optim.SGD(model.parameters(), momentum=0.9, **options)
+    if settings.optimizer == "sgd":
+        options |= {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return optim.SGD(model.parameters(), **options)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW}[settings.optimizer]
+    return kind(model.parameters(), capturable=settings.cuda_graph, **options)

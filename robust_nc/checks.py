@@ -5,7 +5,9 @@ Each check ends the script with one line and exit code 2. None looks at a run's 
 
 import argparse
 import math
+import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from robust_nc.data.datasets import DATASETS, DOWNLOADED
@@ -14,37 +16,106 @@ from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.measuring.autoattack import find_autoattack
 from robust_nc.networks import network as networks
 from robust_nc.networks.network import ARCHITECTURES
-from robust_nc.parsing import Parser, non_negative_float, parse_epochs
-from robust_nc.training.modes import mode_name
+from robust_nc.parsing import Parser, Radius, parse_epochs, radius
+from robust_nc.training.modes import DEFAULT_BN
+from utils import logger
 
 
 def check_run(parser: Parser, args: argparse.Namespace) -> None:
-    """The flags that both scripts share."""
+    """The flags that both scripts share.
+
+    `run_path` is the folder of a run that was named by it instead of by the flags.
+    """
+    args.run_path = getattr(args, "run_path", None)
+    if parser.without_effect:
+        tell(f"without effect, as in the published code: {', '.join(parser.without_effect)}")
     _check_attack(parser, args)
     _check_data(parser, args)
     _check_statistics(parser, args)
     _check_image_size(parser, args)
-    try:
-        mode_name(args.train_mode, args.trades_bn)
-    except ValueError:
-        parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES")
+    _check_model_args(parser, args)
+    _check_bn(parser, args)
     for flag in ("data_dir", "models_dir", "out"):
         path = getattr(args, flag, None)
         if path is not None and path.exists() and not path.is_dir():
             parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
 
 
+def tell(line: str) -> None:
+    """Log a line, of the ranks that torchrun started the first alone."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.info(line)
+
+
+def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
+    """--bn, perhaps under its older name; --trades-bn is from here on what older readers expect."""
+    is_trades = args.train_mode == "pgd_train_TRADES"
+    if args.trades_bn == "batch" and not is_trades:
+        parser.error("--trades-bn batch is for --train-mode pgd_train_TRADES; --bn for all modes")
+    older = args.trades_bn if is_trades else None
+    if args.bn and older and args.bn != older:
+        parser.error(f"--trades-bn {older} is the older name of --bn, which is {args.bn}: drop it")
+    args.bn = args.bn or older or DEFAULT_BN[args.train_mode]
+    args.trades_bn = args.bn if is_trades else "frozen"
+
+
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
+    """Radius, step and noise as numbers in their units, from here on."""
     args.alpha_given = args.pgd_alpha is not None
-    if DATASETS[args.dataset].epsilon_range == 1:
-        given = f"--dataset {args.dataset}"
-        if args.epsilon is None or args.pgd_alpha is None:
-            parser.error(f"{given} needs --epsilon and --pgd-alpha, in [0, 1] units")
-        if args.norm == "l_inf" and max(args.epsilon, args.pgd_alpha) > 1:
-            parser.error(f"--epsilon and --pgd-alpha are in [0, 1] units for {given}")
+    unit = DATASETS[args.dataset].epsilon_range
+    if unit == 1 and (args.epsilon is None or args.pgd_alpha is None):
+        parser.error(f"--dataset {args.dataset} needs --epsilon and --pgd-alpha, in [0, 1] units")
     epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
-    args.epsilon = epsilon if args.epsilon is None else args.epsilon
-    args.pgd_alpha = step_size if args.pgd_alpha is None else args.pgd_alpha
+    args.epsilon = _in_units(args.epsilon, unit, epsilon)
+    args.pgd_alpha = _in_units(args.pgd_alpha, unit, step_size)
+    args.noise_level = _in_units(args.noise_level, 255)
+    for flag in ("epsilon", "pgd_alpha"):
+        check_size(parser, f"--{flag.replace('_', '-')}", [getattr(args, flag)], args)
+    if args.noise_level > 255:
+        parser.error(f"argument --noise-level: {args.noise_level:g}/255 is more than all the range")
+    if 0 < args.noise_level < LIKELY["l_inf"][0]:
+        tell(f"--noise-level {args.noise_level:g} is {_meant(args.noise_level)}")
+
+
+def _meant(size: float) -> str:
+    """What a size in 1/255 units is that was hardly meant in them: 0.031 was in [0, 1] units."""
+    meant = f"{round(size * 255) or size * 255:.3g}"
+    return f"{size:g}/255; {meant} or {meant}/255 is meant?"
+
+
+def _in_units(given: Radius | float | None, unit: float, default: float = math.nan) -> float:
+    """A value as it was written, or that of a run, in units of which black to white has so many."""
+    if isinstance(given, Radius):
+        return given.in_units(unit)
+    return default if given is None else given
+
+
+# Norm -> the least and the most, in 1/255 units, that a radius or a step is likely to be.
+LIKELY = {"l_inf": (0.1, 64.0), "l_2": (2.0, math.inf)}
+
+
+def check_size(
+    parser: Parser, name: str, sizes: Collection[float], args: argparse.Namespace
+) -> None:
+    """Refuse radii or steps that cover all images; a line where one is unlikely to be meant."""
+    unit = DATASETS[args.dataset].epsilon_range
+    largest = max(sizes)
+    if args.norm == "l_inf" and largest > unit:
+        units = "[0, 1] units" if unit == 1 else "1/255 units"
+        parser.error(
+            f"argument {name}: {largest:g} is more than the range from black to white, {unit} "
+            f"in the {units} of --dataset {args.dataset}"
+        )
+    low, high = LIKELY[args.norm]
+    for size in sizes:
+        in_255 = size * 255 / unit
+        if 0 < in_255 < low and unit == 255:
+            tell(f"{name} {size:g} is {_meant(size)}")
+        elif 0 < in_255 < low:
+            tell(f"{name} {size:g} is {in_255:.2g}/255 of the range: is that meant?")
+        elif in_255 > high and unit == 255:
+            share = f"{size / 255:.0%} of the range"
+            tell(f"{name} {size:g} is {size:g}/255, {share}: is that meant?")
 
 
 def _check_data(parser: Parser, args: argparse.Namespace) -> None:
@@ -82,26 +153,61 @@ def _check_image_size(parser: Parser, args: argparse.Namespace) -> None:
     if sizes and args.image_size not in sizes:
         pixels = " or ".join(map(str, sizes))
         parser.error(
-            f"--model {args.model} is for images of {pixels} pixels, not {args.image_size}"
+            f"--model {args.model} is for images of {pixels} pixels, not {args.image_size} "
+            "(--image-size); networks of other packages may take any"
         )
+
+
+def _check_model_args(parser: Parser, args: argparse.Namespace) -> None:
+    if not args.model_args:
+        return
+    if args.model in ARCHITECTURES:
+        parser.error(
+            f"argument --model-args: is for --model PACKAGE.MODULE:FACTORY, not for {args.model}"
+        )
+    keys = [word.partition("=")[0] for word in args.model_args]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        parser.error(f"argument --model-args: {twice} is given twice")
+    args.model_args = tuple(sorted(args.model_args))
 
 
 def check_training(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of train.py."""
     parse_epochs(parser, "--checkpoint-epochs", args.checkpoint_epochs, args.epochs)
+    _check_schedule(parser, args)
     if args.resume == "last" and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
     if args.resume not in (None, "last") and args.resume >= args.epochs:
         parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
-    if args.lr_schedule == "multipledecay" and args.epochs < 10:
-        parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
     for flag in TRAIN_FLAGS:
-        by_mode = flag.only_with is not None and flag.only_with[0] == "train_mode"
-        unread = by_mode and not flag.is_read(vars(args))
-        if unread and getattr(args, flag.key) != parser.get_default(flag.key):
-            parser.error(f"{flag.name}: --train-mode {args.train_mode} makes no use of it")
+        other = flag.only_with[0] if flag.only_with else None
+        unread = other in ("train_mode", "optimizer") and not flag.is_read(vars(args))
+        if other and unread and getattr(args, flag.key) != parser.get_default(flag.key):
+            name = f"--{other.replace('_', '-')}"
+            parser.error(f"{flag.name}: {name} {getattr(args, other)} makes no use of it")
+    if args.nesterov and not args.momentum:
+        parser.error("--nesterov needs a --momentum above 0")
+    fresh = args.resume is None
+    if args.init and fresh and not args.init.is_file():
+        parser.error(f"argument --init: {args.init}: no such file")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
+
+
+def _check_schedule(parser: Parser, args: argparse.Namespace) -> None:
+    given = args.lr_schedule
+    if given is None:
+        args.lr_schedule = "milestones" if args.lr_milestones else "piecewise"
+    if args.lr_schedule != "milestones":
+        for flag in ("lr_milestones", "lr_gamma"):
+            if getattr(args, flag) != parser.get_default(flag):
+                name = f"--{flag.replace('_', '-')}"
+                parser.error(f"{name}: --lr-schedule {args.lr_schedule} makes no use of it")
+    elif args.lr_milestones is None:
+        args.lr_milestones = (0.25, 0.375)
+    if args.lr_schedule == "multipledecay" and args.epochs < 10:
+        parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
 
 
 def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
@@ -148,15 +254,15 @@ def unknown_layer(settings: argparse.Namespace, blocks: list[tuple[str, Any]]) -
 def _parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
     """The radii of --epsilons, ascending."""
     unit = DATASETS[args.dataset].epsilon_range
-    highest = 1.0 if unit == 1 and args.norm == "l_inf" else math.inf
     try:
-        radii = sorted({non_negative_float(text) for text in args.epsilons.split(",")})
+        radii = sorted({radius(text).in_units(unit) for text in args.epsilons.split(",")})
     except argparse.ArgumentTypeError:
         radii = []
-    if not radii or radii[0] == 0 or radii[-1] > highest:
+    if not radii or radii[0] == 0:
         units = "[0, 1] units" if unit == 1 else "1/255 units"
         parser.error(
-            f"argument --epsilons: expected radii above 0 in {units} like 2,4,8,16; got "
-            f"{args.epsilons!r}"
+            f"argument --epsilons: expected radii above 0 in {units} like 2,4,8,16, or fractions "
+            f"like 2/255,4/255; got {args.epsilons!r}"
         )
+    check_size(parser, "--epsilons", radii, args)
     return tuple(radii)

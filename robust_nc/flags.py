@@ -19,12 +19,17 @@ from robust_nc.parsing import (
     Parser,
     channel_mean,
     channel_std,
+    image_size,
+    model_argument,
     non_negative_float,
     positive_int,
+    radius,
+    run_name,
     seed_number,
 )
+from robust_nc.published_flags import OF_EVAL, OF_TRAIN, PublishedFlag
 from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag
-from robust_nc.training.modes import TRAIN_MODES
+from robust_nc.training.modes import BN, TRAIN_MODES, bn_of
 from utils import select_device
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -64,6 +69,15 @@ RUN = (
         "factory(num_classes=...) makes, like torchvision.models:resnet18 (default: %(default)s)",
     ),
     flag(
+        "--model-args",
+        Means.TRAIN,
+        type=model_argument,
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="for the factory of --model: numbers, true, false, none or strings, like depth=4 "
+        "(eval.py: those of the run)",
+    ),
+    flag(
         "--train-mode",
         Means.NAME,
         choices=TRAIN_MODES,
@@ -71,13 +85,25 @@ RUN = (
         help="standard, PGD-adversarial, TRADES or MART training (default: %(default)s)",
     ),
     flag(
-        "--trades-bn",
+        "--bn",
         Means.NAME,
-        only_with=("train_mode", ("pgd_train_TRADES",)),
-        choices=("frozen", "batch"),
-        default="frozen",
-        help="batch norm under TRADES: frozen at its initial statistics, as in the published "
-        "code, or batch statistics, as in the TRADES paper (default: %(default)s)",
+        former=bn_of,
+        choices=BN,
+        help="batch norm in training: of the batch's statistics, or frozen at its initial running "
+        "ones (default: batch; pgd_train_TRADES: frozen, as in the published code)",
+    ),
+    flag(
+        "--trades-bn",
+        Means.FREE,  # --bn tells it
+        choices=BN,
+        help="the older name of --bn, for pgd_train_TRADES",
+    ),
+    flag(
+        "--run-name",
+        Means.NAME,
+        type=run_name,
+        metavar="NAME",
+        help="sets runs apart that the rest of the path does not tell: folder seed1_NAME",
     ),
     flag("--seed", Means.SEED, type=seed_number, default=1, help="default: %(default)s"),
     flag(
@@ -154,10 +180,10 @@ DATA = (
         "--image-size",
         Means.TRAIN | Means.MEASURE,
         former=ALWAYS_THERE,
-        type=int,
-        choices=sorted({size for source in DATASETS.values() for size in source.image_sizes}),
-        help="size that images of --dataset folder are fitted to; picks the architecture "
-        "(default: 32)",
+        type=image_size,
+        metavar="N",
+        help="size that images of --dataset folder are fitted to; 32 or 160 picks the "
+        "architecture, networks of other packages may take any (default: 32)",
     ),
     flag(
         "--limit-train",
@@ -181,15 +207,16 @@ ATTACK = (
         "--epsilon",
         Means.NAME,
         former=ALWAYS_THERE,
-        type=non_negative_float,
-        help="radius, in 1/255 units, for mnist in [0, 1] units (default: 8, for l_2 128)",
+        type=radius,
+        help="radius, in 1/255 units, for mnist in [0, 1] units, or as a fraction like 8/255 "
+        "(default: 8, for l_2 128)",
     ),
     flag(
         "--pgd-alpha",
         Means.TRAIN | Means.MEASURE,
         former=ALWAYS_THERE,
-        type=non_negative_float,
-        help="step size in the units of --epsilon (default: 2, for l_2 15)",
+        type=radius,
+        help="step size, given like --epsilon (default: 2, for l_2 15)",
     ),
     flag(
         "--attack-iters",
@@ -209,8 +236,9 @@ ATTACK = (
     flag(
         "--noise-level",
         Means.TRAIN | Means.MEASURE,
-        type=non_negative_float,
-        default=8.0,
+        type=radius,
+        default="8",
+        former=8.0,
         help="noise of --neural-collapse-gaussian in 1/255 units (default: %(default)s)",
     ),
 )
@@ -250,7 +278,9 @@ SWEEP_FLAGS = (*RUN, *DATA, *ATTACK, *MACHINE, *SWEEP)
 def train_parser() -> Parser:
     """The flags of train.py."""
     return _parser(
-        "Train one network with a checkpoint per epoch.", SHARED | {"training": TRAINING}
+        "Train one network with a checkpoint per epoch.",
+        SHARED | {"training": TRAINING},
+        OF_TRAIN,
     )
 
 
@@ -259,14 +289,17 @@ def sweep_parser() -> Parser:
     parser = _parser(
         "Sweep the checkpoints of a run with the neural-collapse metrics.",
         SHARED | {"the sweep": SWEEP},
+        OF_EVAL,
     )
     # The run may tell what it was trained with; a value given here must agree with it.
     parser.set_defaults(lr_max=None, epochs=None)
     return parser
 
 
-def _parser(description: str, tables: dict[str, tuple[Flag, ...]]) -> Parser:
-    parser = Parser(description=description)
+def _parser(
+    description: str, tables: dict[str, tuple[Flag, ...]], published: tuple[PublishedFlag, ...]
+) -> Parser:
+    parser = Parser(published, description=description)
     for title, rows in tables.items():
         group = parser.add_argument_group(title)
         for row in rows:

@@ -1,16 +1,34 @@
 """The flags of train.py alone."""
 
+import argparse
+from pathlib import Path
 from typing import Any
 
-from robust_nc.parsing import non_negative_float, positive_int
+from robust_nc.parsing import (
+    milestones,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    share_below_1,
+)
 from robust_nc.settings import Means, flag
 from robust_nc.training.modes import MART_LAMBDA, TRADES_BETA
 from robust_nc.training.schedules import SCHEDULES
 
 
-def _resumed_epoch(text: str) -> Any:
-    """The value of --resume: "last", which it has without one, or the number of an epoch."""
-    return text if text == "last" else positive_int(text)
+def _resumed(text: str) -> Any:
+    """The value of --resume: "last", which it has without one, an epoch, or a run's folder."""
+    if text == "last":
+        return text
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        path = Path(text)
+        if text and not text.lstrip("-").isdigit() and (path / "args.json").is_file():
+            return path
+        raise argparse.ArgumentTypeError(
+            f"{error}, or the folder of a run, with its args.json"
+        ) from error
 
 
 TRAINING = (
@@ -21,15 +39,43 @@ TRAINING = (
         action="store_true",
         help="on a GPU, capture the training step as a CUDA graph and replay it without Python",
     ),
-    flag("--optimizer", Means.TRAIN, choices=("sgd", "adam"), default="sgd"),
+    flag(
+        "--optimizer",
+        Means.TRAIN,
+        choices=("sgd", "adam", "adamw"),
+        default="sgd",
+        help="default: %(default)s",
+    ),
+    flag(
+        "--weight-decay",
+        Means.TRAIN,
+        type=non_negative_float,
+        default=5e-4,
+        help="in the gradient; of adamw beside it (default: %(default)g)",
+    ),
+    flag(
+        "--momentum",
+        Means.TRAIN,
+        only_with=("optimizer", ("sgd",)),
+        type=share_below_1,
+        default=0.9,
+        help="of sgd (default: %(default)g)",
+    ),
+    flag(
+        "--nesterov",
+        Means.TRAIN,
+        only_with=("optimizer", ("sgd",)),
+        action="store_true",
+        help="Nesterov's momentum, of sgd",
+    ),
     flag(
         "--lr-schedule",
         Means.TRAIN,
+        former="piecewise",
         choices=SCHEDULES,
-        default="piecewise",
         help="piecewise divides --lr-max by 10 after a quarter of the epochs and by 100 after "
         "37.5 %% of them, in a short run as well; the others are in docs/flags.md (default: "
-        "%(default)s)",
+        "piecewise; with --lr-milestones, milestones)",
     ),
     flag(
         "--lr-drop-epoch",
@@ -46,6 +92,30 @@ TRAINING = (
         type=non_negative_float,
         default=0.01,
         help="what it drops to (default: %(default)s)",
+    ),
+    flag(
+        "--lr-milestones",
+        Means.TRAIN,
+        only_with=("lr_schedule", ("milestones",)),
+        type=milestones,
+        metavar="M,...",
+        help="where the schedule milestones multiplies the rate: shares of the epochs, below 1, or "
+        "epochs (default: 0.25,0.375)",
+    ),
+    flag(
+        "--lr-gamma",
+        Means.TRAIN,
+        only_with=("lr_schedule", ("milestones",)),
+        type=positive_float,
+        default=0.1,
+        help="by what it does (default: %(default)s)",
+    ),
+    flag(
+        "--init",
+        Means.TRAIN,
+        type=Path,
+        metavar="FILE",
+        help="start from the weights of this checkpoint, with the optimiser's state at zero",
     ),
     flag(
         "--trades-beta",
@@ -87,11 +157,12 @@ TRAINING = (
     flag(
         "--resume",
         Means.FREE,
-        type=_resumed_epoch,
+        type=_resumed,
         nargs="?",
         const="last",
-        metavar="N",
-        help="go on with the run in the folder; with N, train epoch N from model_{N-1}.pth",
+        metavar="N|RUN_FOLDER",
+        help="go on with the run in the folder; with N, train epoch N from model_{N-1}.pth; with a "
+        "run's folder, go on with that one, with the flags of its args.json",
     ),
     flag(
         "--overwrite",

@@ -59,7 +59,8 @@ ALWAYS_THERE = _Always()
 class Flag:
     """One flag: how argparse reads it, and what it means.
 
-    former: the value of runs from before there was the flag, whose args.json does not tell it.
+    former: the value of runs from before there was the flag, whose args.json does not tell it, or a
+        function that makes it of what their args.json tells.
     only_with: a flag and its values without which nothing reads this one; None: always read.
     """
 
@@ -110,17 +111,22 @@ def with_former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict
     if not arguments:
         return {}
     unsaid = [flag for flag in flags if flag.key not in arguments]
-    former = {flag.key: flag.former for flag in unsaid if flag.former is not ALWAYS_THERE}
+    former = {
+        flag.key: flag.former(arguments) if callable(flag.former) else flag.former
+        for flag in unsaid
+        if flag.former is not ALWAYS_THERE
+    }
     return arguments | former
 
 
 def difference(now: dict[str, Any], earlier: dict[str, Any], keys: Iterable[str]) -> str | None:
-    """One line on the first of the flags whose value is not what an earlier run had, if any."""
+    """One line on all of the flags whose value is not what an earlier run had, if any."""
+    differing = []
     for key in sorted(keys):
         value = json.loads(json.dumps(now[key], default=str))
         if key in earlier and earlier[key] != value:
-            return f"--{key.replace('_', '-')} was {earlier[key]}, is {value} now"
-    return None
+            differing.append(f"--{key.replace('_', '-')} was {earlier[key]}, is {value} now")
+    return "; ".join(differing) or None
 
 
 def select_epochs(text: str | None, epochs: int) -> list[int]:

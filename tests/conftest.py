@@ -120,7 +120,9 @@ def tiny_net():
 def tiny_models(monkeypatch):
     """A tiny network in place of the real ones, whatever --model says."""
     monkeypatch.setattr(
-        network, "build_model", lambda name, size, channels, classes: TinyNet(channels, classes)
+        network,
+        "build_model",
+        lambda name, size, channels, classes, arguments=None: TinyNet(channels, classes),
     )
 
 

@@ -4,14 +4,17 @@ import pytest
 
 import eval as eval_script
 import train
+from robust_nc import build
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.settings import ALWAYS_THERE, Means, flag, keys_that, with_former_values
+from robust_nc.training.modes import MODES
 
-NAMING = {"dataset", "data_name", "model", "norm", "epsilon", "train_mode", "trades_bn"}
+NAMING = {"dataset", "data_name", "model", "norm", "epsilon", "train_mode", "bn"} | {"run_name"}
 TRAINED = {
     *("epochs", "lr_max", "mean", "std", "image_size", "limit_train", "pgd_alpha", "attack_iters"),
     *("restarts", "noise_level", "precision", "batch_size", "optimizer", "lr_schedule"),
-    *("lr_drop_epoch", "lr_one_drop", "trades_beta", "mart_lambda"),
+    *("lr_drop_epoch", "lr_one_drop", "lr_milestones", "lr_gamma", "trades_beta", "mart_lambda"),
+    *("model_args", "weight_decay", "momentum", "nesterov", "init"),
 }
 RECORDED = {"no_normalisation", "limit_test", "neural_collapse", "neural_collapse_gaussian"}
 MEASURED = {
@@ -20,7 +23,7 @@ MEASURED = {
 }
 FREE = {
     *("data_dir", "data_url", "models_dir", "device", "compile", "cuda_graph"),
-    *("checkpoint_epochs", "eval_batch_size", "resume", "overwrite"),
+    *("checkpoint_epochs", "eval_batch_size", "resume", "overwrite", "trades_bn"),
 }
 
 
@@ -62,17 +65,18 @@ def test_a_flag_without_a_meaning_cannot_be_added():
 @pytest.mark.parametrize(
     ("settings", "unread"),
     (
-        ({"train_mode": "std_train"}, {"trades_bn", "restarts", "trades_beta", "mart_lambda"}),
-        ({"train_mode": "pgd_train"}, {"trades_bn", "trades_beta", "mart_lambda"}),
+        ({"train_mode": "std_train"}, {"restarts", "trades_beta", "mart_lambda"}),
+        ({"train_mode": "pgd_train"}, {"trades_beta", "mart_lambda"}),
         ({"train_mode": "pgd_train_TRADES"}, {"restarts", "mart_lambda"}),
-        ({"train_mode": "pgd_train_MART"}, {"trades_bn", "trades_beta"}),
+        ({"train_mode": "pgd_train_MART"}, {"trades_beta"}),
     ),
 )
 def test_each_mode_reads_its_own_flags(settings, unread):
-    settings["lr_schedule"] = "onedrop"
+    settings |= {"lr_schedule": "onedrop", "optimizer": "adamw"}
+    unread = unread | {"lr_milestones", "lr_gamma", "momentum", "nesterov"}
     assert {row.key for row in TRAIN_FLAGS if not row.is_read(settings)} == unread
-    settings["lr_schedule"] = "cosine"
-    unread = unread | {"lr_drop_epoch", "lr_one_drop"}
+    settings |= {"lr_schedule": "cosine", "optimizer": "sgd"}
+    unread = unread - {"momentum", "nesterov"} | {"lr_drop_epoch", "lr_one_drop"}
     assert {row.key for row in TRAIN_FLAGS if not row.is_read(settings)} == unread
 
 
@@ -81,5 +85,51 @@ def test_every_row_is_a_flag_of_its_script(script):
     words = ["--neural-collapse", "--device", "cpu"]
     settings = vars(script.parse_args(words))
     rows = TRAIN_FLAGS if script is train else SWEEP_FLAGS
-    derived = {"alpha_given"}
+    derived = {"alpha_given", "run_path"}
     assert settings.keys() - derived == {row.key for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    (
+        ("std_train", "std_train"),
+        ("std_train --bn batch", "std_train"),
+        ("std_train --trades-bn frozen", "std_train"),  # which TRADES alone reads
+        ("std_train --bn frozen", "std_train_frozen"),
+        ("pgd_train --bn frozen", "pgd_train_frozen"),
+        ("pgd_train_MART --bn frozen", "pgd_train_MART_frozen"),
+        ("pgd_train_TRADES", "pgd_train_TRADES"),
+        ("pgd_train_TRADES --bn frozen", "pgd_train_TRADES"),
+        ("pgd_train_TRADES --bn batch", "pgd_train_TRADES_batch"),
+        ("pgd_train_TRADES --trades-bn batch", "pgd_train_TRADES_batch"),
+        ("pgd_train_TRADES --trades-bn batch --bn batch", "pgd_train_TRADES_batch"),
+    ),
+)
+def test_batch_norm_is_in_the_path_where_it_is_not_the_default_of_the_mode(words, folder):
+    command = f"--device cpu --train-mode {words}".split()
+    settings = train.parse_args(command)
+    assert build.run_folder(settings).path.parts[-2] == folder
+    assert build.run_folder(eval_script.parse_args([*command, "--ncc"])).path.parts[-2] == folder
+    assert MODES[folder].bn == settings.bn
+
+
+@pytest.mark.parametrize(
+    ("told", "bn"),
+    (
+        ({"train_mode": "std_train", "trades_bn": "frozen"}, "batch"),
+        ({"train_mode": "pgd_train"}, "batch"),
+        ({"train_mode": "pgd_train_TRADES"}, "frozen"),
+        ({"train_mode": "pgd_train_TRADES", "trades_bn": "batch"}, "batch"),
+    ),
+)
+def test_the_batch_norm_of_a_run_of_an_older_version(told, bn):
+    assert with_former_values(told, TRAIN_FLAGS)["bn"] == bn
+
+
+@pytest.mark.parametrize(
+    "words", ("std_train --trades-bn batch", "pgd_train_TRADES --bn batch --trades-bn frozen")
+)
+def test_batch_norm_told_in_two_ways_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(f"--train-mode {words}".split())
+    assert "--trades-bn" in capsys.readouterr().err

@@ -48,8 +48,7 @@ MEANS = ("train_loss", "train_robust_loss", "test_loss", "grad_norm")
 
 def mode_flags(name):
     """The flags that choose a mode of MODES."""
-    bn = MODES[name].trades_bn
-    return f"--train-mode {name.removesuffix('_batch')}" + f" --trades-bn {bn}" * (bn != "frozen")
+    return f"--train-mode {MODES[name].train_mode} --bn {MODES[name].bn}"
 
 
 def run_path(models, name):

@@ -16,11 +16,11 @@ WINGS = (
     "robust_nc.data",
     "robust_nc.results",
     "robust_nc.networks",
-    "robust_nc.settings robust_nc.parsing",
+    "robust_nc.settings robust_nc.published_flags robust_nc.parsing",
     "robust_nc.measuring",
     "robust_nc.training",
     "robust_nc.flags_training robust_nc.flags_sweep robust_nc.flags robust_nc.checks",
-    "robust_nc.build robust_nc.agreement",
+    "robust_nc.build robust_nc.agreement robust_nc.going_on",
     "robust_nc.reports",
     "train eval plot reproduce",
 )

@@ -699,12 +699,16 @@ def test_any_checkpoint_file_is_measured(
 
 WORDS = ("", "-", "robust", "0.5")
 COUNTS = ("0", "-1", "1.5", "two", "1e3", "1000001", "nan", "")
+RADII = ("256", "8/0", "8/255/1", "/255", "8/", "-8/255", "8/inf")
 NUMBERS = ("-1", "nan", "inf", "-inf", "1e999", "much", "")
 SWITCHES = ("=1",)  # a switch takes no value
 BAD = {
     "model": (*WORDS, "torchvision.models:", ":resnet18", "json:no_such", "no_such_module:make"),
+    "model_args": ("", "x", "=1", "a-b=1", "num_classes=3", "a=1"),  # the last without a factory
+    "run_name": ("", "a/b", "é", "a" * 101),
     "train_mode": WORDS,
-    "trades_bn": WORDS,
+    "bn": WORDS,
+    "trades_bn": (*WORDS, "batch"),  # the last without TRADES
     "seed": ("-1", "0.5", "one", "4294967296", "nan", ""),
     "epochs": COUNTS,
     "lr_max": NUMBERS,
@@ -720,11 +724,11 @@ BAD = {
     "limit_train": COUNTS,
     "limit_test": COUNTS,
     "norm": ("l_1", "inf", ""),
-    "epsilon": NUMBERS,
-    "pgd_alpha": NUMBERS,
+    "epsilon": (*NUMBERS, *RADII),
+    "pgd_alpha": (*NUMBERS, *RADII),
     "attack_iters": COUNTS,
     "restarts": COUNTS,
-    "noise_level": NUMBERS,
+    "noise_level": (*NUMBERS, *RADII),
     "device": ("gpu", "cuda:99", "cpu:x", "", "meta"),
     "precision": ("fp16", "32", ""),
     "compile": SWITCHES,
@@ -737,6 +741,12 @@ BAD_TRAIN = {
     "cuda_graph": SWITCHES,
     "batch_size": COUNTS,
     "optimizer": WORDS,
+    "weight_decay": NUMBERS,
+    "momentum": (*NUMBERS, "1", "0.5 --optimizer adam"),
+    "nesterov": SWITCHES,
+    "lr_milestones": ("", "0", "-1", "0.5,100", "nan", "inf", "1;2", "0.5 --lr-schedule cosine"),
+    "lr_gamma": (*NUMBERS, "0", "0.5"),  # the last without milestones
+    "init": ("no.pth", "", "."),
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,
@@ -747,7 +757,20 @@ BAD_TRAIN = {
 }
 BAD_EVAL = {
     "split": WORDS,
-    "epsilons": ("", "two", "8,", "-1,8", "8;16", "nan", "inf", "8:16", "0,8"),
+    "epsilons": (
+        "",
+        "two",
+        "8,",
+        "-1,8",
+        "8;16",
+        "nan",
+        "inf",
+        "8:16",
+        "0,8",
+        "8,256",
+        "8/0",
+        "8/255/1",
+    ),
     "equal_n": SWITCHES,
     "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,

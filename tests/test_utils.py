@@ -91,9 +91,13 @@ def test_memory_that_runs_out_ends_with_the_advice():
 
 def test_unknown_names_are_refused_and_not_taken_for_another():
     with pytest.raises(ValueError, match="no training mode 'pgd_trian'"):
-        mode_name("pgd_trian", "frozen")
+        mode_name("pgd_trian")
     with pytest.raises(ValueError, match="std_train_batch"):
-        mode_name("std_train", "batch")
+        mode_name("std_train_batch", "batch")
+    with pytest.raises(ValueError, match="with batch or frozen batch norm"):
+        mode_name("std_train", "cold")
+    with pytest.raises(ValueError, match="pgd_train_frozen"):
+        mode_name("pgd_train_frozen")  # --train-mode pgd_train --bn frozen
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
         learning_rate("step", 1, epochs=10, lr_max=0.1)
 

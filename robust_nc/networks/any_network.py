@@ -59,8 +59,13 @@ def find_factory(name: str) -> Callable[..., Any]:
     return factory
 
 
-def make_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
+def make_model(
+    name: str, in_channels: int, num_classes: int, given: dict[str, Any] | None = None
+) -> nn.Module:
     """The model that a factory makes, called with `num_classes`, and `in_channels` if it takes it.
+
+    Args:
+        given: more keywords of the call.
 
     Raises:
         InputError: the factory fails, or makes something else.
@@ -69,6 +74,7 @@ def make_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
     try:
         if "in_channels" in inspect.signature(factory).parameters:
             arguments["in_channels"] = in_channels
+        arguments |= given or {}
         model = factory(**arguments)
     except (Exception, SystemExit) as error:
         call = ", ".join(f"{key}={value}" for key, value in arguments.items())

@@ -34,14 +34,23 @@ ARCHITECTURES: dict[str, dict[int, Callable[..., nn.Module]]] = {
 }
 
 
-def build_model(name: str, image_size: int, in_channels: int, num_classes: int) -> nn.Module:
+def build_model(
+    name: str,
+    image_size: int,
+    in_channels: int,
+    num_classes: int,
+    arguments: dict[str, Any] | None = None,
+) -> nn.Module:
     """The architecture of ARCHITECTURES, or of a factory, for images of that size, freshly made.
+
+    Args:
+        arguments: more keywords for a factory.
 
     Raises:
         InputError: the factory fails.
     """
     if any_network.is_factory(name):
-        return any_network.make_model(name, in_channels, num_classes)
+        return any_network.make_model(name, in_channels, num_classes, arguments)
     return ARCHITECTURES[name][image_size](num_classes=num_classes, in_channels=in_channels)
 
 

@@ -134,7 +134,7 @@ def seeds_of(groups: list[Group]) -> str:
 def mode_styles(groups: list[Group]) -> list[Style]:
     """A style for each group of one figure: its mode's, with what else differs in the label."""
     flags = [
-        {name: v for name, v in group.flags.items() if name not in ("train_mode", "trades_bn")}
+        {name: v for name, v in group.flags.items() if name not in ("train_mode", "bn")}
         | {"epsilon": group.setting.epsilon}
         for group in groups
     ]

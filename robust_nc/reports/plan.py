@@ -13,7 +13,7 @@ from robust_nc.networks.network import build_model, weight_bytes
 from robust_nc.reports.criteria import AT, BATCH, FROZEN, MART, ST
 from robust_nc.results.tables import markdown
 from robust_nc.settings import Settings, select_epochs
-from robust_nc.training.modes import MODES
+from robust_nc.training.modes import MODES, bn_of
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Planned:
     @property
     def folder(self) -> Path:
         """Where train.py puts it."""
-        defaults: dict[str, Any] = {"trades_bn": "frozen", "data_name": None}
+        defaults: dict[str, Any] = {"data_name": None, "run_name": None, "run_path": None}
         defaults["epsilon"] = PUBLISHED_ATTACKS[self.experiment.norm][0]
         given = {name: value for name, value in self.run.items() if value is not None}
-        return build.run_folder(Settings(**defaults | given)).path
+        return build.run_folder(Settings(**defaults | {"bn": bn_of(given)} | given)).path
 
     @property
     def name(self) -> str:

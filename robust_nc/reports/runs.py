@@ -24,7 +24,7 @@ from robust_nc.results.records import (
 )
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Means, keys_that, with_former_values
-from robust_nc.training.modes import MODES, mode_name
+from robust_nc.training.modes import MODES, bn_of, mode_name
 from utils import InputError
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -187,6 +187,8 @@ def read_run(path: Path) -> Run:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
         setting, mode, seed = names
         flags = read_flags(arguments or {}, read_json(folder.sweep_file) or {})
+        if arguments is None:  # of seed1_NAME
+            flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         source = f"{path}: its path" if arguments is None else folder.args_file
         raise InputError(
@@ -218,7 +220,7 @@ def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
         epsilon=float(arguments["epsilon"]),
         limit_train=arguments.get("limit_train"),
     )
-    mode = mode_name(arguments["train_mode"], arguments.get("trades_bn", "frozen"))
+    mode = mode_name(arguments["train_mode"], bn_of(arguments))
     return setting, mode, int(arguments["seed"])
 
 
@@ -228,7 +230,7 @@ def names_of_path(path: Path) -> tuple[Setting, str, int]:
     if mode not in MODES:
         raise ValueError(mode)
     setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
-    return setting, mode, int(seed.removeprefix("seed"))
+    return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
 
 
 def read_flags(arguments: dict[str, Any], sweep_arguments: dict[str, Any]) -> dict[str, Any]:

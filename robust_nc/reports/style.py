@@ -46,6 +46,9 @@ MODE_LOOKS = {
     "pgd_train_TRADES": Look("#332288", "X"),
     "pgd_train_TRADES_batch": Look("#999933", ">"),
     "pgd_train_MART": Look("#AA4499", "*"),
+    "std_train_frozen": Look("#EE3377", "P"),
+    "pgd_train_frozen": Look("#225555", "d"),
+    "pgd_train_MART_frozen": Look("#BBCC33", "8"),
 }
 SPARE_LOOKS = (Look("#CC6677", "d"), Look("#00767B", "8"), Look("#F0E442", "H"))
 

@@ -106,7 +106,7 @@ def train_epoch(
     """
     settings, learner, data = training.settings, training.learner, training.data.train
     seed_everything(settings.seed, epoch)
-    learner.network.train()
+    learner.network.train(training.mode.bn == "batch")
     device = data.labels.device
     order = torch.randperm(len(data)).to(device)
     parts = order.split(settings.batch_size)
@@ -185,13 +185,20 @@ def resume_epoch(unfinished: dict[str, Any], device: torch.device) -> dict[str, 
 
 def rate_of_step(settings: Settings, epoch: int, i: int, steps: int) -> float:
     """The learning rate of step i of an epoch of so many steps."""
+    return rate_at(settings, epoch + (i + 1) / steps)
+
+
+def rate_at(settings: Settings, t: float) -> float:
+    """The learning rate at the fractional epoch t."""
     return learning_rate(
         settings.lr_schedule,
-        epoch + (i + 1) / steps,
+        t,
         epochs=settings.epochs,
         lr_max=settings.lr_max,
         drop_epoch=settings.lr_drop_epoch,
         drop_lr=settings.lr_one_drop,
+        milestones=settings.lr_milestones,
+        gamma=settings.lr_gamma,
     )
 
 

@@ -2,13 +2,17 @@
 
 A step is `step(learner, x, y) -> Step`: images (N, C, H, W) in [0, 1] and labels (N,) of a batch.
 It waits for nothing on the device, so that it can be captured as a CUDA graph.
+
+Each way to train comes with two kinds of batch norm: of the batch's own statistics, or frozen at
+its initial running statistics, for which the network stays in eval mode all along.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +65,14 @@ def standard_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
 def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
     """AT: one step on the cross-entropy of images perturbed by PGD (Madry et al. 2018, eq. 2.1).
 
-    The attack runs in the network's mode, train mode. The clean pass only tracks loss and
-    accuracy, but it moves the running statistics too, as in the published code. There the pass
-    that scores a single restart and the one that is stepped on are the same; here it is made once
-    and moves the statistics twice.
+    The attack runs in the network's mode, train mode unless it is frozen. The clean pass only
+    tracks loss and accuracy, but it moves the running statistics too, as in the published code.
+    There the pass that scores a single restart and the one that is stepped on are the same; here it
+    is made once and moves the statistics twice.
     """
     network, restarts = learner.network, learner.strength.restarts
-    delta = pgd(network, x, y, restarts=restarts, score=False, **learner.strength.attack)
+    attacked = network if network.training else learner.folded.refold()
+    delta = pgd(attacked, x, y, restarts=restarts, score=False, **learner.strength.attack)
     perturbed = x + delta
     with statistics_moved(network, times=2 if restarts == 1 else 1):
         logits = network(perturbed)
@@ -81,11 +86,14 @@ def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
 
 @contextmanager
 def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
-    """A pass in train mode moves the running statistics as far as `times` equal passes would."""
+    """A pass in train mode moves the running statistics as far as `times` equal passes would.
+
+    Norms in eval mode have nothing moved.
+    """
     norms = [
         module
         for module in network.modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
     ]
     # One without a momentum averages over all batches: it counts the pass once.
     norms = [norm for norm in norms if norm.momentum is not None]
@@ -206,6 +214,9 @@ def batch_accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y).double().mean()
 
 
+BN = ("batch", "frozen")  # --bn
+
+
 @dataclass(frozen=True)
 class TrainingMode:
     """One way to train.
@@ -213,56 +224,87 @@ class TrainingMode:
     step: (learner, images, labels) -> Step.
     short, label: in the names of figures and in their legends.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
-    trades_bn: which --trades-bn chooses it, beside its --train-mode.
+    train_mode, bn: which --train-mode and --bn choose it.
     """
 
     step: Callable[[Learner, Tensor, Tensor], Step]
     short: str
     label: str
+    train_mode: str
+    bn: str = "batch"
     adversary: bool = True
-    trades_bn: str = "frozen"
 
 
-# Under its name as a folder: that of --train-mode, with _batch after it under --trades-bn batch.
+def frozen(mode: TrainingMode) -> TrainingMode:
+    """The mode with the network in eval mode: no running statistic is moved."""
+
+    def step(learner: Learner, x: Tensor, y: Tensor) -> Step:
+        learner.network.eval()
+        return mode.step(learner, x, y)
+
+    return replace(
+        mode, step=step, short=f"{mode.short}_frozen", label=f"{mode.label} (frozen)", bn="frozen"
+    )
+
+
+# Under its name as a folder: that of --train-mode, with --bn after it where it is not the default.
 MODES: dict[str, TrainingMode] = {
     "std_train": TrainingMode(
-        step=standard_step,
-        short="st",
-        label="ST",
-        adversary=False,
+        step=standard_step, short="st", label="ST", train_mode="std_train", adversary=False
     ),
     "pgd_train": TrainingMode(
-        step=adversarial_step,
-        short="at",
-        label="AT",
+        step=adversarial_step, short="at", label="AT", train_mode="pgd_train"
     ),
     "pgd_train_TRADES": TrainingMode(
         step=partial(trades_step, frozen=True),
         short="trades",
         label="TRADES (frozen)",
+        train_mode="pgd_train_TRADES",
+        bn="frozen",
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         step=partial(trades_step, frozen=False),
         short="trades_batch",
         label="TRADES (batch)",
-        trades_bn="batch",
+        train_mode="pgd_train_TRADES",
     ),
     "pgd_train_MART": TrainingMode(
-        step=mart_step,
-        short="mart",
-        label="MART",
+        step=mart_step, short="mart", label="MART", train_mode="pgd_train_MART"
     ),
 }
-TRAIN_MODES = tuple(name for name, mode in MODES.items() if mode.trades_bn == "frozen")
+# Every mode whose default is batch can be frozen.
+MODES |= {
+    f"{name}_frozen": frozen(mode)
+    for name, mode in MODES.items()
+    if name == mode.train_mode and mode.bn == "batch"
+}
+# --train-mode -> its default of --bn.
+DEFAULT_BN = {mode.train_mode: mode.bn for name, mode in MODES.items() if name == mode.train_mode}
+TRAIN_MODES = tuple(DEFAULT_BN)
 
 
-def mode_name(train_mode: str, trades_bn: str) -> str:
-    """The name in MODES, and of the folder, that --train-mode and --trades-bn choose.
+def mode_name(train_mode: str, bn: str | None = None) -> str:
+    """The name in MODES, and of the folder, that --train-mode and --bn choose.
+
+    Args:
+        bn: None is the default of the mode.
 
     Raises:
         ValueError: there is no such mode.
     """
-    name = train_mode if trades_bn == "frozen" else f"{train_mode}_{trades_bn}"
-    if name not in MODES:
-        raise ValueError(f"no training mode {name!r}: expected one of {', '.join(MODES)}")
-    return name
+    if train_mode not in TRAIN_MODES or bn not in (None, *BN):
+        raise ValueError(
+            f"no training mode {train_mode!r}: expected one of {', '.join(TRAIN_MODES)}, with "
+            f"{' or '.join(BN)} batch norm"
+        )
+    return train_mode if bn in (None, DEFAULT_BN[train_mode]) else f"{train_mode}_{bn}"
+
+
+def bn_of(arguments: dict[str, Any]) -> str | None:
+    """--bn of a run, of its args.json, where older ones tell --trades-bn, which TRADES alone read.
+
+    None where nothing tells it.
+    """
+    train_mode = arguments.get("train_mode", "")
+    older = arguments.get("trades_bn") if train_mode == "pgd_train_TRADES" else None
+    return arguments.get("bn") or older or DEFAULT_BN.get(train_mode)

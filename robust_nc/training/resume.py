@@ -20,7 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
-from robust_nc.networks.checkpoints import load_weights, read_tensors, save_checkpoint
+from robust_nc.networks.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    read_tensors,
+    save_checkpoint,
+)
 from robust_nc.networks.network import statistics_in_words
 from robust_nc.results.files import Writer, sha256
 from robust_nc.results.records import TABLES, EpochSummary, Record
@@ -168,6 +173,26 @@ class Start:
     unfinished: dict[str, Any] | None = None
 
 
+def begins(settings: Settings, run: RunFolder) -> bool:
+    """Whether training begins with fresh weights, or those of --init, at epoch 0."""
+    return settings.resume is None or (settings.resume == "last" and not run.resume_file.exists())
+
+
+def load_init(training: Training) -> None:
+    """Load the weights of --init; the optimiser's state stays at zero.
+
+    Raises:
+        InputError: it does not fit the network, or was trained on inputs normalised otherwise.
+    """
+    path, network = training.settings.init, training.learner.network
+    _, statistics = load_checkpoint(path, network)
+    if statistics and not network.normalises_by(statistics):
+        raise InputError(
+            f"--init {path}: was trained with {statistics_in_words(statistics)}; give the same"
+        )
+    logger.info(f"the weights are those of {path}")
+
+
 def first_epoch(settings: Settings, run: RunFolder) -> int:
     """The epoch that `restore` will begin with, before anything is loaded or changed."""
     if settings.resume == "last" and run.resume_file.exists():
@@ -182,7 +207,7 @@ def restore(training: Training) -> Start | None:
     named. Where none was, those that are already there will be replaced by the same bits.
     """
     settings, run = training.settings, training.run
-    if settings.resume is None or (settings.resume == "last" and not run.resume_file.exists()):
+    if begins(settings, run):
         _open_afresh(settings, run)
         return Start(0)
     if settings.resume == "last":
@@ -289,8 +314,8 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict | None, path: Path) -
     if state is None:
         logger.warning(f"{path.name} holds no optimiser state: momentum starts at zero")
         return
-    kind = "betas" if isinstance(optimizer, optim.Adam) else "momentum"
     groups = optimizer.state_dict()["param_groups"]
+    kind = "momentum" if isinstance(optimizer, optim.SGD) else "betas"
     try:
         if kind not in state["param_groups"][0]:
             raise ValueError("it is of another optimiser")

@@ -1,8 +1,8 @@
 """Learning rates: a function of the fractional epoch each, and a row for it in SCHEDULES.
 
-All are those of the published code (Su et al. 2024), which has them, names and defaults included,
-from the code of Rice, Wong and Kolter, "Overfitting in adversarially robust deep learning" (ICML
-2020):
+The first six are those of the published code (Su et al. 2024), which has them, names and defaults
+included, from the code of Rice, Wong and Kolter, "Overfitting in adversarially robust deep
+learning" (ICML 2020):
 
 piecewise       divided by 10, then by 100: the paper's, of 400 epochs at 100 and 150
 superconverge   up in a straight line, then down to 0: Smith and Topin, "Super-convergence" (2019)
@@ -10,6 +10,8 @@ linear          flat, then down by 10 and by 10 again in straight lines
 onedrop         one drop, at an epoch and to a rate of one's choice
 multipledecay   a tenth of the highest rate less after every tenth of the epochs
 cosine          half a cosine down to 0: Loshchilov and Hutter, "SGDR" (ICLR 2017), no restarts
+constant        one rate
+milestones      multiplied by a factor at each of some milestones
 """
 
 import math
@@ -22,12 +24,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rates:
-    """What a schedule is made of; `drop_epoch` and `drop_lr` are those of `onedrop`."""
+    """What a schedule is made of.
+
+    drop_epoch, drop_lr: those of `onedrop`.
+    milestones, gamma: those of `milestones`: epochs, or where they are below 1 shares of all of
+        them, and the factor.
+    """
 
     epochs: int
     lr_max: float
     drop_epoch: int = 100
     drop_lr: float = 0.01
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
 
 
 def _piecewise(t: float, rates: Rates) -> float:
@@ -60,6 +69,15 @@ def _cosine(t: float, rates: Rates) -> float:
     return rates.lr_max / 2 * (1 + math.cos(math.pi * t / rates.epochs))
 
 
+def _constant(t: float, rates: Rates) -> float:
+    return rates.lr_max
+
+
+def _milestones(t: float, rates: Rates) -> float:
+    epochs = (m if m >= 1 else m * rates.epochs for m in rates.milestones)
+    return rates.lr_max * rates.gamma ** sum(t >= epoch for epoch in epochs)
+
+
 # Name -> learning rate at the fractional epoch t in (0, epochs].
 SCHEDULES: dict[str, Callable[[float, Rates], float]] = {
     "piecewise": _piecewise,
@@ -68,6 +86,8 @@ SCHEDULES: dict[str, Callable[[float, Rates], float]] = {
     "onedrop": _onedrop,
     "multipledecay": _multipledecay,
     "cosine": _cosine,
+    "constant": _constant,
+    "milestones": _milestones,
 }
 
 
@@ -75,7 +95,7 @@ def learning_rate(schedule: str, t: float, **rates: Any) -> float:
     """Learning rate of a schedule of SCHEDULES at the fractional epoch t in (0, epochs].
 
     Args:
-        rates: the fields of Rates: `epochs`, `lr_max`, perhaps `drop_epoch` and `drop_lr`.
+        rates: the fields of Rates: `epochs`, `lr_max`, perhaps those of the schedule.
 
     Raises:
         ValueError: unknown schedule.

@@ -805,7 +805,7 @@ class TestTrainedWithStatisticsOfOnesOwn:
 
     def test_a_run_goes_on_with_the_same_alone(self, trained, run_script):
         (folder_of("their_nets.Net") / "model_1.pth").unlink()
-        command = f"{trained} --epochs 2 --resume 1"
+        command = f"{trained} --epochs 2 --resume 1 --overwrite"
         code, _, error = run_script(train, command)
         assert code == 1 and error.count("\n") == 1 and "--mean was [0.5, 0.4, 0.3], is" in error
         code, _, error = run_script(train, f"{command} --no-normalisation")

@@ -20,7 +20,15 @@ from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
 from robust_nc.results.records import STEP_MEANS
 from robust_nc.training.epoch import train_epoch
-from robust_nc.training.modes import MODES, Learner, Step, divergence, mart_objective
+from robust_nc.training.modes import (
+    MODES,
+    TRAIN_MODES,
+    Learner,
+    Step,
+    divergence,
+    mart_objective,
+    mode_name,
+)
 from robust_nc.training.schedules import learning_rate
 from train import parse_args
 from utils import InputError
@@ -230,10 +238,11 @@ def test_a_step_tells_the_means_of_its_batch(mode, weights, tiny_net):
     learner = make_learner(network, lr=0.1, weights=weights)
     twin = Network(type(tiny_net)(), *CIFAR_STATISTICS)
     twin.load_state_dict(learner.network.state_dict())
-    twin.train(mode != "pgd_train_TRADES")
+    twin.train(MODES[mode].bn == "batch")
     x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
     result = MODES[mode].step(learner, x, y)
-    standard = mode == "std_train"
+    kind = MODES[mode].train_mode
+    standard = kind == "std_train"
     assert (result.perturbed is None) == standard
     robust = set() if standard else {"train_robust_loss", "train_robust_acc"}
     assert set(result.means) == {"train_loss", "train_acc", "grad_norm"} | robust
@@ -242,9 +251,9 @@ def test_a_step_tells_the_means_of_its_batch(mode, weights, tiny_net):
     objective, expected = loss, {"train_loss": loss, "train_acc": (logits.argmax(1) == y).sum() / 8}
     if not standard:
         robust_logits = twin(result.perturbed)
-        if mode == "pgd_train":
+        if kind == "pgd_train":
             objective = torch.nn.functional.cross_entropy(robust_logits, y)
-        elif mode == "pgd_train_MART":
+        elif kind == "pgd_train_MART":
             objective = mart_by_probabilities(logits, robust_logits, y)
         else:
             clean, attacked = logits.softmax(1), robust_logits.softmax(1)
@@ -400,3 +409,36 @@ def test_a_mean_without_a_column_is_told_at_the_first_step(
     with pytest.raises(InputError, match=f"--train-mode {mode}.*{expected}") as caught:
         train_epoch(training, epoch=0, unfinished=None, signals=None)
     assert len(steps) == 1 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("train_mode", TRAIN_MODES)
+def test_frozen_batch_norm_moves_no_running_statistic(train_mode, tiny_net):
+    """Whatever mode the network was left in; and it learns something else than with --bn batch."""
+    frozen = Network(tiny_net, *CIFAR_STATISTICS).train()
+    batch = copy.deepcopy(frozen)
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    for network, bn in ((frozen, "frozen"), (batch, "batch")):
+        torch.manual_seed(1)
+        for _ in range(2):
+            learner = make_learner(network, lr=0.1)
+            MODES[mode_name(train_mode, bn)].step(learner, x, y)
+    norm = frozen.model.norm
+    assert (norm.running_mean == 0).all() and (norm.running_var == 1).all()
+    assert norm.num_batches_tracked == 0 and batch.model.norm.num_batches_tracked > 0
+    assert not torch.equal(frozen.model.linear.weight, batch.model.linear.weight)
+
+
+@pytest.mark.parametrize("restarts", (1, 2))
+def test_frozen_adversarial_training_attacks_in_eval_mode(restarts, tiny_net):
+    """The perturbed images, and the step on them, are those of a network in eval mode."""
+    network = Network(tiny_net, *CIFAR_STATISTICS).train()
+    twin = copy.deepcopy(network).eval()
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+    learner = make_learner(network, lr=0.1, restarts=restarts)
+    torch.manual_seed(1)
+    result = MODES["pgd_train_frozen"].step(learner, x, y)
+    torch.manual_seed(1)
+    expected = x + pgd(twin, x, y, restarts=restarts, **learner.strength.attack)
+    assert ((result.perturbed - expected).abs() < 1e-6).float().mean() > 0.99
+    loss = torch.nn.functional.cross_entropy(twin(result.perturbed), y)
+    assert result.means["train_robust_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
