@@ -185,6 +185,13 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 arithmetic; where it has not, PyTorch emulates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works here; one warning line if it does not."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

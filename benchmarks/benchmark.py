@@ -41,7 +41,7 @@ from sides import (
     time_task,
 )
 
-from robust_nc.networks.network import ARCHITECTURES, build_model
+from robust_nc.networks.architectures import ARCHITECTURES, build_model
 from robust_nc.parsing import Parser, positive_int
 
 

@@ -24,7 +24,7 @@ from robust_nc.data.readers import Split
 from robust_nc.flags import train_parser
 from robust_nc.measuring.collapse import input_rows
 from robust_nc.measuring.subject import Subject, input_parts
-from robust_nc.networks.network import build_model
+from robust_nc.networks.architectures import build_model
 from robust_nc.settings import Settings
 from robust_nc.training.cuda_graphs import ReplayedStep
 from robust_nc.training.epoch import Training, run_epoch

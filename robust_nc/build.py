@@ -12,8 +12,7 @@ from attacks import CHUNK
 from robust_nc.data.datasets import DATASETS, Dataset, Selection, load_dataset
 from robust_nc.data.inputs import PUBLISHED_ATTACKS, Strength
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.networks import any_network
-from robust_nc.networks import network as networks
+from robust_nc.networks import any_network, architectures
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics
 from robust_nc.parsing import argument_value
@@ -25,6 +24,7 @@ from robust_nc.training.modes import MODES, Learner, mode_name
 from utils import (
     InputError,
     can_compile,
+    computes_bf16,
     keep_freed_memory,
     logger,
     seed_everything,
@@ -148,14 +148,14 @@ def build_networks(
     arguments = dict(word.split("=", 1) for word in settings.model_args or ())
     given = {key: argument_value(value) for key, value in arguments.items()}
     of_factory = {"arguments": given} if given else {}
-    model = networks.build_model(
+    model = architectures.build_model(
         settings.model, settings.image_size, shape[0], classes, **of_factory
     )
     anatomy = None
     if any_network.is_factory(settings.model):
         anatomy = any_network.examine(settings.model, model, shape, classes)
     bf16 = settings.precision == "bf16"
-    if bf16 and not networks.computes_bf16(settings.device):
+    if bf16 and not computes_bf16(settings.device):
         logger.warning(
             f"--precision bf16: this {settings.device.type} has no bf16 arithmetic, and emulating "
             "it takes many times as long as --precision fp32"

@@ -14,8 +14,8 @@ from robust_nc.data.datasets import DATASETS, DOWNLOADED
 from robust_nc.data.inputs import PUBLISHED_ATTACKS, asked_inputs
 from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.measuring.autoattack import find_autoattack
-from robust_nc.networks import network as networks
-from robust_nc.networks.network import ARCHITECTURES
+from robust_nc.networks import architectures
+from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.parsing import Parser, Radius, parse_epochs, radius
 from robust_nc.training.modes import DEFAULT_BN
 from utils import logger
@@ -227,7 +227,7 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
     if args.ncc_layers and args.compile:
         parser.error("--ncc-layers reads what blocks put out, which --compile hides: drop one")
     if args.ncc_layers and args.model in ARCHITECTURES:  # others' blocks are known when made
-        model: Any = networks.build_model(args.model, args.image_size, 3, 2)
+        model: Any = architectures.build_model(args.model, args.image_size, 3, 2)
         unknown = unknown_layer(args, model.blocks())
         if unknown:
             parser.error(unknown)

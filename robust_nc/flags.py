@@ -14,7 +14,7 @@ from robust_nc.data.datasets import DATASETS, DOWNLOADED
 from robust_nc.flags_sweep import SWEEP
 from robust_nc.flags_training import TRAINING
 from robust_nc.networks import any_network
-from robust_nc.networks.network import ARCHITECTURES
+from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.parsing import (
     Parser,
     channel_mean,

@@ -15,7 +15,7 @@ from PIL import Image
 
 import utils
 from robust_nc.data.datasets import DATASETS
-from robust_nc.networks import network
+from robust_nc.networks import architectures, network
 
 # Tests that run side by side, as `make test` has them, take a core each: threads of several
 # processes on the same cores wait for each other.
@@ -30,7 +30,7 @@ sys.path[:0] = [str(GOLDEN), str(BENCHMARKS)]
 import cases  # noqa: E402
 
 # Emulated, bf16 takes a minute where others take a second: small networks alone are tested in it.
-HAS_BF16 = network.computes_bf16(torch.device("cpu"))
+HAS_BF16 = utils.computes_bf16(torch.device("cpu"))
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 arithmetic")
 
 GOLDEN_SEED = 7
@@ -78,7 +78,7 @@ def golden_model(golden_json):
 
     def build(name):
         architecture, _, imagenet = name.partition("_")
-        model = network.build_model(architecture, 160 if imagenet else 32, 3, 10)
+        model = architectures.build_model(architecture, 160 if imagenet else 32, 3, 10)
         weights = cases.weights(shapes[name], GOLDEN_SEED)
         model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
         return model

@@ -29,7 +29,7 @@ from robust_nc.build import prepare
 from robust_nc.data.datasets import DATASETS, Dataset, as_float
 from robust_nc.data.readers import Split
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.networks.network import ARCHITECTURES
+from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.training.cuda_graphs import ReplayedStep
 from robust_nc.training.epoch import run_epoch, set_rate, train_epoch
 from robust_nc.training.modes import MODES

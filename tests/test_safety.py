@@ -21,7 +21,7 @@ from test_scripts import TREE_FOLDER, assert_equal_runs, rows
 
 import eval as eval_script
 import train
-from robust_nc.networks import network
+from robust_nc.networks import architectures
 from robust_nc.parsing import Parser
 from robust_nc.results.files import Writer
 from robust_nc.settings import select_epochs
@@ -422,7 +422,7 @@ def test_a_diverged_run_keeps_the_epoch_before_in_resume_pth(
 def test_the_disk_is_asked_for_what_a_run_may_take(
     kept, units, flags, run_script, monkeypatch, tiny_models
 ):
-    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict().values()
+    weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict().values()
     needed = units * sum(tensor.numel() * tensor.element_size() for tensor in weights)
     for free, expected in ((needed - 1, 1), (needed, 0)):
         monkeypatch.setattr(train, "free_disk", lambda path, free=free: free)
@@ -433,7 +433,7 @@ def test_the_disk_holds_the_images_of_a_stop_in_mid_epoch(
     flags, run_script, monkeypatch, tiny_models
 ):
     """18 training images, of which AT keeps the perturbed ones for their neural collapse."""
-    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict().values()
+    weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict().values()
     # Three checkpoints, resume.pth with weights and momentum, and the one before it.
     needed = (3 + 2 + 2) * sum(tensor.numel() * tensor.element_size() for tensor in weights)
     needed += 18 * 3 * 32 * 32 * 4
@@ -675,7 +675,7 @@ def test_any_checkpoint_file_is_measured(
     key, prefix, sweep_flags, run_script, tmp_path, tiny_models
 ):
     torch.manual_seed(0)
-    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict()
     renamed = {prefix + name: value for name, value in weights.items()}
     torch.save({key: renamed, "acc": 93.1} if key else renamed, tmp_path / "theirs.pt")
     torch.save({"state_dict": weights}, tmp_path / "plain.pth")

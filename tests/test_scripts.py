@@ -18,11 +18,12 @@ from PIL import Image
 import eval as eval_script
 import train
 import utils
+from robust_nc import build
 from robust_nc.build import load_data, prepare, strength
 from robust_nc.data.datasets import as_float
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.networks import network
+from robust_nc.networks import architectures
 from robust_nc.results.records import EpochSummary, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.series import metric_series
@@ -352,7 +353,7 @@ def test_emulated_bf16_is_told_of(tree_flags, run_script, monkeypatch):
     shared = tree_flags.replace(" --epochs 3", " --epochs 1 --overwrite")
     swept = shared.replace(" --batch-size 7", " --neural-collapse")
     for native, precision in ((True, "bf16"), (False, "fp32"), (False, "bf16")):
-        monkeypatch.setattr(network, "computes_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(build, "computes_bf16", lambda device, native=native: native)
         for script, flags in ((train, shared), (eval_script, swept)):
             code, output, error = run_script(script, f"{flags} --precision {precision}")
             assert code == 0, error
@@ -510,17 +511,19 @@ def damage_hostile(path):
 
 
 def damage_other_architecture(path):
-    torch.save({"state_dict": network.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path)
+    torch.save(
+        {"state_dict": architectures.build_model("PreActResNet18", 32, 3, 3).state_dict()}, path
+    )
     return "another network"
 
 
 def damage_other_classes(path):
-    torch.save({"state_dict": network.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
+    torch.save({"state_dict": architectures.build_model("vgg11bn", 32, 3, 7).state_dict()}, path)
     return "its network has 7 classes, the data has 3"
 
 
 def damage_diverged(path):
-    weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+    weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict()
     weights["classifier.bias"] += float("nan")
     torch.save({"state_dict": weights}, path)
     return "classifier.bias is not finite"
@@ -556,7 +559,7 @@ def test_a_damaged_checkpoint_is_named_with_what_is_wrong(
 ):
     TREE_FOLDER.mkdir(parents=True)
     path = TREE_FOLDER / "model_0.pth"
-    torch.save({"state_dict": network.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
+    torch.save({"state_dict": architectures.build_model("vgg11bn", 32, 3, 3).state_dict()}, path)
     expected = damage(path)
     sweep = tree_flags.replace(" --batch-size 7", " --checkpoints 0 --neural-collapse")
     commands = [(eval_script, sweep), (train, f"{tree_flags} --resume 1")]

@@ -9,7 +9,8 @@ from typing import Any
 
 from robust_nc import build
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
-from robust_nc.networks.network import build_model, weight_bytes
+from robust_nc.networks.architectures import build_model
+from robust_nc.networks.network import weight_bytes
 from robust_nc.reports.criteria import AT, BATCH, FROZEN, MART, ST
 from robust_nc.results.tables import markdown
 from robust_nc.settings import Settings, select_epochs

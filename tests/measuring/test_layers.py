@@ -24,9 +24,10 @@ from robust_nc.measuring import centres
 from robust_nc.measuring.centres import CentrePart, centre_rows
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import Subject
+from robust_nc.networks.architectures import ARCHITECTURES, build_model
 from robust_nc.networks.blocks import NearestCentre, block_outputs
 from robust_nc.networks.folding import FoldedNetwork
-from robust_nc.networks.network import ARCHITECTURES, Network, build_model
+from robust_nc.networks.network import Network
 from robust_nc.results.files import read_rows
 from robust_nc.results.records import AutoAttackRecord, Record
 from utils import InputError

@@ -15,7 +15,7 @@ import eval as eval_script
 import train
 from robust_nc.data import inputs
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.networks import network
+from robust_nc.networks import architectures
 from robust_nc.results.files import read_rows
 from robust_nc.results.records import CentreRecord, LayerRecord, Record
 from robust_nc.results.run_folder import RunFolder
@@ -156,7 +156,7 @@ class TestAnyFile:
     @pytest.fixture
     def flags(self, tree, tmp_path):
         torch.manual_seed(0)
-        weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+        weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict()
         torch.save({"state_dict": weights}, tmp_path / "a.pth")
         return f"{tree} --neural-collapse --checkpoint a.pth --out res"
 
@@ -190,7 +190,7 @@ class TestAnyFile:
         before = rows("res/metrics.csv")
         assert run_script(eval_script, flags)[1].count("1 done before") == 1
         torch.manual_seed(1)
-        weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+        weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict()
         torch.save({"state_dict": weights}, tmp_path / "a.pth")
         code, _, error = run_script(eval_script, flags)
         assert code == 1 and error.count("\n") == 1

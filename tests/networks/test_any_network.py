@@ -20,9 +20,10 @@ import train
 from nc_metrics import neural_collapse
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.networks import any_network
+from robust_nc.networks.architectures import build_model
 from robust_nc.networks.blocks import block_outputs
 from robust_nc.networks.folding import FoldedNetwork, conv_norm_pairs
-from robust_nc.networks.network import Network, build_model
+from robust_nc.networks.network import Network
 
 # Networks as others write them: each says in its name what is special about it.
 SOURCE = '''

@@ -10,7 +10,8 @@ from conftest import CIFAR_STATISTICS, HAS_BF16
 
 import eval as sweep
 import train
-from robust_nc.networks.network import ARCHITECTURES, Network, build_model
+from robust_nc.networks.architectures import ARCHITECTURES, build_model
+from robust_nc.networks.network import Network
 
 pytestmark = pytest.mark.slow
 

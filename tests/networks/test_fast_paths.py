@@ -25,8 +25,9 @@ from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
 from robust_nc import build
 from robust_nc.data.inputs import Strength
 from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.networks.architectures import ARCHITECTURES, build_model
 from robust_nc.networks.folding import FoldedNetwork, conv_norm_pairs
-from robust_nc.networks.network import ARCHITECTURES, Network, build_model
+from robust_nc.networks.network import Network
 from robust_nc.training.modes import Learner, adversarial_step, standard_step, update
 from utils import InputError
 

@@ -11,9 +11,10 @@ from test_fast_paths import relative, warnings_of, with_statistics
 from torch import nn
 
 from robust_nc.networks import any_network
+from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.networks.blocks import block_outputs
 from robust_nc.networks.folding import FoldedNetwork
-from robust_nc.networks.network import ARCHITECTURES, Network
+from robust_nc.networks.network import Network
 
 CLASSES = 4
 

@@ -9,8 +9,9 @@ import torch
 from conftest import GOLDEN_SEED, TinyNet
 from torch import nn
 
+from robust_nc.networks.architectures import ARCHITECTURES, build_model
 from robust_nc.networks.folding import FoldedNetwork
-from robust_nc.networks.network import ARCHITECTURES, Network, build_model
+from robust_nc.networks.network import Network
 
 NAMES = ("vgg11bn", "PreActResNet18", "vgg11bn_imagenet", "PreActResNet18_imagenet")
 

@@ -9,8 +9,9 @@ from torch import nn
 
 import eval as eval_script
 import train
+from robust_nc.networks.architectures import build_model
 from robust_nc.networks.folding import FoldedNetwork
-from robust_nc.networks.network import Network, build_model
+from robust_nc.networks.network import Network
 
 
 def make_model():
