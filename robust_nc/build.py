@@ -268,14 +268,7 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
         mode,
         run,
         data,
-        Learner(
-            network,
-            folded,
-            optimizer,
-            strength(settings),
-            trades_beta=settings.trades_beta,
-            mart_lambda=settings.mart_lambda,
-        ),
+        Learner(network, folded, optimizer, strength(settings), settings),
         ReplayedStep(mode.step) if settings.cuda_graph else mode.step,
         Evaluator(folded, eval_batch_size(settings)),
     )

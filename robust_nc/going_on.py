@@ -87,7 +87,11 @@ def check_source(epoch: int, run: RunFolder) -> None:
     kept = run.epochs()
     numbers = ", ".join(map(str, kept[:10])) + (", ..." if kept[10:] else "")
     before = [number for number in kept if number < epoch]
-    advice = f": --resume {before[-1] + 1} trains on from model_{before[-1]}.pth" if before else ""
+    advice = (
+        f": --resume {before[-1] + 1} trains on from {run.checkpoint(before[-1]).name}"
+        if before
+        else ""
+    )
     there = f"kept are those of epochs {numbers}{advice}" if kept else "none is kept"
     raise InputError(f"{file}: no such checkpoint, which --resume {epoch} needs; {there}")
 

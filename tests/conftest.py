@@ -120,7 +120,7 @@ def tiny_net():
 def tiny_models(monkeypatch):
     """A tiny network in place of the real ones, whatever --model says."""
     monkeypatch.setattr(
-        network,
+        architectures,
         "build_model",
         lambda name, size, channels, classes, arguments=None: TinyNet(channels, classes),
     )

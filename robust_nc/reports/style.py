@@ -36,9 +36,9 @@ INPUT_LOOKS = {
     "sign": Look("#CC79A7", "D", 3),
     "targeted": Look("#E69F00", "v"),
     "gaussian_l2": Look("#56B4E9", "P", 4),
-    "seen": Look("#D55E00", "s"),  # as under PGD: figures show one of the two
     ADAPTIVE: Look("#661100", "X"),
 }
+INPUT_LOOKS["seen"] = INPUT_LOOKS["pgd"]  # figures show one of the two
 # Tol's colours, none of them an input's.
 MODE_LOOKS = {
     "std_train": Look("#882255", "o"),

@@ -38,6 +38,17 @@ from utils import InputError, atomic_open
 PLACES = {"data_dir", "models_dir", "data_url", "out"}
 
 
+CHECKPOINT_NAME = "model_{}.pth"  # of the weights after an epoch, counted from 0
+
+
+def checkpoint_epochs(folder: Path) -> list[int]:
+    """Epochs of the checkpoints in a folder, ascending."""
+    before, after = CHECKPOINT_NAME.split("{}")
+    names = [path.name for path in folder.glob(CHECKPOINT_NAME.format("*"))]
+    numbers = [name.removeprefix(before).removesuffix(after) for name in names]
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
 class RunFolder:
     """The folder of one run. The tables are the truth, from which the .npy series are written.
 
@@ -73,12 +84,11 @@ class RunFolder:
         return self.results / "eval_args.json"
 
     def checkpoint(self, epoch: int) -> Path:
-        return self.path / f"model_{epoch}.pth"
+        return self.path / CHECKPOINT_NAME.format(epoch)
 
     def epochs(self) -> list[int]:
         """Epochs of the checkpoints in the folder, ascending."""
-        names = [path.stem.removeprefix("model_") for path in self.path.glob("model_*.pth")]
-        return sorted(int(name) for name in names if name.isdigit())
+        return checkpoint_epochs(self.path)
 
     def holds_run(self) -> bool:
         """Whether a former run left checkpoints or records here."""

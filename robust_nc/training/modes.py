@@ -22,6 +22,7 @@ from attacks import pgd, trades
 from robust_nc.data.inputs import Strength
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
+from robust_nc.settings import Settings
 
 TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
 MART_LAMBDA = 5.0  # weight of the KL term: Wang et al. 2020
@@ -32,15 +33,14 @@ class Learner:
     """What training changes, a network and its optimiser, and what its attacks need.
 
     folded: the network for eval mode, which takes its weights over when it is refolded.
-    trades_beta, mart_lambda: weight of the KL term of TRADES and of MART.
+    settings: the flags, for what a step reads of them.
     """
 
     network: Network
     folded: FoldedNetwork
     optimizer: optim.Optimizer
     strength: Strength
-    trades_beta: float = TRADES_BETA
-    mart_lambda: float = MART_LAMBDA
+    settings: Settings
 
 
 @dataclass
@@ -126,7 +126,7 @@ def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step
         clean_logits = network(x)
     logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)
-    loss = clean_loss + learner.trades_beta * divergence(clean_logits, logits)
+    loss = clean_loss + learner.settings.trades_beta * divergence(clean_logits, logits)
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)
 
@@ -156,7 +156,7 @@ def mart_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
     perturbed = x + pgd(folded, x, y, restarts=strength.restarts, **strength.attack)
     clean_logits = network(x)
     logits = network(perturbed)
-    loss = mart_objective(clean_logits, logits, y, learner.mart_lambda)
+    loss = mart_objective(clean_logits, logits, y, learner.settings.mart_lambda)
     clean_loss = F.cross_entropy(clean_logits.detach(), y)
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)

@@ -29,7 +29,7 @@ from robust_nc.networks.checkpoints import (
 from robust_nc.networks.network import statistics_in_words
 from robust_nc.results.files import Writer, sha256
 from robust_nc.results.records import TABLES, EpochSummary, Record
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_folder import CHECKPOINT_NAME, RunFolder
 from robust_nc.settings import Settings, select_epochs
 from robust_nc.training.epoch import Training
 from utils import InputError, log_to, logger
@@ -256,8 +256,9 @@ def read_start(path: Path, content: Any) -> Start:
         raise InputError(f"{path}: holds no epoch to go on from; name one, --resume N")
     unfinished = content.get("unfinished")
     if unfinished and "means" not in unfinished:
+        latest = CHECKPOINT_NAME.format(epoch)
         advice = (
-            f"--resume {epoch + 1} --overwrite goes on from model_{epoch}.pth, where it was kept"
+            f"--resume {epoch + 1} --overwrite goes on from {latest}, where it was kept"
             if epoch >= 0
             else "--overwrite starts it again"
         )
@@ -283,7 +284,7 @@ def with_weights(run: RunFolder, content: dict[str, Any]) -> dict[str, Any]:
     fault = "is missing" if missing else "is another file than it was"
     earlier = [number for number in run.epochs() if number < epoch]
     advice = (
-        f"--resume {earlier[-1] + 1} --overwrite goes on from model_{earlier[-1]}.pth"
+        f"--resume {earlier[-1] + 1} --overwrite goes on from {run.checkpoint(earlier[-1]).name}"
         if earlier
         else "--overwrite starts the run again"
     )

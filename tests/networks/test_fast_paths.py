@@ -28,6 +28,7 @@ from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.networks.architectures import ARCHITECTURES, build_model
 from robust_nc.networks.folding import FoldedNetwork, conv_norm_pairs
 from robust_nc.networks.network import Network
+from robust_nc.settings import Settings
 from robust_nc.training.modes import Learner, adversarial_step, standard_step, update
 from utils import InputError
 
@@ -65,6 +66,7 @@ def make_learner(network, lr, restarts=1):
         folded=FoldedNetwork(network),
         optimizer=torch.optim.SGD(network.parameters(), lr=lr),
         strength=Strength(attack=L_INF, restarts=restarts, noise=8 / 255),
+        settings=Settings(trades_beta=6.0, mart_lambda=5.0),
     )
 
 

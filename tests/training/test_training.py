@@ -19,6 +19,7 @@ from robust_nc.data.readers import Split
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
 from robust_nc.results.records import STEP_MEANS
+from robust_nc.settings import Settings
 from robust_nc.training.epoch import train_epoch
 from robust_nc.training.modes import (
     MODES,
@@ -55,7 +56,7 @@ def make_learner(network, lr, restarts=1, weights=None, **settings):
         folded=FoldedNetwork(network),
         optimizer=torch.optim.SGD(network.model.parameters(), lr=lr, **settings),
         strength=Strength(attack=attack, restarts=restarts, noise=8 / 255),
-        **weights or {},
+        settings=Settings(**{"trades_beta": 6.0, "mart_lambda": 5.0} | (weights or {})),
     )
 
 
@@ -308,7 +309,8 @@ def test_the_weights_of_the_objectives_are_those_of_the_flags(tiny_models, monke
         ("--train-mode pgd_train_MART --mart-lambda 1.5", (6, 1.5)),
     ):
         learner = make_training(monkeypatch, data, None, command).learner
-        assert (learner.trades_beta, learner.mart_lambda) == expected
+        settings = learner.settings
+        assert (settings.trades_beta, settings.mart_lambda) == expected
 
 
 def test_an_epoch_visits_every_image_once_with_the_rate_of_each_step(tiny_models, monkeypatch):
