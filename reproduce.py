@@ -4,10 +4,10 @@
     python reproduce.py --scale small                           # the built-in digits
     python reproduce.py --scale full                            # the paper's settings, on GPUs
     python reproduce.py --scale full --list > runs.txt          # the commands, one line per run
-    python reproduce.py --scale full --report --runs FOLDER...  # on runs of your own
+    python reproduce.py --report --runs FOLDER...               # on runs of your own, into report/
     python reproduce.py --published st --runs FOLDER...         # and the published code's numbers
 
-Started again, it goes on. The report is in reproduction/SCALE/: claims.md and claims.csv, tables of
+Started again, it goes on. The report is in reproduction/SCALE/ or report/: claims.md and claims.csv, tables of
 last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/ with the tables of
 every run.
 """
@@ -96,9 +96,9 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("reproduction"),
         metavar="DIR",
-        help="where the report goes, in a folder of the scale's name (default: %(default)s)",
+        help="where the report goes; with --scale in a folder of the scale's name (default: "
+        "reproduction, of --runs: report)",
     )
 
 
@@ -161,8 +161,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
     """End the script where flags do not go together."""
     if args.list + args.cost + args.report + bool(args.published) > 1:
         parser.error("--list, --cost, --report and --published each do one thing: give one of them")
-    if not args.scale and not args.published:
-        parser.error("the following arguments are required: --scale")
+    if not args.scale and not args.published and not (args.report and args.runs):
+        parser.error("--scale small or --scale full is required, or --report --runs FOLDER...")
     if args.report and args.only:
         parser.error("--report is on all that has been run: drop --only")
     if args.runs and not args.report and not args.published:
@@ -175,6 +175,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--tables is for --published: give that as well")
     if args.scale == "small" and args.data_dir and not args.report and not args.data_dir.is_dir():
         parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
+    if args.out and args.out.exists() and not args.out.is_dir():
+        parser.error(f"argument --out: {args.out} is not a folder")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -279,8 +281,8 @@ def is_as_planned(planned: Planned) -> bool:
 
 
 def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
-    """claims, tables, figures and settings of the runs, into reproduction/SCALE/."""
-    out = args.out / args.scale
+    """claims, tables, figures and settings of the runs, into the folder of the report."""
+    out = report_folder(args)
     if not runs:
         raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
     findings = judge(runs)
@@ -299,6 +301,12 @@ def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
     code = Child().run(["plot.py", *drawn, "--out", str(out / "figures"), "--table"])
     if code:
         raise InputError("plot.py failed: the figures are missing")
+
+
+def report_folder(args: argparse.Namespace) -> Path:
+    """Where the report goes: one on runs of one's own never takes the place of reproduction/."""
+    out = args.out or Path("report" if args.runs else "reproduction")
+    return out / args.scale if args.scale else out
 
 
 def write(path: Path, text: str) -> None:
