@@ -143,13 +143,16 @@ def blocks_in_words(runs: list[Run]) -> str:
     parts = []
     for group in group_runs(runs):
         rows = [row for split in SPLITS for row in block_rows(group, split)]
-        names: list[str] = []
-        for split in SPLITS:
-            names = names or [f"`{row.layer}`" for row in group.runs[0].blocks("clean", split)]
         if rows:
-            table = markdown(("images", "seeds", *names), rows)
+            table = markdown(("images", "seeds", *block_names(group)), rows)
             parts.append(f"## {', '.join(first_cells(group))}\n\n{table}")
     return "\n".join(parts)
+
+
+def block_names(group: Group) -> list[str]:
+    """In forward order, of the first run whose blocks were measured."""
+    tables = (run.blocks(kind, split) for run in group.runs for split in SPLITS for kind in INPUTS)
+    return [f"`{row.layer}`" for row in next(filter(None, tables), [])]
 
 
 def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:

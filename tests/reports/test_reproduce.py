@@ -349,6 +349,16 @@ def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
     ]
 
 
+def test_blocks_have_their_names_whichever_seed_was_measured(here):
+    paths = [make_run(ST, seed) for seed in (1, 2)]
+    key = {"epoch": 9, "split": "test", "input": "pgd", "features": 8, "epsilon": 8.0}
+    rows = [filled(LayerRecord, 0.5, **key, layer=f"b{i}", index=i) for i in range(2)]
+    RunFolder(paths[1], standard=True).append(rows)
+    lines = report.blocks_in_words(read_runs(paths)).splitlines()
+    assert "| images | seeds | `b0` | `b1` |" in lines
+    assert f"| test, PGD: {OWN} | 1 | 0.500 | 0.500 |" in lines
+
+
 @pytest.mark.parametrize("flags", ("--scale small", "--scale full", "--scale small --epochs 3"))
 def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypatch, tmp_path):
     code, output, _ = run_script(reproduce, f"{flags} --list")
