@@ -4,12 +4,12 @@
     python reproduce.py --scale small                           # the built-in digits
     python reproduce.py --scale full                            # the paper's settings, on GPUs
     python reproduce.py --scale full --list > runs.txt          # the commands, one line per run
-    python reproduce.py --scale full --report --runs FOLDER...  # on runs of your own
+    python reproduce.py --report --runs FOLDER...               # on runs of your own, into report/
     python reproduce.py --published st --runs FOLDER...         # and the published code's numbers
 
-Started again, it goes on. The report is in reproduction/SCALE/: claims.md and claims.csv, tables of
-last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/ with the tables of
-every run.
+Started again, it goes on. The report is in reproduction/SCALE/, or report/: claims.md and
+claims.csv, tables of last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/
+with the tables of every run.
 """
 
 import argparse
@@ -26,20 +26,22 @@ from typing import Any
 from robust_nc.flags import PRECISIONS
 from robust_nc.parsing import Parser, positive_int, seed_number
 from robust_nc.reports.claims import CLAIMS, judge
+from robust_nc.reports.groups import agree
 from robust_nc.reports.plan import (
     Planned,
     cost_in_words,
     cost_table,
+    other_than_planned,
     plan,
     sweep_passes,
     training_passes,
 )
 from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
-from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_row
-from robust_nc.reports.runs import FREE, Run, read_runs
+from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
+from robust_nc.reports.runs import Run, copy_runs, read_runs
 from robust_nc.results.files import free_disk, read_json, read_rows
 from robust_nc.results.records import EpochSummary
-from robust_nc.settings import difference
+from robust_nc.results.run_folder import RunFolder
 from utils import InputError, Stopped, atomic_open, logger, run_script
 
 CODE = Path(__file__).resolve().parent
@@ -96,9 +98,9 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("reproduction"),
         metavar="DIR",
-        help="where the report goes, in a folder of the scale's name (default: %(default)s)",
+        help="where the report goes; with --scale in a folder of the scale's name (default: "
+        "reproduction, of --runs: report)",
     )
 
 
@@ -161,8 +163,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
     """End the script where flags do not go together."""
     if args.list + args.cost + args.report + bool(args.published) > 1:
         parser.error("--list, --cost, --report and --published each do one thing: give one of them")
-    if not args.scale and not args.published:
-        parser.error("the following arguments are required: --scale")
+    if not args.scale and not args.published and not (args.report and args.runs):
+        parser.error("--scale small or --scale full is required, or --report --runs FOLDER...")
     if args.report and args.only:
         parser.error("--report is on all that has been run: drop --only")
     if args.runs and not args.report and not args.published:
@@ -175,6 +177,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--tables is for --published: give that as well")
     if args.scale == "small" and args.data_dir and not args.report and not args.data_dir.is_dir():
         parser.error(f"argument --data-dir: {args.data_dir} is not a folder of images")
+    if args.out and args.out.exists() and not args.out.is_dir():
+        parser.error(f"argument --out: {args.out} is not a folder")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -260,17 +264,13 @@ def run_all(planned: list[Planned]) -> list[Planned]:
 # ---------------------------------------------------------------------------------------------
 
 
-COMPARED = {"limit_train", "limit_test"}  # also where all images were asked for
-
-
 def is_as_planned(planned: Planned) -> bool:
     """Whether a run is there, trained to the end and as the flags say; one line if it is not so."""
     arguments = read_json(planned.folder / "args.json")
     if not arguments:
         return False
-    asked = planned.run | planned.training
-    given = {name for name, value in asked.items() if value is not None}
-    differing = difference(asked, arguments, (given - FREE) | COMPARED)
+    swept = read_json(RunFolder(planned.folder, standard=False).sweep_file) or {}
+    differing = other_than_planned(planned, arguments, swept)
     if differing:
         logger.info(f"left out: {planned.folder}: {differing}")
     elif progress(planned) < 1:
@@ -279,16 +279,15 @@ def is_as_planned(planned: Planned) -> bool:
 
 
 def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
-    """claims, tables, figures and settings of the runs, into reproduction/SCALE/."""
-    out = args.out / args.scale
+    """claims, tables, figures and settings of the runs, into the folder of the report."""
+    out = report_folder(args)
     if not runs:
         raise InputError(f"{args.models_dir}: holds none of the runs; run without --report first")
     findings = judge(runs)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        run.folder.copy_tables(out / "runs")
+    copy_runs(runs, out / "runs")
     write(out / "claims.csv", to_csv([finding_row(finding) for finding in findings]))
-    write(out / "runs.csv", to_csv([run_row(run) for run in runs]))
+    write(out / "runs.csv", to_csv(run_rows(runs)))
     claims = findings_in_words(findings)
     where = "in the runs that were named" if args.runs else f"at the {args.scale} scale"
     write(out / "claims.md", f"# The claims, {where}\n\n{claims}")
@@ -301,6 +300,12 @@ def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
         raise InputError("plot.py failed: the figures are missing")
 
 
+def report_folder(args: argparse.Namespace) -> Path:
+    """Where the report goes: one on runs of one's own never takes the place of reproduction/."""
+    out = args.out or Path("report" if args.runs else "reproduction")
+    return out / args.scale if args.scale else out
+
+
 def write(path: Path, text: str) -> None:
     with atomic_open(path) as file:
         file.write(text.encode())
@@ -309,7 +314,8 @@ def write(path: Path, text: str) -> None:
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
     lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, rows[0].keys(), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(lines, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return lines.getvalue()
@@ -317,25 +323,34 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
 
 def given_runs(folders: list[Path]) -> list[Run]:
     """The runs of --runs: each folder must hold one, and no two the same."""
-    given: dict[tuple, Run] = {}
+    given: list[Run] = []
     for folder in folders:
         runs = read_runs([folder])
         if not runs:
             raise InputError(f"--runs {folder}: holds no run, which has an args.json")
         [run] = runs
-        twin = given.setdefault((run.setting, run.mode, run.seed), run).path
-        if twin != folder:
-            raise InputError(f"--runs {folder}: of the same setting and seed as {twin}: give one")
-    return list(given.values())
+        twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
+        if twin is None:
+            given.append(run)
+        elif twin.path.resolve() != folder.resolve():
+            raise InputError(
+                f"--runs {folder}: of the same setting and seed as {twin.path}: give one"
+            )
+    return given
 
 
 def print_published(args: argparse.Namespace) -> None:
-    """The published code's numbers beside those of --runs."""
+    """The published code's numbers beside those of --runs, which are averaged."""
     runs = given_runs(args.runs)
+    other = next((run for run in runs if not agree(run, runs[0])), None)
+    if other:
+        raise InputError(
+            f"--runs {other.path}: differs from {runs[0].path} in more than the seed: give runs "
+            "that differ in the seed alone"
+        )
     print(beside(read_published(args.published), runs), end="")
     if args.tables:
-        for run in runs:
-            run.folder.copy_tables(args.tables)
+        copy_runs(runs, args.tables)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from robust_nc.reports.panels import (
 )
 from robust_nc.reports.style import AUTOATTACK, CENTRE_STYLES, input_style
 from robust_nc.results.records import CENTRE_INPUTS, CENTRE_LABELS, LAYER_METRICS, CentreRecord
+from utils import logger
 
 CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
 
@@ -59,6 +60,9 @@ def centre_plots(group: Group) -> list[Plot]:
     if not lines:
         return left_out(group, "ncc", any(tables))
     blocks = layer_order(group, {layer for layer, *_ in lines})
+    # Of the layers that all seeds have.
+    tell_other_layers(group, tables, blocks)
+    tables = [[row for row in table if row.layer in blocks] for table in tables]
     several = [centre_layer_plot(group, tables, blocks)] if len(blocks) > 1 else []
     epochs = {epoch for line in lines.values() for epoch in common(line)}
     if len(epochs) == 1:
@@ -74,6 +78,14 @@ def centre_plots(group: Group) -> list[Plot]:
     ]
     title = group.title("nearest-centre classifier")
     return [Plot(group.file_name("ncc"), title, [group], drawn), *several]
+
+
+def tell_other_layers(group: Group, tables: list[list[CentreRecord]], blocks: list[str]) -> None:
+    """A line on layers that not all seeds have."""
+    others = layer_order(group, {row.layer for table in tables for row in table} - {*blocks})
+    if others:
+        name = group.file_name("ncc")
+        logger.info(f"{name}: left out, not measured by all seeds: {', '.join(others)}")
 
 
 def centre_input_plot(

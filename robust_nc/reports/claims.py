@@ -4,12 +4,18 @@ Source: Su et al. 2024. What a claim is judged by stands in criteria.py.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
-from robust_nc.reports.criteria import CRITERIA, Criterion, Study
-from robust_nc.reports.runs import Run, Setting
+from robust_nc.build import DIGESTS
+from robust_nc.reports.criteria import CRITERIA, Criterion
+from robust_nc.reports.groups import Group, group_runs, in_words
+from robust_nc.reports.readings import Study
+from robust_nc.reports.runs import OF_SWEEP, Run, Setting, step_name
 from robust_nc.results.tables import mean_and_std
+from robust_nc.training.modes import MODES
+from utils import logger
 
 CLAIMS = {
     1: "Standard training (ST) collapses on its training data.",
@@ -25,11 +31,15 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs of one setting say of one criterion: seed -> value."""
+    """What the runs of one setting say of one criterion: seed -> value.
+
+    differs: the flags that set them apart from other runs of the setting, in words.
+    """
 
     criterion: Criterion
     setting: Setting
     values: dict[int, float]
+    differs: str = ""
 
     @property
     def mean(self) -> float:
@@ -52,14 +62,106 @@ class Finding:
 
 
 def judge(runs: list[Run], claims: Iterable[int] = CLAIMS) -> list[Finding]:
-    """Every criterion of the claims, on every setting of the runs."""
-    studies: dict[Setting, dict[int, Study]] = {run.setting: {} for run in runs}
-    for run in sorted(runs, key=lambda run: run.seed):
-        studies[run.setting].setdefault(run.seed, Study())[run.mode] = run
+    """Every criterion of the claims, on every setting of the runs.
+
+    Runs of one mode are seeds of one another as in figures (`group_runs`); where a mode has several
+    groups in a setting, each has findings of its own.
+
+    Raises:
+        InputError: two runs differ in nothing that is compared, not even in the seed.
+    """
+    by_setting: dict[Setting, list[Group]] = {run.setting: [] for run in runs}
+    for group in group_runs(runs):
+        by_setting[group.runs[0].setting].append(group)
+    for setting, groups in by_setting.items():
+        tell_not_compared(setting, groups)
+    return [
+        finding
+        for criterion in CRITERIA
+        if criterion.claim in claims
+        for setting, groups in by_setting.items()
+        for finding in findings_of(criterion, setting, groups)
+    ]
+
+
+def findings_of(criterion: Criterion, setting: Setting, groups: list[Group]) -> list[Finding]:
+    """One for each choice of a group per mode of the criterion; an empty one where there is none.
+
+    Groups whose numbers cannot be compared are not chosen together.
+    """
+    asked = modes_asked(criterion, groups)
+    by_mode = [[g for g in groups if g.mode == mode] for mode in MODES if mode in asked]
     findings = []
-    for criterion in [c for c in CRITERIA if c.claim in claims]:
-        for setting, by_seed in studies.items():
-            values = {seed: criterion.measure(study) for seed, study in by_seed.items()}
-            measured = {seed: value for seed, value in values.items() if not math.isnan(value)}
-            findings.append(Finding(criterion, setting, measured))
-    return findings
+    for chosen in product(*filter(None, by_mode)):
+        if not all(go_together(*pair, groups) for pair in combinations(chosen, 2)):
+            continue
+        values = {seed: criterion.measure(study) for seed, study in studies(chosen)}
+        measured = {seed: value for seed, value in values.items() if not math.isnan(value)}
+        findings.append(Finding(criterion, setting, measured, differences_in_words(chosen)))
+    return findings or [Finding(criterion, setting, {})]
+
+
+def studies(groups: Iterable[Group]) -> list[tuple[int, Study]]:
+    """Seeds, ascending, each with the runs of the groups that have it."""
+    by_seed: dict[int, dict[str, Run]] = {}
+    for group in groups:
+        for run in group.runs:
+            by_seed.setdefault(run.seed, {})[group.mode] = run
+    return [(seed, Study(by_seed[seed])) for seed in sorted(by_seed)]
+
+
+def modes_asked(criterion: Criterion, groups: list[Group]) -> set[str]:
+    """The modes whose runs a criterion looks up, as far as there are such runs."""
+    asked: set[str] = set()
+    for _, study in studies(groups):
+        criterion.measure(study)
+        asked |= study.asked
+    return asked
+
+
+def differences_in_words(groups: Sequence[Group]) -> str:
+    """What sets the groups apart from others of their mode and setting."""
+    if len(groups) == 1:
+        return in_words(groups[0].differs)
+    told = [f"{MODES[g.mode].label}: {in_words(g.differs)}" for g in groups if g.differs]
+    return "; ".join(told)
+
+
+def tell_not_compared(setting: Setting, groups: list[Group]) -> None:
+    """A line for each two modes that were measured in other ways."""
+    for group, other in combinations(groups, 2):
+        names = measured_otherwise(group, other) if group.mode != other.mode else []
+        if names:
+            modes = f"{MODES[group.mode].label} and {MODES[other.mode].label}"
+            logger.info(f"{setting}: {modes} are not compared, they differ in {', '.join(names)}")
+
+
+def measured_otherwise(group: Group, other: Group) -> list[str]:
+    """What was measured, and how, in other ways: images, and the sweep's attack and noise.
+
+    Runs of two modes may have been trained in different ways, but not measured.
+    """
+    own_step = step_name(group.setting.epsilon)
+    return [
+        name
+        for name in sorted(group.flags.keys() & other.flags.keys())
+        if name.endswith(OF_SWEEP) or name in (own_step, *DIGESTS)
+        if group.flags[name] != other.flags[name]
+    ]
+
+
+def go_together(group: Group, other: Group, groups: list[Group]) -> bool:
+    """Whether groups of two modes are compared: measured alike, and trained alike where they can.
+
+    A flag that sets a group apart from others of its mode has to be that of the other mode's
+    group, where this one, or one of the others, has the same value there.
+    """
+    if measured_otherwise(group, other):
+        return False
+    rivals = [[g for g in groups if g.mode == one.mode] for one in (group, other)]
+    for name in group.flags.keys() & other.flags.keys():
+        values = [{g.flags[name] for g in alike if name in g.flags} for alike in rivals]
+        varies = max(map(len, values)) > 1
+        if varies and values[0] & values[1] and group.flags[name] != other.flags[name]:
+            return False
+    return True

@@ -5,36 +5,28 @@ looked at, but for those marked as added later. A criterion that fails is report
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from robust_nc.reports.runs import Run
-from robust_nc.results.records import ADAPTIVE
-from robust_nc.training.modes import MODES
-
-ST, AT = "std_train", "pgd_train"
-FROZEN, BATCH = "pgd_train_TRADES", "pgd_train_TRADES_batch"
-MART = "pgd_train_MART"
-
-
-class NotRun(Exception):
-    """A study has no run of a training mode that a criterion is about."""
-
-
-class Study(dict[str, Run]):
-    """The runs of one setting and seed, by mode.
-
-    Raises:
-        NotRun: no run of that mode was given. KeyError: there is no such mode.
-    """
-
-    def __missing__(self, mode: str) -> Run:
-        raise NotRun(MODES[mode].label)
-
-
-Value = Callable[[Study], float]
+from robust_nc.reports.readings import (
+    AT,
+    BATCH,
+    FROZEN,
+    MART,
+    ST,
+    NotRun,
+    Study,
+    Value,
+    centre_robustness,
+    difference,
+    early_advantage,
+    early_blocks,
+    fall,
+    last,
+    last_block,
+    nc1_at_equal,
+    ratio,
+    robustness,
+)
 
 
 @dataclass(frozen=True)
@@ -62,94 +54,6 @@ class Criterion:
     def holds(self, value: float) -> bool:
         sign, bound = self.bound.split()
         return value <= float(bound) if sign == "<=" else value >= float(bound)
-
-
-# What numbers are made of. Metrics are of training images where no split is named.
-
-
-def last(mode: str, input: str, metric: str, split: str = "train") -> Value:
-    """A metric after the last epoch, of the run of a mode on a kind of input."""
-    return lambda study: study[mode].last(input, metric, split)
-
-
-def first(mode: str, input: str, metric: str) -> Value:
-    """A metric after the first epoch."""
-    return lambda study: study[mode].series(input, metric).get(0, math.nan)
-
-
-def ratio(one: Value, other: Value) -> Value:
-    """One number over another; NaN where that is not above zero."""
-
-    def value(study: Study) -> float:
-        above, below = one(study), other(study)
-        return above / below if below > 0 else math.nan
-
-    return value
-
-
-def difference(one: Value, other: Value) -> Value:
-    """One number less another."""
-    return lambda study: one(study) - other(study)
-
-
-def fall(mode: str, input: str, metric: str) -> Value:
-    """How many times lower a metric is after the last epoch than after the first."""
-    return ratio(first(mode, input, metric), last(mode, input, metric))
-
-
-def early_blocks(mode: str, input: str, metric: str, split: str = "train") -> Value:
-    """Mean of a metric over the first half of the blocks."""
-
-    def value(study: Study) -> float:
-        values = study[mode].by_layer(input, metric, split)
-        return float(np.mean(values[: len(values) // 2])) if values else math.nan
-
-    return value
-
-
-def last_block(mode: str, input: str, metric: str, split: str = "train") -> Value:
-    """A metric of the last block."""
-
-    def value(study: Study) -> float:
-        values = study[mode].by_layer(input, metric, split)
-        return values[-1] if values else math.nan
-
-    return value
-
-
-def early_advantage(mode: str, split: str) -> Value:
-    """Under PGD, the share nearest to their own centre in early blocks, less the last one's."""
-    return difference(
-        early_blocks(mode, "pgd", "centre_accuracy", split),
-        last_block(mode, "pgd", "centre_accuracy", split),
-    )
-
-
-def centre_robustness(mode: str) -> Value:
-    """Test accuracy of the nearest-centre classifier under the attack on it."""
-    return lambda study: study[mode].centre_accuracy(ADAPTIVE)
-
-
-def robustness(mode: str) -> Value:
-    return last(mode, "pgd", "accuracy", "test")
-
-
-def nc1_at_equal(metric: str, within: float, mode: str) -> Value:
-    """NC1 over that of AT at the epoch where AT's metric of clean images is nearest.
-
-    Of epochs that are equally near the first; NaN where none comes within `within`.
-    """
-
-    def value(study: Study) -> float:
-        run, at = study[mode], study[AT]
-        reached, values = run.last("clean", metric), at.series("clean", metric)
-        near = min(values, key=lambda epoch: abs(values[epoch] - reached), default=None)
-        if near is None or not abs(values[near] - reached) <= within:
-            return math.nan
-        nc1 = at.series("clean", "nc1")[near]
-        return run.last("clean", "nc1") / nc1 if nc1 > 0 else math.nan
-
-    return value
 
 
 def against_at(mode: str, name: str) -> list[Criterion]:

@@ -1,6 +1,7 @@
 """All figures of groups of runs, and those of one group against epochs."""
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from robust_nc.reports.panels import (
     line_styles,
     panels_of,
 )
-from robust_nc.reports.style import CLASSIFIER
+from robust_nc.reports.style import CLASSIFIER, Style, spare_pair
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS
 from utils import logger
@@ -61,7 +62,31 @@ def with_sizes(plot: Plot) -> Plot:
     images = re.sub(r"\d", r"n = \g<0>", f"{' and '.join(numbers)} images", count=1)
     if others:
         logger.info(f"{plot.name}: of {images}, but not all lines: {'; '.join(others)}")
-    return plot._replace(title=f"{plot.title}; {images}", panels=panels)
+    return plot._replace(title=f"{plot.title}; {images}", panels=with_own_looks(panels, others))
+
+
+def with_own_looks(
+    panels: list[tuple[Panel, list[Curve]]], others: Collection[str]
+) -> list[tuple[Panel, list[Curve]]]:
+    """Lines of other numbers of images that look as another line get a spare colour and marker.
+
+    Args:
+        others: the labels of these lines.
+    """
+    styles = dict.fromkeys(curve.style for _, curves in panels for curve in curves)
+    used = {(style.color, style.marker) for style in styles}
+    owners: dict[Style, str] = {}
+    own: dict[Style, Style] = {}
+    for style in sorted(styles, key=lambda style: style.label in others):
+        own[style] = style
+        if owners.setdefault(style._replace(label=""), style.label) != style.label:
+            color, marker = spare_pair(used)
+            used.add((color, marker))
+            own[style] = style._replace(color=color, marker=marker)
+    return [
+        (panel, [curve._replace(style=own[curve.style]) for curve in curves])
+        for panel, curves in panels
+    ]
 
 
 def group_plots(group: Group, view: View) -> list[Plot]:

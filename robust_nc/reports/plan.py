@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc import build
+from robust_nc.agreement import step_sizes
+from robust_nc.checks import check_run, check_training
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
+from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS, train_parser
 from robust_nc.networks.architectures import build_model
 from robust_nc.networks.network import weight_bytes
 from robust_nc.reports.criteria import AT, BATCH, FROZEN, MART, ST
 from robust_nc.results.tables import markdown
-from robust_nc.settings import Settings, select_epochs
+from robust_nc.settings import (
+    STATISTICS,
+    Means,
+    Settings,
+    difference,
+    keys_that,
+    select_epochs,
+    with_former_values,
+)
 from robust_nc.training.modes import MODES, bn_of
 
 
@@ -207,6 +218,36 @@ def sweeps_of(
         # Without --pgd-alpha, so that the step follows the radius.
         end | {"epsilons": radii, "pgd_alpha": None},
     )
+
+
+def other_than_planned(
+    planned: Planned, arguments: dict[str, Any], swept: dict[str, Any]
+) -> str | None:
+    """One line on what a run was trained or swept with, and is not planned, if anything.
+
+    Args:
+        arguments, swept: what its args.json and its eval_args.json tell.
+    """
+    parser = train_parser()
+    args = parser.parse_args(planned.commands[0][1:])
+    check_run(parser, args)  # both fill in defaults that depend on other flags
+    check_training(parser, args)
+    asked = vars(args) | {"equal_n": False}
+    trained = keys_that(TRAIN_FLAGS, Means.TRAIN | Means.NAME | Means.SEED) | {"limit_test"}
+    unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(asked)}
+    arguments = with_former_values(arguments, TRAIN_FLAGS)
+    differing = difference(asked, arguments, trained - unread - {*STATISTICS})
+    if differing:
+        return differing
+    mean = arguments.get("mean")
+    if arguments.get("data_mean", mean) != mean:
+        return f"--mean was {mean}, is {arguments['data_mean']} now, that of the data"
+    step = step_sizes(swept).get(f"{args.epsilon:g}", args.pgd_alpha)
+    if step != args.pgd_alpha:
+        return f"swept with another attack: --pgd-alpha was {step}, is {args.pgd_alpha} now"
+    measured = keys_that(SWEEP_FLAGS, Means.MEASURE) & asked.keys() - {"pgd_alpha"}
+    differing = difference(asked, with_former_values(swept, SWEEP_FLAGS), measured)
+    return f"swept with other flags: {differing}" if differing else None
 
 
 # What runs cost, in passes of one image. Forward and backward in training are 1; a backward pass to

@@ -11,7 +11,8 @@ from typing import Any
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, Finding
-from robust_nc.reports.runs import Run, radius_in_words
+from robust_nc.reports.groups import Group, group_runs, in_words
+from robust_nc.reports.runs import Run, Setting, radius_in_words
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
@@ -27,7 +28,7 @@ WORD_COLUMNS = ("setting", "images")
 
 
 def finding_row(finding: Finding) -> dict[str, Any]:
-    """A line of claims.csv."""
+    """A line of claims.csv; `differs` only where runs of the setting differ in more than seeds."""
     return {
         "claim": finding.criterion.claim,
         "criterion": finding.criterion.text,
@@ -39,7 +40,18 @@ def finding_row(finding: Finding) -> dict[str, Any]:
         "seeds": " ".join(map(str, finding.values)),
         "values": " ".join(map(repr, finding.values.values())),
         "verdict": finding.verdict,
+    } | ({"differs": finding.differs} if finding.differs else {})
+
+
+def run_rows(runs: list[Run]) -> list[dict[str, Any]]:
+    """The lines of runs.csv, with what sets a run apart from others of its mode and setting."""
+    differs = {
+        run.path: {"differs": in_words(group.differs)}
+        for group in group_runs(runs)
+        if group.differs
+        for run in group.runs
     }
+    return [run_row(run) | differs.get(run.path, {}) for run in runs]
 
 
 def run_row(run: Run) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def findings_in_words(findings: list[Finding]) -> str:
             rows.append(
                 (
                     criterion.text + (" (added later)" if criterion.later else ""),
-                    str(finding.setting) if finding.values else "-",
+                    setting_in_words(finding.setting, finding.differs) if finding.values else "-",
                     criterion.bound,
                     with_spread(finding.mean, finding.std, ".4g", ".3g"),
                     str(len(finding.values) or "-"),
@@ -93,17 +105,13 @@ def findings_in_words(findings: list[Finding]) -> str:
     return "\n".join(parts)
 
 
-def alike(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs of each setting and way to train, in the order of the first."""
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.setting, run.mode), []).append(run)
-    return list(groups.values())
+def first_cells(group: Group) -> tuple[str, str]:
+    """How the runs of a line were trained, and their setting, with what sets them apart in it."""
+    return MODES[group.mode].label, setting_in_words(group.setting, in_words(group.differs))
 
 
-def first_cells(group: list[Run]) -> tuple[str, str]:
-    """How the runs of a line were trained, and their setting."""
-    return MODES[group[0].mode].label, str(group[0].setting)
+def setting_in_words(setting: Setting, differs: str) -> str:
+    return f"{setting}, {differs}" if differs else str(setting)
 
 
 def over_seeds(values: Iterable[float], form: str) -> str:
@@ -113,13 +121,15 @@ def over_seeds(values: Iterable[float], form: str) -> str:
 def summary_in_words(runs: list[Run]) -> str:
     """summary.md: the metrics of every kind of input."""
     rows = []
-    for group in alike(runs):
+    for group in group_runs(runs):
         for split in SPLITS:
             for input, kind in INPUTS.items():
-                number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group)
+                number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group.runs)
                 if number:
                     cells = [
-                        over_seeds((run.last(input, field, split) for run in group), column.form)
+                        over_seeds(
+                            (run.last(input, field, split) for run in group.runs), column.form
+                        )
                         for field, column in SUMMARY.items()
                     ]
                     images = f"{split}, {kind.label}"
@@ -131,25 +141,28 @@ def summary_in_words(runs: list[Run]) -> str:
 def blocks_in_words(runs: list[Run]) -> str:
     """blocks.md: a table for each way to train, its columns the blocks in forward order."""
     parts = []
-    for group in alike(runs):
+    for group in group_runs(runs):
         rows = [row for split in SPLITS for row in block_rows(group, split)]
-        names: list[str] = []
-        for split in SPLITS:
-            names = names or [f"`{row.layer}`" for row in group[0].blocks("clean", split)]
         if rows:
-            table = markdown(("images", "seeds", *names), rows)
+            table = markdown(("images", "seeds", *block_names(group)), rows)
             parts.append(f"## {', '.join(first_cells(group))}\n\n{table}")
     return "\n".join(parts)
 
 
-def block_rows(group: list[Run], split: str) -> list[tuple[str, ...]]:
+def block_names(group: Group) -> list[str]:
+    """In forward order, of the first run whose blocks were measured."""
+    tables = (run.blocks(kind, split) for run in group.runs for split in SPLITS for kind in INPUTS)
+    return [f"`{row.layer}`" for row in next(filter(None, tables), [])]
+
+
+def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:
     """Lines of blocks.md: a metric of one kind of input, over the seeds that have it."""
     rows: list[tuple[str, ...]] = []
     for field, column in BLOCKS.items():
         for input in LAYER_METRICS[field].blocks:
             if (split, input, field) == ("train", "clean", "clean_angle"):
                 continue  # of the means with themselves
-            lines = [run.by_layer(input, field, split) for run in group]
+            lines = [run.by_layer(input, field, split) for run in group.runs]
             lines = [values for values in lines if values and not math.isnan(values[0])]
             if lines:
                 cells = [over_seeds(values, column.form) for values in zip(*lines, strict=True)]
@@ -161,9 +174,9 @@ def block_rows(group: list[Run], split: str) -> list[tuple[str, ...]]:
 def centres_in_words(runs: list[Run]) -> str:
     """centres.md: test accuracy of the nearest clean class mean, and of the network."""
     rows = []
-    for group in alike(runs):
+    for group in group_runs(runs):
         for input, label in CENTRE_LABELS.items():
-            measured = [row for run in group if (row := run.centre_row(input))]
+            measured = [row for run in group.runs if (row := run.centre_row(input))]
             if measured:
                 cells = (
                     over_seeds((row.ncc_accuracy for row in measured), ".3f"),
@@ -176,13 +189,15 @@ def centres_in_words(runs: list[Run]) -> str:
 def radii_in_words(runs: list[Run]) -> str:
     """radii.md: accuracy, NC1 and angle under PGD of two radii or more, clean images in front."""
     rows = []
-    for group in alike(runs):
+    for group in group_runs(runs):
         for split in SPLITS:
             tables = [
-                table for run in group if len((table := run.by_radius(split)).keys() - {0.0}) > 1
+                table
+                for run in group.runs
+                if len((table := run.by_radius(split)).keys() - {0.0}) > 1
             ]
             for radius in sorted(set.intersection(*map(set, tables))) if tables else ():
-                attack = radius_in_words(radius, group[0].setting.dataset) if radius else "clean"
+                attack = radius_in_words(radius, group.setting.dataset) if radius else "clean"
                 cells = [
                     over_seeds((getattr(table[radius], field) for table in tables), column.form)
                     for field, column in OF_RADII.items()

@@ -13,6 +13,7 @@ from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.results.files import read_json, read_rows
 from robust_nc.results.records import (
+    ADAPTIVE,
     SPLITS,
     AutoAttackRecord,
     CentreRecord,
@@ -25,7 +26,7 @@ from robust_nc.results.records import (
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Means, keys_that, with_former_values
 from robust_nc.training.modes import MODES, bn_of, mode_name
-from utils import InputError
+from utils import InputError, logger
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
 # (The flags of the subsets draw with the seed: --limit-train counts, the images drawn do not.)
@@ -33,6 +34,14 @@ FREE = {flag.key for flag in TRAIN_FLAGS if not flag.means & (Means.NAME | Means
 FREE |= {"git_commit", "git_dirty", "torch", "ran_on"}
 # The images perturbed during training, and by PGD on the checkpoint: figures show one of the two.
 PERTURBED = ("seen", "pgd")
+
+
+OF_SWEEP = " of the sweep"  # ends the names of its flags, which may be others than the run's
+
+
+def step_name(radius: float | str) -> str:
+    """What the step size of a sweep's attack is called among the flags of a run."""
+    return f"pgd_alpha at epsilon {radius if isinstance(radius, str) else f'{radius:g}'}"
 
 
 class Setting(NamedTuple):
@@ -127,6 +136,12 @@ class Run:
             raise InputError(f"{self.folder.args_file} does not tell epochs")
         return self.arguments["epochs"] - 1
 
+    def of_epoch(self, epoch: int, input: str, split: str = "train") -> list[Record]:
+        """The row of one kind of input after an epoch, at the run's own epsilon; [] of none."""
+        key = (epoch, input, split)
+        rows = [row for row in self.own_records if (row.epoch, row.input, row.split) == key]
+        return rows[-1:]
+
     def series(self, input: str, metric: str, split: str = "train") -> dict[int, float]:
         """Epoch -> a metric of one kind of input."""
         rows = [row for row in self.own_records if (row.input, row.split) == (input, split)]
@@ -165,9 +180,30 @@ class Run:
         ]
         return rows[0] if rows else None
 
-    def centre_accuracy(self, input: str) -> float:
-        row = self.centre_row(input)
-        return row.ncc_accuracy if row else math.nan
+
+def copy_runs(runs: list[Run], out: Path) -> None:
+    """The tables of each run, below `out` in a folder that its setting, mode and seed name.
+
+    A further run of the same names has a folder beside it, which ends with a number.
+    """
+    taken = {run.path.resolve(): run for run in runs}
+    for run in runs:
+        first = out / name_of_copy(run)
+        folder, number = first, 1
+        while taken.setdefault(folder.resolve(), run) is not run:
+            number += 1
+            folder = first.with_name(f"{first.name}_{number}")
+        run.folder.copy_tables(folder)
+
+
+def name_of_copy(run: Run) -> Path:
+    """The last folders of the run's path, as train.py names them; else what they would be."""
+    parts = run.path.resolve().parts
+    if len(parts) > 6 and parts[-2] == run.mode:
+        return Path(*parts[-6:])
+    setting = run.setting
+    names = (setting.dataset, setting.model, setting.norm, f"eps{setting.epsilon}", run.mode)
+    return Path(*map(safe, names), f"seed{run.seed}")
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -195,7 +231,7 @@ def read_run(path: Path) -> Run:
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
     records = sorted(folder.rows(Record), key=lambda row: row.source == "train")
-    layers, centres = folder.rows(LayerRecord), folder.rows(CentreRecord)
+    layers, centres = folder.rows(LayerRecord), strong_centres(folder)
     return Run(
         folder,
         setting,
@@ -209,6 +245,19 @@ def read_run(path: Path) -> Run:
         centres=centres,
         autoattack=folder.rows(AutoAttackRecord),
     )
+
+
+def strong_centres(folder: RunFolder) -> list[CentreRecord]:
+    """Rows of nearest centres, without those of an attack on them that is known to be too weak."""
+    rows = folder.rows(CentreRecord)
+    strong = [row for row in rows if row.input != ADAPTIVE or row.attempts > 0]
+    if len(strong) < len(rows):
+        logger.info(
+            f"{folder.table(CentreRecord)}: left out, of an older version whose attack on the "
+            f"nearest-centre classifier was too weak: {len(rows) - len(strong)} rows; eval.py "
+            "--ncc measures them again"
+        )
+    return strong
 
 
 def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
@@ -241,9 +290,9 @@ def read_flags(arguments: dict[str, Any], sweep_arguments: dict[str, Any]) -> di
     flags = {name: value for name, value in arguments.items() if name not in FREE | unread}
     # Of the step size there is one for each radius.
     for name in sorted((keys_that(SWEEP_FLAGS, Means.MEASURE) - {"pgd_alpha"}) & swept.keys()):
-        flags[f"{name} of the sweep"] = swept[name]
+        flags[f"{name}{OF_SWEEP}"] = swept[name]
     for radius, size in step_sizes(sweep_arguments).items():
-        flags[f"pgd_alpha at epsilon {radius}"] = size
+        flags[step_name(radius)] = size
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in flags.items()

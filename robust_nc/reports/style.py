@@ -3,6 +3,7 @@
 A kind of input or a mode that has no row here is drawn in a spare style.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from robust_nc.data.inputs import INPUTS
@@ -77,6 +78,15 @@ def spare_look(name: str) -> Look:
     """Of a kind of input or a mode without a row above, as long as there are enough one each."""
     without_row = [n for n in (*INPUTS, *MODES) if n not in INPUT_LOOKS and n not in MODE_LOOKS]
     return SPARE_LOOKS[without_row.index(name) % len(SPARE_LOOKS)]
+
+
+def spare_pair(used: Collection[tuple[str, str]]) -> tuple[str, str]:
+    """A colour and a marker for a further line: neither is used, as long as there are such."""
+    pairs = [(color, marker) for marker in MORE_MARKERS for color in MORE_COLORS]
+    colors, markers = {color for color, _ in used}, {marker for _, marker in used}
+    unused = [pair for pair in pairs if pair not in used]
+    fresh = [(c, m) for c, m in unused if c not in colors and m not in markers]
+    return (fresh or unused or pairs)[0]
 
 
 def split_style(style: Style, split: str) -> Style:

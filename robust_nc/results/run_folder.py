@@ -240,13 +240,18 @@ class RunFolder:
         records = at_epsilon(self.records, self.epsilon())
         return published_series(records, self.history, self.standard)
 
-    def copy_tables(self, out: Path) -> None:
-        """The tables, below `out` in a folder that is read like the run's own; no checkpoints."""
-        copy = RunFolder(out / Path(*self.path.resolve().parts[-6:]), standard=self.standard)
+    def copy_tables(self, folder: Path) -> None:
+        """The tables, into a folder that is read like the run's own; no checkpoints.
+
+        Tables that a former run has left there, and this one does not have, are deleted.
+        """
+        copy = RunFolder(folder, standard=self.standard)
         copy.open()
         for row_type in TABLES:
             if rows := self.rows(row_type):
                 write_rows(copy.table(row_type), row_type, rows)
+            else:
+                copy.table(row_type).unlink(missing_ok=True)
         if history := self.history:
             write_rows(copy.history_file, EpochSummary, history)
         for source, target in (

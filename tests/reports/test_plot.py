@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import plot
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports import block_figures, comparisons, drawing, figures, style
+from robust_nc.reports import block_figures, comparisons, drawing, figures, groups, style
 from robust_nc.reports.groups import View, average, group_runs
 from robust_nc.reports.runs import read_run
 from robust_nc.results.records import (
@@ -972,6 +972,46 @@ def test_kinds_of_input_and_modes_without_a_style_are_drawn_in_spare_ones(here, 
         assert style.input_style(f"new{number}").color
 
 
+@pytest.mark.parametrize("mode", ("pgd_train", "std_train"))
+def test_no_two_lines_of_one_figure_look_alike(here, mode):
+    """Lines of other numbers of images too, of modes and of kinds of images."""
+    sizes = (200, 100, 40)
+    rows = [
+        record(9, kind, 0.5, epsilon=radius, images=size)
+        for place, size in enumerate(sizes)
+        for kind, radius in (("clean", math.nan), ("pgd", 2.0 + place), ("pgd", 8.0 + place))
+    ]
+    rows += [record(e, "clean", 0.5, images=size) for e, size in enumerate(sizes)]
+    runs = [make_run(mode=mode, records=rows), make_run(mode="pgd_train_TRADES", records=rows)]
+    drawn = figures.all_plots(group_runs([read_run(path) for path in runs]), View())
+    assert drawn
+    for figure in drawn:
+        for _, curves in figure.panels:
+            styles = {curve.style for curve in curves}
+            looks = {style._replace(label="") for style in styles}
+            assert len(looks) == len({style.label for style in styles}) == len(styles)
+
+
+def test_a_mode_on_fewer_images_has_a_colour_and_a_marker_of_its_own(here):
+    rows = [
+        record(9, kind, 0.5, epsilon=radius, images=size)
+        for kind, radius, size in (
+            ("pgd", 2.0, 200),
+            ("pgd", 8.0, 200),
+            ("pgd", 4.0, 100),
+            ("pgd", 16.0, 100),
+        )
+    ]
+    group = groups.Group([read_run(make_run(mode="pgd_train", records=rows))])
+    [figure] = [
+        plot for plot in figures.all_plots([group], View()) if plot.name.startswith("epsilon")
+    ]
+    styles = {curve.style.label: curve.style for _, curves in figure.panels for curve in curves}
+    own, other = styles["AT"], styles["AT, n = 100"]
+    assert own[1:3] == style.mode_style("pgd_train")[1:3]
+    assert own.color != other.color and own.marker != other.marker
+
+
 class TestCentres:
     def run(self, layers=("features",), epochs=(0, 2), autoattack=False):
         path = make_run()
@@ -1301,3 +1341,26 @@ class TestBadInput:
         Path("file").write_text("")
         code, _, error = run_script(plot, flags)
         assert code == 2 and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("epochs", ((2,), (0, 2)))
+def test_seeds_with_other_layers_of_nearest_centres_are_drawn_with_those_of_all(
+    run_script, undrawn, epochs
+):
+    paths = []
+    for seed, layers in ((1, ("features", "block1")), (2, ("features", "block2", "block1"))):
+        paths.append(make_run(seed))
+        key = {"split": "test", "means": "clean", "epsilon": 8.0}
+        rows = [
+            filled(CentreRecord, 0.5, epoch=epoch, layer=layer, input=kind, **key)
+            for epoch in epochs
+            for layer in layers
+            for kind in ("clean", "pgd", "adaptive")
+        ]
+        RunFolder(paths[-1], standard=True).append(rows)
+    code, output, error = run_script(plot, " ".join(map(str, paths)))
+    assert (code, error) == (0, "")
+    assert "ncc: left out, not measured by all seeds: block2" in output.replace(
+        "st_ncc_cifar_vgg11bn_l_inf_eps8.0", "ncc"
+    )
+    assert list(Path("figures").glob("st_ncc_layers_*.png"))

@@ -349,6 +349,16 @@ def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
     ]
 
 
+def test_blocks_have_their_names_whichever_seed_was_measured(here):
+    paths = [make_run(ST, seed) for seed in (1, 2)]
+    key = {"epoch": 9, "split": "test", "input": "pgd", "features": 8, "epsilon": 8.0}
+    rows = [filled(LayerRecord, 0.5, **key, layer=f"b{i}", index=i) for i in range(2)]
+    RunFolder(paths[1], standard=True).append(rows)
+    lines = report.blocks_in_words(read_runs(paths)).splitlines()
+    assert "| images | seeds | `b0` | `b1` |" in lines
+    assert f"| test, PGD: {OWN} | 1 | 0.500 | 0.500 |" in lines
+
+
 @pytest.mark.parametrize("flags", ("--scale small", "--scale full", "--scale small --epochs 3"))
 def test_every_command_is_one_that_the_scripts_take(flags, run_script, monkeypatch, tmp_path):
     code, output, _ = run_script(reproduce, f"{flags} --list")
@@ -591,6 +601,25 @@ def test_runs_of_ones_own_are_reported_however_they_were_trained(in_process, run
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "place"),
+    (
+        ("", "report"),
+        ("--out mine", "mine"),
+        ("--scale small", "report/small"),
+        ("--scale full --out reproduction/short", "reproduction/short/full"),
+    ),
+)
+def test_a_report_on_ones_own_runs_never_takes_the_place_of_the_reproduction(
+    in_process, run_script, flags, place
+):
+    for scale in ("small", "full"):
+        Path("reproduction", scale).mkdir(parents=True)
+    assert run_script(reproduce, f"--report {flags} --runs {make_run(ST)}")[0] == 0
+    assert [path.parent for path in Path().rglob("claims.csv")] == [Path(place)]
+    assert in_process[-1].endswith(f"--out {place}/figures --table")
+
+
 def test_only_what_the_claims_need_is_measured():
     def commands(flags):
         args = reproduce.parse_args(f"--scale small {flags}".split())
@@ -605,7 +634,8 @@ def test_only_what_the_claims_need_is_measured():
     assert not any("--dataset mnist" in c for c in commands("--only 6 7"))
 
 
-def test_bad_input_is_told_in_one_line(run_script):
+def test_bad_input_is_told_in_one_line(here, run_script):
+    Path("FILE").write_text("")
     for flags, said in (
         ("--scale tiny", "--scale"),
         ("--scale small --only 8", "--only"),
@@ -614,6 +644,7 @@ def test_bad_input_is_told_in_one_line(run_script):
         ("--scale small --cost --report", "--cost"),
         ("--scale full --runs models", "--report"),
         ("--report", "--scale"),
+        ("--report --runs models --out FILE", "--out"),
         ("--published st", "--runs"),
         ("--published trades --runs models", "--published"),
         ("--published st --runs models --scale full", "--scale"),
