@@ -1,0 +1,223 @@
+"""Accuracy and neural collapse of any model on any loader, in one call: robust_nc.measure.
+
+It imports `attacks` and `nc_metrics` alone, so that a project that uses it meets no other file of
+ours.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import pgd
+from nc_metrics import NeuralCollapse, neural_collapse
+
+# From images (N, C, H, W) in [0, 1] and labels (N,) to what is added to the images.
+Attack = Callable[[Tensor, Tensor], Any]
+# Of attack="pgd", in units of images in [0, 1].
+PGD = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf", "restarts": 1}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` returns: mean cross-entropy, accuracy in [0, 1] and neural collapse.
+
+    images: how many there were. collapse: its `class_means` are those of the features.
+    """
+
+    images: int
+    loss: float
+    accuracy: float
+    collapse: NeuralCollapse
+
+
+@dataclass
+class _Call:
+    """The last linear layer that a forward pass has called, with what entered and what left it."""
+
+    layer: nn.Module | None = None
+    entered: Any = None
+    left: Any = None
+
+
+def measure(
+    model: nn.Module,
+    loader: Iterable,
+    attack: str | Attack | None = None,
+    *,
+    classifier: nn.Module | str | None = None,
+    **ball: Any,
+) -> Measured:
+    """Accuracy, loss and neural collapse of a model in eval mode, on the images of one pass.
+
+    The features are what enters the classifier, flattened; all of them are held in memory. The
+    model's modes are restored and its hooks removed, also where it fails. Random starts of PGD are
+    drawn from torch's generator.
+
+    Args:
+        model: from images to logits (N, classes), on the device where its weights are; also inside
+            DataParallel, DistributedDataParallel or torch.compile. For attacks it takes images in
+            [0, 1], so that its normalisation is inside.
+        loader: batches that start with images (N, C, H, W), floats or uint8, which are divided by
+            255, and labels (N,) from 0 to classes - 1; tensors or NumPy arrays.
+        attack: None for the images as they are, "pgd", or a function of images and labels that
+            returns what is added to the images.
+        classifier: the layer that puts out the logits, or its name; None: the last nn.Linear that a
+            pass calls.
+        ball: of "pgd", in units of the images: epsilon (8/255), step_size (2/255), steps (10), norm
+            ("l_inf" or "l_2"), restarts (1).
+
+    Raises:
+        ValueError: arguments, images, labels, features or logits that cannot be used.
+    """
+    model = _unwrapped(model)
+    perturb = _perturbation(model, attack, ball)
+    layer = model.get_submodule(classifier) if isinstance(classifier, str) else classifier
+    parts, found = [], layer
+    with _eval_mode(model):
+        for batch in loader:
+            x, y = _tensors(batch, model)
+            if perturb is not None:
+                x = _perturbed(x, perturb(x, y))
+            logits, call = _forward(model, x, layer)
+            if found is not None and call.layer is not found:
+                raise ValueError("batches end in other linear layers: name one as classifier")
+            found = call.layer
+            parts.append((call.entered.flatten(1), y, logits))
+    if found is None:
+        raise ValueError("the loader has no batches")
+    features, labels, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        raise ValueError("features or logits are not finite: has the training diverged?")
+    weight: Any = found.weight
+    return Measured(
+        images=len(labels),
+        collapse=neural_collapse(features, labels, logits, weight.detach().flatten(1)),
+        loss=F.cross_entropy(logits.double(), labels).item(),
+        accuracy=(logits.argmax(1) == labels).double().mean().item(),
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside wrappers that split batches, or that run compiled code without hooks."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _perturbation(model: nn.Module, attack: Any, ball: dict[str, Any]) -> Attack | None:
+    if unknown := ball.keys() - PGD.keys():
+        raise ValueError(f"unknown {', '.join(sorted(unknown))}; PGD takes {', '.join(PGD)}")
+    if ball and attack != "pgd":
+        raise ValueError(f'{", ".join(sorted(ball))} of PGD: give attack="pgd" as well')
+    if attack == "pgd":
+        return lambda x, y: pgd(model, x, y, **PGD | ball)  # type: ignore[arg-type]
+    if attack is None or callable(attack):
+        return attack
+    raise ValueError(f'attack must be None, "pgd" or a function of images and labels: {attack!r}')
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and every module in the mode it was found in afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _tensors(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, on the device and in the float type of the model's weights."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError(f"batches must be (images, labels), got {type(batch).__name__}")
+    x, y = (torch.as_tensor(part) for part in batch[:2])
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got {y.dtype}")
+    if y.ndim == 2 and y.shape[1] == 1:  # as some data sets have them
+        y = y.squeeze(1)
+    if y.ndim != 1 or len(y) != len(x):
+        raise ValueError(
+            f"expected images (N, C, H, W) and labels (N,), got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return x.to(weight.device, weight.dtype), y.to(weight.device, torch.int64)
+
+
+def _perturbed(x: Tensor, delta: Any) -> Tensor:
+    """Images with what an attack adds to them.
+
+    Raises:
+        ValueError: not as many numbers, or images outside [0, 1]: as where an attack returns
+            perturbed images instead.
+    """
+    delta = torch.as_tensor(delta, device=x.device).detach()
+    if delta.shape != x.shape:
+        raise ValueError(
+            f"the attack must return what is added to the images {tuple(x.shape)}, got "
+            f"{tuple(delta.shape)}"
+        )
+    perturbed = (x + delta).to(x.dtype)
+    low, high = perturbed.amin().item(), perturbed.amax().item()
+    if not -1e-3 <= low <= high <= 1 + 1e-3 and not math.isnan(low + high):
+        raise ValueError(
+            f"images plus what the attack returns are from {low:.4g} to {high:.4g}, outside "
+            "[0, 1]; where it returns perturbed images: lambda x, y: attack(x, y) - x"
+        )
+    return perturbed
+
+
+def _forward(model: nn.Module, x: Tensor, classifier: nn.Module | None) -> tuple[Tensor, _Call]:
+    """Logits, and the call of the classifier: the last linear layer where none is named.
+
+    Raises:
+        ValueError: the classifier is not called, or the logits are not those of the last layer.
+    """
+    call = _Call()
+
+    def keep(layer: nn.Module, inputs: tuple, output: Any) -> None:
+        call.layer, call.entered, call.left = layer, inputs[0].detach(), output
+
+    layers = [classifier] if classifier is not None else _linear_layers(model)
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        with torch.no_grad():
+            logits = model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must put out logits ({len(x)}, classes), got {got}")
+    if call.layer is None:
+        which = "the classifier" if classifier is not None else "an nn.Linear"
+        raise ValueError(f"the model does not call {which}: give the layer of the logits as such")
+    if classifier is None and not _same(call.left, logits):
+        raise ValueError(
+            "the last nn.Linear does not put out the logits: give the layer as classifier"
+        )
+    return logits, call
+
+
+def _same(output: Any, logits: Tensor) -> bool:
+    """Whether the numbers are the logits, NaN among them too."""
+    same_shape = isinstance(output, Tensor) and output.shape == logits.shape
+    return same_shape and bool(((output == logits) | (output.isnan() & logits.isnan())).all())
+
+
+def _linear_layers(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
