@@ -135,10 +135,28 @@ class Sweep:
     subject: Subject
     statistics: Statistics  # what images are normalised with, where a file does not bring its own
 
+    def read(self, epoch: int) -> Statistics | None:
+        """Load the weights of a checkpoint; returns the statistics that its file brings along."""
+        return load_checkpoint(self.files[epoch], self.network)[1]
+
+    def try_all(self) -> None:
+        """Raise InputError for the first checkpoint that cannot be read, or measured.
+
+        For what is deleted before a sweep begins: the sweep is then able to replace it.
+        """
+        train, evaluator = self.data.train, self.subject.evaluator
+        logger.info(f"--overwrite: {len(self.files)} checkpoints are tried before rows are dropped")
+        for epoch, file in self.files.items():
+            self.read(epoch)
+            self.folded.refold()
+            try:
+                evaluator.outputs(train.images[:8], train.labels[:8])
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from error
+
     def load(self, epoch: int) -> None:
         """Load a checkpoint, and normalise as its wrapper does unless the flags say how."""
-        file, used = self.files[epoch], self.statistics
-        _, own = load_checkpoint(file, self.network)
+        file, used, own = self.files[epoch], self.statistics, self.read(epoch)
         if own and build.statistics_given(self.settings):
             logger.info(
                 f"{file}: normalised with {statistics_in_words(used)} as given, not with its own "
@@ -181,6 +199,8 @@ def open_results(sweep: Sweep) -> None:
         now["own_normalisation"] = not build.statistics_given(settings)
         now[HASHES] = [sha256(file) for file in settings.checkpoint]
     if settings.overwrite:
+        if any(run.swept_rows(row_type) for row_type in TABLES):
+            sweep.try_all()
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")

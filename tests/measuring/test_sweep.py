@@ -152,6 +152,51 @@ class TestOnlyWhatIsMissing:
         assert len(measured) == 2
 
 
+class TestOverwritingLosesNothing:
+    """Rows are dropped only by a sweep whose checkpoints can all be measured."""
+
+    @pytest.fixture
+    def swept(self, run_of_three, run_script):
+        flags = f"{run_of_three} {ALL_INPUTS} --layerwise --overwrite"
+        assert run_script(eval_script, flags)[0] == 0
+        return flags
+
+    @staticmethod
+    def contents():
+        files = (TREE_FOLDER / "results").iterdir()
+        return {path.name: path.read_bytes() for path in files if path.suffix in (".csv", ".npy")}
+
+    @pytest.mark.parametrize("damage", ("truncated", "empty", "other network", "nan", "diverges"))
+    def test_a_broken_checkpoint_is_noticed_before_rows_are_dropped(
+        self, damage, swept, run_script
+    ):
+        before, last = self.contents(), TREE_FOLDER / "model_2.pth"
+        content = torch.load(last, weights_only=True)
+        if damage == "other network":
+            del content["state_dict"]["norm.bias"]
+        elif damage == "nan":
+            content["state_dict"]["norm.bias"][0] = float("nan")
+        elif damage == "diverges":  # finite weights whose outputs are not
+            content["state_dict"]["norm.weight"].fill_(3e38)
+            content["state_dict"]["linear.weight"].fill_(3e38)
+        torch.save(content, last)
+        if damage in ("truncated", "empty"):
+            last.write_bytes(last.read_bytes()[: 900 if damage == "truncated" else 0])
+        code, _, error = run_script(eval_script, swept)
+        assert code == 1 and error.count("\n") == 1 and "model_2.pth: " in error
+        assert self.contents() == before
+
+    def test_a_broken_file_of_the_list_too(self, run_of_three, run_script, tmp_path):
+        good = TREE_FOLDER / "model_0.pth"
+        flags = f"{run_of_three} --neural-collapse --out res --overwrite --checkpoint {good}"
+        assert run_script(eval_script, flags)[0] == 0
+        before = Path("res/metrics.csv").read_bytes()
+        (tmp_path / "broken.pth").write_bytes(good.read_bytes()[:900])
+        code, _, error = run_script(eval_script, f"{flags} broken.pth")
+        assert code == 1 and "broken.pth: truncated" in error
+        assert Path("res/metrics.csv").read_bytes() == before
+
+
 class TestAnyFile:
     @pytest.fixture
     def flags(self, tree, tmp_path):
