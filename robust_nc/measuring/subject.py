@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from robust_nc.data.datasets import Dataset
@@ -56,6 +57,11 @@ class Subject:
     def labels(self, split: str, name: str) -> Tensor:
         """What one kind of input is measured with."""
         return INPUTS[name].labels(self.split(split).labels, self.data.num_classes)
+
+    def targets(self, name: str) -> Tensor | None:
+        """The class (C,) that each class is perturbed towards; None where no target is aimed at."""
+        classes = torch.arange(self.data.num_classes, device=self.data.train.labels.device)
+        return INPUTS[name].labels(classes, len(classes)) if INPUTS[name].targeted else None
 
     def start_stream(self, epoch: int, split: str, name: str) -> None:
         """Start the random stream of one epoch, split and kind of input."""

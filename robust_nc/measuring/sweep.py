@@ -156,6 +156,9 @@ class InputTask(Task):
     def part_of(self, row: Record) -> InputPart:
         return InputPart(row.split, row.input, radius_of(row))
 
+    def is_whole(self, row: Record) -> bool:
+        return not (INPUTS[row.input].targeted and math.isnan(row.own_distance))
+
 
 class LayerTask(Task):
     """Collapse after every block: --layerwise."""
@@ -174,7 +177,8 @@ class LayerTask(Task):
         return len(network.blocks())
 
     def is_whole(self, row: LayerRecord) -> bool:
-        return not math.isnan(row.centre_accuracy)
+        lacks_own = INPUTS[row.input].targeted and math.isnan(row.own_distance)
+        return not (math.isnan(row.centre_accuracy) or lacks_own)
 
 
 class CentreTask(Task):

@@ -80,7 +80,8 @@ class Record(Metrics, RecordKey):
 
     Its columns are those of RecordKey, of Metrics, and its own. The metrics are NeuralCollapse's;
     the `clean_*` ones compare the class means with those of the clean images (means over classes of
-    SimplexDistance).
+    SimplexDistance). Class means of targeted images are those of their targets: `clean_*` is from
+    the clean images of the target's class, `own_*` from those of the images' own class.
     """
 
     images: int = 0
@@ -112,10 +113,11 @@ class LayerRecord(Row):
     `index` counts the blocks from 0 in forward order, `features` is the width of the block's
     output; the metrics are those of LayerCollapse, with the split's own class means.
 
-    The last four metrics tell how it lies to the *clean training* class means of the block:
+    The last six metrics tell how it lies to the *clean training* class means of the block:
     `centre_accuracy` is the share of samples whose nearest one is their true label's,
     `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
-    and `clean_angle` compare the class means with them, as those of Record do.
+    and `clean_angle` compare the class means with them, as those of Record do: of targeted inputs
+    with those of the target's class, and `own_distance` and `own_angle` with their own class's.
     """
 
     file = "layers.csv"
@@ -184,19 +186,37 @@ class LayerRecord(Row):
     )
     clean_distance: float = metric(
         "",
-        label="Distance to\nclean training\nclass means",
+        label="Distance to\nclean training means\n(targeted: target's class)",
         scale="log",
         figures=("layers",),
         from_clean=True,
     )
     clean_angle: float = metric(
         "",
-        label="Angle to\nclean training\nclass means [rad]",
+        label="Angle to [rad]\nclean training means\n(targeted: target's class)",
         table=Column("angle", ".2f"),
         report=Column("angle to the clean training class means", ".2f"),
         figures=("layers",),
         from_clean=True,
         blocks=("clean", "pgd"),
+    )
+    own_distance: float = metric(
+        "",
+        label="Distance of targeted\nto clean training means\nof their own class",
+        scale="log",
+        figures=("layers",),
+        from_clean=True,
+        only_targeted=True,
+    )
+    own_angle: float = metric(
+        "",
+        label="Angle of targeted [rad]\nto clean training means\nof their own class",
+        table=Column("own angle", ".2f"),
+        report=Column("angle to the clean training means of their own class", ".2f"),
+        figures=("layers",),
+        from_clean=True,
+        only_targeted=True,
+        blocks=("targeted",),
     )
 
     @property

@@ -113,7 +113,8 @@ def layer_columns(input: str) -> dict[str, Column]:
 
 CENTRE_DEFINITION = (
     "centre: share of images whose nearest clean training class mean is their true label's "
-    "(target: the target's); angle: to the clean training class means, in radians"
+    "(target: the target's); angle: to the clean training class means, in radians (targeted: of the "
+    "target's class; own angle: of their own)"
 )
 
 
@@ -157,16 +158,21 @@ def input_and_epsilon(row: Any) -> str:
 
 def describe_record(record: Record) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
-    line = f"{record.split:<5} {input_and_epsilon(record):<11} {logged(record, False)}"
+    line = f"{record.split:<5} {input_and_epsilon(record):<11} {logged(record)}"
     if math.isnan(record.clean_distance):
         return line
-    return f"{line} | from clean: {logged(record, True)}"
+    from_clean = logged(record, from_clean=True)
+    if not INPUTS[record.input].targeted:
+        return f"{line} | from clean: {from_clean}"
+    own = logged(record, from_clean=True, only_targeted=True)
+    return f"{line} | from clean of the target's class: {from_clean}, of their own: {own}"
 
 
-def logged(record: Record, from_clean: bool) -> str:
-    """The metrics of the log that compare with clean images, or else the others."""
+def logged(record: Record, *, from_clean: bool = False, only_targeted: bool = False) -> str:
+    """The metrics of the log that compare with clean images (or not), of all images or targeted."""
+    kind = (from_clean, only_targeted)
     return " ".join(
         f"{metric.log.name} {getattr(record, metric.field):{metric.log.form}}"
         for metric in METRICS.values()
-        if metric.log and metric.from_clean == from_clean
+        if metric.log and (metric.from_clean, metric.only_targeted) == kind
     )
