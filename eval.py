@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from robust_nc import build
-from robust_nc.agreement import HASHES, agree_with_run, former_steps, other_sweep
+from robust_nc.agreement import agree_with_run, former_steps, other_sweep
 from robust_nc.checks import check_run, check_sweep, unknown_layer
 from robust_nc.data.datasets import Dataset, equal_splits
 from robust_nc.flags import sweep_parser
@@ -31,11 +31,13 @@ from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import Subject
 from robust_nc.measuring.sweep import (
     TASKS,
+    Checkpoint,
     Missing,
     checkpoint_files,
     epochs_of,
     missing_parts,
     names_of_tasks,
+    recorded_files,
     rows_to_come,
     shared_inputs,
 )
@@ -43,9 +45,9 @@ from robust_nc.networks.checkpoints import load_checkpoint
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
-from robust_nc.results.files import read_json, sha256, write_json
+from robust_nc.results.files import read_json, write_json
 from robust_nc.results.records import TABLES, Record
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_folder import FILES, HASHES, RunFolder
 from robust_nc.results.tables import describe_record, table_lines
 from robust_nc.settings import Settings
 from utils import (
@@ -128,7 +130,7 @@ class Sweep:
 
     settings: Settings
     run: RunFolder
-    files: dict[int, Path]  # by epoch; for --checkpoint by the place in its list
+    files: dict[int, Checkpoint]  # by epoch; for --checkpoint by the number of the file
     data: Dataset
     network: Network
     folded: FoldedNetwork  # of `network`, which checkpoints are loaded into
@@ -137,7 +139,7 @@ class Sweep:
 
     def read(self, epoch: int) -> Statistics | None:
         """Load the weights of a checkpoint; returns the statistics that its file brings along."""
-        return load_checkpoint(self.files[epoch], self.network)[1]
+        return load_checkpoint(self.files[epoch].path, self.network)[1]
 
     def try_all(self) -> None:
         """Raise InputError for the first checkpoint that cannot be read, or measured.
@@ -152,11 +154,11 @@ class Sweep:
             try:
                 evaluator.outputs(train.images[:8], train.labels[:8])
             except InputError as error:
-                raise InputError(f"{file}: {error}") from error
+                raise InputError(f"{file.path}: {error}") from error
 
     def load(self, epoch: int) -> None:
         """Load a checkpoint, and normalise as its wrapper does unless the flags say how."""
-        file, used, own = self.files[epoch], self.statistics, self.read(epoch)
+        file, used, own = self.files[epoch].path, self.statistics, self.read(epoch)
         if own and build.statistics_given(self.settings):
             logger.info(
                 f"{file}: normalised with {statistics_in_words(used)} as given, not with its own "
@@ -169,7 +171,7 @@ class Sweep:
         self.folded.refold()
 
 
-def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep:
+def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = build.load_data(settings)
     trained = None if settings.checkpoint else run.trained_with()
@@ -186,7 +188,8 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep
         raise InputError(unknown)
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
-    subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed)
+    of_files = settings.checkpoint is not None
+    subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed, of_files)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
 
 
@@ -197,7 +200,9 @@ def open_results(sweep: Sweep) -> None:
     now["step_sizes"] = {f"{r:g}": build.step_size(settings, r) for r in settings.epsilons}
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
-        now[HASHES] = [sha256(file) for file in settings.checkpoint]
+        now[HASHES] = [file.digest for file in sweep.files.values()]
+        present = {file.name: (number, file.digest) for number, file in sweep.files.items()}
+        now[FILES] = ({} if settings.overwrite else recorded_files(run)) | present
     if settings.overwrite:
         if any(run.swept_rows(row_type) for row_type in TABLES):
             sweep.try_all()
@@ -237,17 +242,17 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
                     rows = []
                     try:
                         for row in task.measure(subject, epoch, parts):
-                            rows.append(row)
+                            rows.append(row.of_file(sweep.files[epoch].name))
                             bar.update()
                     except InputError as error:
-                        raise InputError(f"{sweep.files[epoch]}: {error}") from error
+                        raise InputError(f"{sweep.files[epoch].path}: {error}") from error
                     run.append(rows, ranks.number)
                     log_rows(sweep, epoch, rows)
 
 
 def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
     """A line of the log for each row of metrics.csv, one for all rows of another table."""
-    name = sweep.files[epoch].name if sweep.settings.checkpoint else f"epoch {epoch:>3}"
+    name = sweep.files[epoch].name or f"epoch {epoch:>3}"
     row_type = type(rows[0])
     if row_type is Record:
         for record in rows:
@@ -257,8 +262,10 @@ def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
 
 
 def summary(sweep: Sweep) -> list[str]:
-    """The first and the last checkpoint of the sweep, in tables of what was asked for."""
-    ends, lines = (min(sweep.files), max(sweep.files)), []
+    """The first and the last checkpoint, or every file, in tables of what was asked for."""
+    ends, lines = {min(sweep.files), max(sweep.files)}, []
+    if sweep.settings.checkpoint:
+        ends |= sweep.files.keys()
     for task in TASKS:
         asked = task.parts(sweep.settings, sweep.data)
         recorded = sweep.run.swept_rows(task.row_type) if asked else []

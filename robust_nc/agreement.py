@@ -16,8 +16,6 @@ from robust_nc.settings import (
 )
 from utils import InputError, logger
 
-HASHES = "checkpoint_sha256"  # in eval_args.json, of the files of --checkpoint
-
 
 def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
     """The settings with what the run tells of its images, and of the attack at its own radius.
@@ -84,17 +82,15 @@ def other_sweep(
     files = now["checkpoint"]
     # With --out the folder's name does not tell which run it is.
     naming = Means.NAME | Means.SEED if files else Means.FREE
-    # The step size is one of each radius: those of other radii stay beside it.
-    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - {"pgd_alpha"}
-    if files and len(files) == len(earlier.get(HASHES, ())):
-        compared -= {"checkpoint"}  # whatever its name, a file is known by its content
+    # The step size is one of each radius, and every file has rows of its own: those of others stay
+    # beside them.
+    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - {"pgd_alpha", "checkpoint"}
     checks = [
         difference(now, earlier, compared),
         _other_step(now["step_sizes"], former_steps),
         f"its images were others: {other_images}" if other_images else None,
         difference(now, earlier, STATISTICS),
         _other_normalisation(now, earlier),
-        _other_file(now, earlier),
     ]
     return next((differing for differing in checks if differing), None)
 
@@ -112,13 +108,3 @@ def _other_normalisation(now: dict[str, Any], earlier: dict[str, Any]) -> str | 
     if earlier.get("own_normalisation", own) == own:
         return None
     return f"--mean and --std were {'' if own else 'not '}given then"
-
-
-def _other_file(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:
-    hashes = now.get(HASHES, [])
-    former_hashes = earlier.get(HASHES, hashes)
-    # As many as now: otherwise --checkpoint itself differs.
-    for file, present, former in zip(now["checkpoint"] or [], hashes, former_hashes, strict=False):
-        if present != former:
-            return f"{file} was another file then"
-    return None

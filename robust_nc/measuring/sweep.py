@@ -21,10 +21,12 @@ from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
 from robust_nc.measuring.subject import InputPart, Subject, input_parts
 from robust_nc.networks.blocks import FEATURES
 from robust_nc.networks.network import Network
+from robust_nc.results.files import sha256
 from robust_nc.results.records import (
     ADAPTIVE,
     CENTRE_INPUTS,
     SPLITS,
+    TABLES,
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
@@ -49,26 +51,69 @@ def epochs_of(settings: Settings, run: RunFolder) -> int:
     return epochs or max(run.epochs(), default=PUBLISHED_EPOCHS - 1) + 1
 
 
-def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
-    """Epoch -> file of every checkpoint to measure; for --checkpoint the place in its list.
+class Checkpoint(NamedTuple):
+    """A file to measure; of --checkpoint also the name that its rows have, and its SHA-256."""
+
+    path: Path
+    name: str = ""
+    digest: str = ""
+
+
+def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint]:
+    """Epoch -> file of every checkpoint to measure; for --checkpoint the file's number.
 
     Raises:
-        InputError: one is not there.
+        InputError: one is not there, or is another one than that of its name that was recorded.
     """
     if settings.checkpoint:
-        files = dict(enumerate(settings.checkpoint))
+        paths = list(dict.fromkeys(settings.checkpoint))
         advice = "--checkpoint names files of weights"
     else:
-        files = {epoch: run.checkpoint(epoch) for epoch in swept_epochs(settings, run)}
+        epochs = swept_epochs(settings, run)
+        paths = [run.checkpoint(epoch) for epoch in epochs]
         advice = other_radii(settings, run) or (
             "check the flags that name the run, or choose with --checkpoints"
         )
-    missing = [file for file in files.values() if not file.is_file()]
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
-            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(files)} are missing); "
+            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are missing); "
             f"{advice}"
         )
+    if settings.checkpoint:
+        return numbered_files(paths, {} if settings.overwrite else recorded_files(run), run)
+    return {epoch: Checkpoint(path) for epoch, path in zip(epochs, paths, strict=True)}
+
+
+def recorded_files(run: RunFolder) -> dict[str, tuple[int, str]]:
+    """Name -> number and SHA-256 of the files that the tables have rows of."""
+    numbers = {row.epoch for row_type in TABLES for row in run.swept_rows(row_type)}
+    return {name: file for name, file in run.files().items() if file[0] in numbers}
+
+
+def numbered_files(
+    paths: list[Path], recorded: dict[str, tuple[int, str]], run: RunFolder
+) -> dict[int, Checkpoint]:
+    """Number -> file: the number and name that its rows have, or else new ones.
+
+    A file is known by its content, whatever its name is now; of copies each has rows of its own.
+    """
+    files: dict[int, Checkpoint] = {}
+    unnamed = {name: file for name, file in recorded.items() if Path(name) not in paths}
+    following = max((number for number, _ in recorded.values()), default=-1) + 1
+    for path in paths:
+        name, digest = str(path), sha256(path)
+        if name not in recorded:
+            name = next((n for n, (_, former) in unnamed.items() if former == digest), name)
+            unnamed.pop(name, None)
+        number, former = recorded.get(name, (following, digest))
+        following += name not in recorded
+        if former not in ("", digest):
+            raise InputError(
+                f"{run.results} holds a sweep of other files: {path} was another file then; give "
+                "it another name, or another --out; --overwrite drops the sweep"
+            )
+        files[number] = Checkpoint(path, name, digest)
     return files
 
 

@@ -4,8 +4,9 @@ Each is a dataclass with a column per field, and knows its table: a Row. Accurac
 in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a default, so that
 tables of older versions stay readable.
 
-`images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is the
-radius of their attack in the units of --epsilon, NaN where there was none.
+`checkpoint` is the file that --checkpoint named, "" in rows of a run's own; `epoch` is its number
+then. `images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is
+the radius of their attack in the units of --epsilon, NaN where there was none.
 """
 
 import math
@@ -36,6 +37,7 @@ class Row:
     file: ClassVar[str]
     epoch: int
     epsilon: float = math.nan
+    checkpoint: str = ""
 
     @property
     def key(self) -> tuple:
@@ -51,6 +53,12 @@ class Row:
     def attacked(self) -> bool:
         """Whether it is of an attack, whose epsilon it then tells."""
         return False
+
+    def of_file(self, name: str) -> Any:
+        """The row with the name of its file, where the row does not tell it."""
+        if self.checkpoint or not name:
+            return self
+        return replace(self, checkpoint=name)  # type: ignore[type-var]  # its types are dataclasses
 
     def as_now(self, epsilon: float) -> Any:
         """The row as this version writes it, of a run with that epsilon.
@@ -86,6 +94,7 @@ class Record(Metrics, RecordKey):
 
     images: int = 0
     epsilon: float = math.nan
+    checkpoint: str = ""
 
     @property
     def key(self) -> tuple:
@@ -218,6 +227,7 @@ class LayerRecord(Row):
         only_targeted=True,
         blocks=("targeted",),
     )
+    checkpoint: str = ""
 
     @property
     def key(self) -> tuple:
@@ -265,6 +275,7 @@ class CentreRecord(Row):
     epsilon: float = math.nan
     layer: str = "features"
     attempts: int = 0
+    checkpoint: str = ""
 
     @property
     def key(self) -> tuple:
@@ -288,6 +299,7 @@ class AutoAttackRecord(Row):
     clean_accuracy: float
     robust_accuracy: float
     epsilon: float = math.nan
+    checkpoint: str = ""
 
     @property
     def key(self) -> tuple:

@@ -34,6 +34,9 @@ from robust_nc.results.records import TABLES, EpochSummary, Record, Row, at_epsi
 from robust_nc.results.series import published_series, series_names
 from utils import InputError, atomic_open
 
+# In eval_args.json, of --checkpoint: the SHA-256 of each file of the list; and by its name the
+# number (`epoch` in the tables) and the SHA-256 of every file that the tables have rows of.
+HASHES, FILES = "checkpoint_sha256", "files"
 # What of args.json tells where things lay, which is no part of a result.
 PLACES = {"data_dir", "models_dir", "data_url", "out"}
 
@@ -95,6 +98,19 @@ class RunFolder:
     def trained_with(self) -> dict[str, Any]:
         """What args.json tells; {} where there is none."""
         return read_json(self.args_file) or {}
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Name -> number and SHA-256 of the files of --checkpoint that sweeps have recorded.
+
+        Earlier versions told the list of one sweep, the first of them without SHA-256: "" then.
+        """
+        swept = read_json(self.sweep_file) or {}
+        if FILES in swept:
+            return {name: (number, digest) for name, (number, digest) in swept[FILES].items()}
+        names = swept.get("checkpoint") or []
+        digests = swept.get(HASHES) or [""] * len(names)
+        pairs = zip(names, digests, strict=False)
+        return {name: (number, digest) for number, (name, digest) in enumerate(pairs)}
 
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
@@ -163,7 +179,8 @@ class RunFolder:
                 for row in read_rows(path, row_type, maybe_cut_off=True)
             ]
             rows, epsilon = read_rows(self.table(row_type), row_type) + beside, self.epsilon()
-            as_now = (row.as_now(epsilon) for row in rows)
+            names = {number: name for name, (number, _) in self.files().items()}
+            as_now = (row.as_now(epsilon).of_file(names.get(row.epoch, "")) for row in rows)
             self._tables[row_type] = Table(self.table(row_type), row_type, as_now)
         return self._tables[row_type]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_nc.data.inputs import INPUTS
+from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
     LAYER_METRICS,
@@ -50,6 +50,11 @@ def epsilon_of(row: Any) -> str:
     return f"{row.epsilon:g}" if radius_of(row) else "-"
 
 
+def file_of(row: Any) -> str:
+    """The end of a line: the file of --checkpoint that the row is of."""
+    return f"  {row.checkpoint}" if row.checkpoint else ""
+
+
 def input_table(rows: list[Record]) -> list[str]:
     """A line per kind of input and epoch, training images first."""
     lines = []
@@ -60,10 +65,11 @@ def input_table(rows: list[Record]) -> list[str]:
             head = "input" if split == "train" else "test input"
             heads = "  ".join(map(head_of, columns.values()))
             lines.append(f"{head:<10} epsilon  images  epoch  {heads}")
-        for row in sorted(of_split, key=lambda r: (list(INPUTS).index(r.input), radius_of(r))):
+        for row in sorted(of_split, key=lambda r: (place_of(r.input), radius_of(r))):
             cells = "  ".join(cell(getattr(row, field), c) for field, c in columns.items())
             lines.append(
                 f"{row.input:<10} {epsilon_of(row):>7}  {row.images:>6}  {row.epoch:>5}  {cells}"
+                f"{file_of(row)}"
             )
     return [*lines, NC1_DEFINITION]
 
@@ -77,13 +83,21 @@ def head_of(column: Column) -> str:
 
 
 def layer_table(rows: list[LayerRecord]) -> list[str]:
-    """A line per block of the last epoch: per input its place among the clean class means, NC1.
+    """A line per block of the last epoch, or every file: its place among clean class means, NC1.
 
     For targeted inputs also the share of images that lie nearest to the target's class mean.
     """
-    lines, epoch = [CENTRE_DEFINITION], max(row.epoch for row in rows)
+    last = max(row.epoch for row in rows)
+    epochs = sorted({row.epoch for row in rows if row.checkpoint or row.epoch == last})
+    tables = [layer_lines([row for row in rows if row.epoch == epoch], epoch) for epoch in epochs]
+    return [CENTRE_DEFINITION, *(line for table in tables for line in table)]
+
+
+def layer_lines(rows: list[LayerRecord], epoch: int) -> list[str]:
+    """The lines of one epoch, or file."""
+    lines = [rows[0].checkpoint] if rows[0].checkpoint else []
     for split in SPLITS:
-        of_split = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
+        of_split = [row for row in rows if row.split == split]
         columns = {input_and_epsilon(row): layer_columns(row.input) for row in of_split}
         inputs = f"{split:<5} {epoch:>3} layer   "
         heads = f"{f'({of_split[0].images if of_split else 0} images)':<18}"
@@ -113,8 +127,8 @@ def layer_columns(input: str) -> dict[str, Column]:
 
 CENTRE_DEFINITION = (
     "centre: share of images whose nearest clean training class mean is their true label's "
-    "(target: the target's); angle: to the clean training class means, in radians (targeted: of the "
-    "target's class; own angle: of their own)"
+    "(target: the target's); angle: to the clean training class means, in radians (targeted: of "
+    "the target's class; own angle: of their own)"
 )
 
 
@@ -125,7 +139,7 @@ def centre_table(rows: list[CentreRecord]) -> list[str]:
         lines.append(
             f"{row.layer:<8}  {row.means:<10} {epsilon_of(row):>7}  {row.epoch:>5}  "
             f"{row.images:>6}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
-            f"{row.network_accuracy:>10.4f}"
+            f"{row.network_accuracy:>10.4f}{file_of(row)}"
         )
     return lines
 
@@ -135,7 +149,7 @@ def autoattack_table(rows: list[AutoAttackRecord]) -> list[str]:
     for row in rows:
         lines.append(
             f"{row.split:<10} {epsilon_of(row):>7}  {row.epoch:>5}  {row.images:>6}  "
-            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}"
+            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}{file_of(row)}"
         )
     return lines
 

@@ -33,7 +33,7 @@ def tree(image_tree):
 @pytest.fixture
 def run_of_three(tree, run_script):
     """The flags of a run of three epochs, which is there."""
-    assert run_script(train, f"{tree} --epochs 3")[0] == 0
+    assert run_script(train, f"{tree} --epochs 3")[::2] == (0, "")
     return tree
 
 
@@ -272,6 +272,69 @@ class TestAnyFile:
         for name in (tmp_path / "a.pth", "b.pth"):
             code, output, _ = run_script(eval_script, flags.replace("a.pth", str(name)))
             assert code == 0 and "1 done before" in output
+
+    def test_copies_of_a_file_have_the_same_numbers_wherever_they_stand(
+        self, flags, run_script, tmp_path
+    ):
+        for name in ("b.pth", "c.pth"):
+            shutil.copy(tmp_path / "a.pth", tmp_path / name)
+        what = f"{ALL_INPUTS} --layerwise --ncc --ncc-layers stem"
+        flags = flags.replace("--neural-collapse", what)
+        three = flags.replace("a.pth", "c.pth a.pth b.pth")
+        assert run_script(eval_script, f"{flags} --out alone".replace("--out res", ""))[0] == 0
+        code, output, error = run_script(eval_script, three)
+        assert code == 0, error
+        for name in ("metrics.csv", "layers.csv", "ncc.csv"):
+            by_file = {file: [] for file in ("c.pth", "a.pth", "b.pth")}
+            for row in rows(f"res/{name}"):
+                by_file[row.pop("checkpoint")].append(row | {"epoch": "0"})
+            alone = [row | {"epoch": "0"} for row in rows(f"alone/{name}")]
+            assert {row.pop("checkpoint") for row in alone} == {"a.pth"}
+            assert all(of_file == alone for of_file in by_file.values()), name
+        # The tables at the end have all of them.
+        lines = output.splitlines()
+        for file in ("c.pth", "a.pth", "b.pth"):
+            kinds = [line.split()[0] for line in lines if line.endswith(f"  {file}")]
+            centres = ["features"] * 6 + ["stem"] * 6
+            assert kinds == ["clean", "pgd", "gaussian", "sign", "targeted", *centres]
+            assert file in lines  # above its blocks
+
+    def test_files_are_added_to_those_that_are_there(self, flags, run_script, tmp_path):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        torch.manual_seed(1)
+        weights = network.build_model("vgg11bn", 32, 3, 3).state_dict()
+        torch.save(weights, tmp_path / "b.pth")
+        for files in ("b.pth", "b.pth a.pth"):
+            code, output, error = run_script(eval_script, flags.replace("a.pth", files))
+            assert code == 0, error
+        assert "0 checkpoints (2 done before)" in output
+        after = rows("res/metrics.csv")
+        assert after[: len(before)] == before and len(after) == 2 * len(before)
+        assert [(row["epoch"], row["checkpoint"]) for row in after[2:]] == [("1", "b.pth")] * 2
+        torch.save(weights, tmp_path / "a.pth")  # one of two is another now
+        code, _, error = run_script(eval_script, flags.replace("a.pth", "b.pth a.pth"))
+        assert code == 1 and "a.pth was another file then" in error and error.count("\n") == 1
+        assert rows("res/metrics.csv") == after
+
+    def test_results_of_older_versions_get_the_names_that_their_sweep_told(
+        self, flags, run_script, tmp_path
+    ):
+        shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
+        flags = flags.replace("a.pth", "a.pth b.pth")
+        assert run_script(eval_script, flags)[0] == 0
+        now = rows("res/metrics.csv")
+        told = json.loads(Path("res/eval_args.json").read_text())
+        del told["files"]
+        Path("res/eval_args.json").write_text(json.dumps(told))
+        with Path("res/metrics.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [n for n in now[0] if n != "checkpoint"])
+            writer.writeheader()
+            writer.writerows([{n: row[n] for n in writer.fieldnames} for row in now])
+        found = RunFolder(Path("out"), standard=True, results=Path("res")).rows(Record)
+        assert [row.checkpoint for row in found] == ["a.pth"] * 2 + ["b.pth"] * 2
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "2 done before" in output
 
     def test_the_folder_of_a_run_takes_no_results_of_other_files(self, flags, run_script):
         run = Path("run")

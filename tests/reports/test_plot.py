@@ -62,6 +62,7 @@ def filled(row_type, value, **known):
     counts = {"images": 100, "centre_images": 100, "attempts": 1}
     values = {f.name: counts.get(f.name, value) for f in fields(row_type)}
     none = {"epsilon": math.nan} if "epsilon" in values else {}
+    none |= {f.name: f.default for f in fields(row_type) if f.name == "checkpoint"}
     return row_type(**values | none | known)
 
 
