@@ -23,9 +23,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from robust_nc import build
-from robust_nc.agreement import agree_with_run, former_steps, other_sweep
+from robust_nc.agreement import agree_with_run, other_sweep
 from robust_nc.checks import check_run, check_sweep, unknown_layer
-from robust_nc.data.datasets import Dataset, equal_splits
+from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
+from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import Subject
@@ -45,10 +46,11 @@ from robust_nc.networks.checkpoints import load_checkpoint
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
+from robust_nc.results.conditions import Conditions, conditions_of
 from robust_nc.results.files import read_json, write_json
 from robust_nc.results.records import TABLES, Record
 from robust_nc.results.run_folder import FILES, HASHES, RunFolder
-from robust_nc.results.tables import describe_record, table_lines
+from robust_nc.results.tables import attack_in_words, describe_record, table_lines
 from robust_nc.settings import Settings
 from utils import (
     InputError,
@@ -137,6 +139,11 @@ class Sweep:
     subject: Subject
     statistics: Statistics  # what images are normalised with, where a file does not bring its own
 
+    @property
+    def conditions(self) -> Conditions:
+        """What its rows are measured with."""
+        return conditions_of(vars(self.settings))
+
     def read(self, epoch: int) -> Statistics | None:
         """Load the weights of a checkpoint; returns the statistics that its file brings along."""
         return load_checkpoint(self.files[epoch].path, self.network)[1]
@@ -197,7 +204,6 @@ def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
     now = build.describe_run(settings, sweep.data, sweep.statistics)
-    now["step_sizes"] = {f"{r:g}": build.step_size(settings, r) for r in settings.epsilons}
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
         now[HASHES] = [file.digest for file in sweep.files.values()]
@@ -210,14 +216,14 @@ def open_results(sweep: Sweep) -> None:
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(run.swept_rows(row_type) for row_type in TABLES):
-        earlier, steps = read_json(run.sweep_file) or {}, former_steps(run)
-        differing = other_sweep(now, earlier, steps, build.other_images(sweep.data, earlier))
+        earlier = read_json(run.sweep_file) or {}
+        differing = other_sweep(now, earlier, build.other_images(sweep.data, earlier))
         if differing:
             raise InputError(
                 f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
             )
-        now["step_sizes"] = steps | now["step_sizes"]
     run.merge()  # what a sweep that was killed has left
+    run.tell_conditions()
     write_json(run.sweep_file, now)
 
 
@@ -232,6 +238,8 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
         f"images in batches of {subject.evaluator.batch_size}, on {settings.device}"
         f"{of_rank if ranks.count > 1 else ''}"
     )
+    for line in attacks_in_words(sweep):
+        logger.info(line)
     total = rows_to_come((task for epoch in share for task in missing[epoch]), sweep.network)
     # A bar for one rank: those of others would write over it.
     with tqdm(total=total, desc="sweep", unit="row", disable=ranks.number or None) as bar:
@@ -242,12 +250,34 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
                     rows = []
                     try:
                         for row in task.measure(subject, epoch, parts):
+                            row = row.measured_with(sweep.conditions)
                             rows.append(row.of_file(sweep.files[epoch].name))
                             bar.update()
                     except InputError as error:
                         raise InputError(f"{sweep.files[epoch].path}: {error}") from error
                     run.append(rows, ranks.number)
                     log_rows(sweep, epoch, rows)
+
+
+def attacks_in_words(sweep: Sweep) -> list[str]:
+    """One line on the attacks that are asked for, with the step of each radius, if any."""
+    settings = sweep.settings
+    asked = (part for task in TASKS for part in task.inputs(task.parts(settings, sweep.data)))
+    if not any(INPUTS[part.input].attacked for part in asked):
+        return []
+    unit = DATASETS[settings.dataset].epsilon_range
+    attacks = [
+        attack_in_words(
+            settings.attack_iters,
+            settings.restarts,
+            radius,
+            settings.step_sizes[f"{radius:g}"],
+            unit,
+        )
+        for radius in settings.epsilons
+    ]
+    why = "--pgd-alpha" if settings.alpha_given else "the run's own, in proportion to the radius"
+    return [f"attacks: {'; '.join(attacks)} (steps of {why})"]
 
 
 def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
@@ -270,6 +300,7 @@ def summary(sweep: Sweep) -> list[str]:
         asked = task.parts(sweep.settings, sweep.data)
         recorded = sweep.run.swept_rows(task.row_type) if asked else []
         rows = [row for row in recorded if row.epoch in ends and task.part_of(row) in asked]
+        rows = [row for row in rows if row.key == row.measured_with(sweep.conditions).key]
         lines += table_lines(rows) if rows else []
     return lines
 

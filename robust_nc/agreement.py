@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import SWEEP_FLAGS
-from robust_nc.results.files import read_json
-from robust_nc.results.records import TABLES
+from robust_nc.results.conditions import FORMER, Conditions
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import (
     STATISTICS,
@@ -25,11 +25,29 @@ def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
     """
     if not settings.checkpoint:
         settings = _as_trained(settings, run)
-    if settings.alpha_given or settings.epsilons == (settings.epsilon,):
-        return settings
-    # Among several radii, the run's own is attacked as before: as swept, or else as trained.
-    trained = run.trained_with().get("pgd_alpha", settings.pgd_alpha)
-    return settings.replace(pgd_alpha=former_steps(run).get(f"{settings.epsilon:g}", trained))
+    return _with_attack(settings, {} if settings.checkpoint else run.trained_with())
+
+
+def _with_attack(settings: Settings, trained: dict[str, Any]) -> Settings:
+    """The settings with the step size of each radius: --pgd-alpha, or else the run's own attack's.
+
+    At another radius than its own the step is in proportion, whatever other radii are asked for.
+    What else of the attack and the noise is not given is the run's, or else as in train.py.
+    """
+    given = {name: getattr(settings, name) for name in FORMER}
+    chosen = {
+        name: trained.get(name, FORMER[name]) if value is None else value
+        for name, value in given.items()
+    }
+    if not settings.alpha_given:
+        chosen["pgd_alpha"] = trained.get("pgd_alpha", settings.pgd_alpha)
+    step, published = chosen.get("pgd_alpha", settings.pgd_alpha), PUBLISHED_ATTACKS[settings.norm]
+    own = Conditions(settings.epsilon, step) if settings.epsilon else Conditions(*published)
+    steps = {
+        f"{radius:g}": step if settings.alpha_given else own.step_at(radius)
+        for radius in settings.epsilons
+    }
+    return settings.replace(**chosen, step_sizes=steps)
 
 
 def _as_trained(settings: Settings, run: RunFolder) -> Settings:
@@ -50,14 +68,6 @@ def _as_trained(settings: Settings, run: RunFolder) -> Settings:
     return settings.replace(**limits)
 
 
-def former_steps(run: RunFolder) -> dict[str, float]:
-    """Radius -> step size of the attacks that sweeps have recorded."""
-    rows = [row for row_type in TABLES for row in run.swept_rows(row_type)]
-    measured = {f"{row.epsilon:g}" for row in rows}
-    steps = step_sizes(read_json(run.sweep_file) or {})
-    return {radius: size for radius, size in steps.items() if radius in measured}
-
-
 def step_sizes(sweep: dict[str, Any]) -> dict[str, float]:
     """Radius -> step size, of eval_args.json; older ones tell one of each."""
     if "step_sizes" in sweep or "pgd_alpha" not in sweep:
@@ -68,39 +78,28 @@ def step_sizes(sweep: dict[str, Any]) -> dict[str, float]:
 def other_sweep(
     now: dict[str, Any],
     earlier: dict[str, Any],
-    former_steps: dict[str, float],
     other_images: str | None,
 ) -> str | None:
     """One line on what an earlier sweep was made with, and this one is not, if anything.
 
     Args:
         now, earlier: what eval_args.json is to hold, and what it held.
-        former_steps: radius -> step size of the attacks that are recorded.
         other_images: one line if they were others.
     """
     earlier = with_former_values(earlier, SWEEP_FLAGS)
     files = now["checkpoint"]
     # With --out the folder's name does not tell which run it is.
     naming = Means.NAME | Means.SEED if files else Means.FREE
-    # The step size is one of each radius, and every file has rows of its own: those of others stay
-    # beside them.
-    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - {"pgd_alpha", "checkpoint"}
+    # Rows tell their attack, noise and file: those of others stay beside them.
+    of_rows = {*FORMER, "pgd_alpha", "checkpoint"}
+    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - of_rows
     checks = [
         difference(now, earlier, compared),
-        _other_step(now["step_sizes"], former_steps),
         f"its images were others: {other_images}" if other_images else None,
         difference(now, earlier, STATISTICS),
         _other_normalisation(now, earlier),
     ]
     return next((differing for differing in checks if differing), None)
-
-
-def _other_step(steps: dict[str, float], former_steps: dict[str, float]) -> str | None:
-    for radius, size in steps.items():
-        former = former_steps.get(radius, size)
-        if former != size:
-            return f"--pgd-alpha was {former} at epsilon {radius}, is {size} now"
-    return None
 
 
 def _other_normalisation(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:

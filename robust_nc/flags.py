@@ -189,14 +189,14 @@ ATTACK = (
         Means.TRAIN | Means.MEASURE,
         former=ALWAYS_THERE,
         type=non_negative_float,
-        help="step size in the units of --epsilon (default: 2, for l_2 15)",
+        help="step size in the units of --epsilon (default: 2, for l_2 15; eval.py: the run's)",
     ),
     flag(
         "--attack-iters",
         Means.TRAIN | Means.MEASURE,
         type=positive_int,
         default=10,
-        help="steps (default: %(default)s)",
+        help="steps (default: 10; eval.py: those of the run)",
     ),
     flag(
         "--restarts",
@@ -204,14 +204,14 @@ ATTACK = (
         only_with=("train_mode", ("pgd_train", "pgd_train_MART")),
         type=positive_int,
         default=1,
-        help="of PGD (default: %(default)s)",
+        help="of PGD (default: 1; eval.py: those of the run)",
     ),
     flag(
         "--noise-level",
         Means.TRAIN | Means.MEASURE,
         type=non_negative_float,
         default=8.0,
-        help="noise of --neural-collapse-gaussian in 1/255 units (default: %(default)s)",
+        help="noise of --neural-collapse-gaussian in 1/255 units (default: 8; eval.py: the run's)",
     ),
 )
 
@@ -261,7 +261,9 @@ def sweep_parser() -> Parser:
         SHARED | {"the sweep": SWEEP},
     )
     # The run may tell what it was trained with; a value given here must agree with it.
-    parser.set_defaults(lr_max=None, epochs=None)
+    parser.set_defaults(
+        lr_max=None, epochs=None, attack_iters=None, restarts=None, noise_level=None
+    )
     return parser
 
 

@@ -32,8 +32,8 @@ SWEEP = (
         "--epsilons",
         Means.FREE,
         metavar="RADII",
-        help="attack at these radii, like 2,4,8,16, instead of the run's own; the step is then a "
-        "quarter of each (l_2: 15/128) unless --pgd-alpha is given",
+        help="attack at these radii, like 2,4,8,16, instead of the run's own; the step is then in "
+        "the proportion of the run's own attack unless --pgd-alpha is given",
     ),
     flag(
         "--equal-n",

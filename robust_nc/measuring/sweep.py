@@ -21,6 +21,7 @@ from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
 from robust_nc.measuring.subject import InputPart, Subject, input_parts
 from robust_nc.networks.blocks import FEATURES
 from robust_nc.networks.network import Network
+from robust_nc.results.conditions import conditions_of
 from robust_nc.results.files import sha256
 from robust_nc.results.records import (
     ADAPTIVE,
@@ -295,9 +296,12 @@ def missing_parts(
 ) -> dict[int, list[Missing]]:
     """Epoch -> what the flags ask for and the run's tables lack."""
     missing: dict[int, list[Missing]] = {}
+    now = conditions_of(vars(settings))
     for task in TASKS:
         asked = task.parts(settings, data)
         recorded = run.swept_rows(task.row_type) if asked else []
+        # Rows of another attack or noise are others.
+        recorded = [row for row in recorded if row.key == row.measured_with(now).key]
         # A part of which rows were lost, or lack what is measured now, is measured again.
         counts = Counter((row.epoch, task.part_of(row)) for row in recorded if task.is_whole(row))
         for epoch in epochs:

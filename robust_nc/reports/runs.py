@@ -14,6 +14,7 @@ from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.results.files import read_json, read_rows
 from robust_nc.results.records import (
     SPLITS,
+    TABLES,
     AutoAttackRecord,
     CentreRecord,
     EpochSummary,
@@ -88,8 +89,9 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack: the rows at every epsilon. Of two records of one input and
-        epoch the last counts: what train.py measured comes after a sweep's.
+    records, layers, centres, autoattack: the rows at every epsilon, of one attack each. Of two
+        records of one input and epoch the last counts: what train.py measured comes after a
+        sweep's.
     """
 
     folder: RunFolder
@@ -192,8 +194,10 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
-    records = sorted(folder.rows(Record), key=lambda row: row.source == "train")
-    layers, centres = folder.rows(LayerRecord), folder.rows(CentreRecord)
+    # Of one attack each; the tables may hold others beside it.
+    shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
+    records = sorted(shown[Record], key=lambda row: row.source == "train")
+    layers, centres = shown[LayerRecord], shown[CentreRecord]
     return Run(
         folder,
         setting,
@@ -205,7 +209,7 @@ def read_run(path: Path) -> Run:
         records=records,
         layers=layers,
         centres=centres,
-        autoattack=folder.rows(AutoAttackRecord),
+        autoattack=shown[AutoAttackRecord],
     )
 
 

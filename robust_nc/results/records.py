@@ -5,8 +5,9 @@ in [0, 1], angles in radians, losses in nats. A new field goes to the end and ha
 tables of older versions stay readable.
 
 `checkpoint` is the file that --checkpoint named, "" in rows of a run's own; `epoch` is its number
-then. `images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is
-the radius of their attack in the units of --epsilon, NaN where there was none.
+then. `images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon`
+and `step_size` are of their attack, in the units of --epsilon, `noise` is in those of
+--noise-level; NaN where there was none. What a row was measured with is part of its key.
 """
 
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from robust_nc.data.inputs import INPUTS, place_of
+from robust_nc.results.conditions import Conditions
 from robust_nc.results.metrics import (
     NC1_LABEL,
     NC2_ANGLE_LABEL,
@@ -25,18 +27,25 @@ from robust_nc.results.metrics import (
 )
 
 SPLITS = ("train", "test")
+UNTOLD = Conditions()
 
 
 class Row:
     """A row of a table of a run's results.
 
     file: the name of the table.
-    epsilon: a field of types whose rows may be of an attack; NaN for those of all others.
+    epsilon, step_size, steps, restarts: fields of types whose rows may be of an attack; NaN and 0
+        for those of all others. noise: likewise, of noise.
     """
 
     file: ClassVar[str]
     epoch: int
     epsilon: float = math.nan
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
     checkpoint: str = ""
 
     @property
@@ -54,20 +63,38 @@ class Row:
         """Whether it is of an attack, whose epsilon it then tells."""
         return False
 
+    @property
+    def noisy(self) -> bool:
+        """Whether it is of images with noise, whose level it then tells."""
+        kind = INPUTS.get(getattr(self, "input", ""))
+        return kind is not None and kind.noisy
+
+    @property
+    def perturbed_by(self) -> tuple[float, int, int, float]:
+        """Step size, steps, restarts and noise, 0 where not told: part of the key."""
+        step_size, noise = (0.0 if math.isnan(v) else v for v in (self.step_size, self.noise))
+        return float(f"{step_size:.9g}"), self.steps, self.restarts, noise
+
+    def measured_with(self, conditions: Conditions) -> Any:
+        """The row as one that was measured under these conditions."""
+        return replace(self, **conditions.of_row(self))  # type: ignore[type-var]
+
     def of_file(self, name: str) -> Any:
         """The row with the name of its file, where the row does not tell it."""
         if self.checkpoint or not name:
             return self
         return replace(self, checkpoint=name)  # type: ignore[type-var]  # its types are dataclasses
 
-    def as_now(self, epsilon: float) -> Any:
+    def as_now(self, epsilon: float, former: Conditions = UNTOLD) -> Any:
         """The row as this version writes it, of a run with that epsilon.
 
-        Rows of versions that did not tell the epsilon are of the run's.
+        Rows of versions that did not tell the epsilon are of the run's, and those that did not tell
+        what else they were measured with are of the conditions of then.
         """
-        if self.attacked and math.isnan(self.epsilon):
-            return replace(self, epsilon=epsilon)  # type: ignore[type-var]  # its types are dataclasses
-        return self
+        row: Any = self
+        if row.attacked and math.isnan(row.epsilon):
+            row = replace(row, epsilon=epsilon)
+        return row if row.precision or former == UNTOLD else row.measured_with(former)
 
 
 @dataclass(frozen=True)
@@ -95,10 +122,16 @@ class Record(Metrics, RecordKey):
     images: int = 0
     epsilon: float = math.nan
     checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
 
     @property
     def key(self) -> tuple:
-        return self.epoch, self.source, self.split, place_of(self.input), radius_of(self)
+        place = self.split, place_of(self.input), radius_of(self)
+        return self.epoch, self.source, *place, *self.perturbed_by
 
     @property
     def swept(self) -> bool:
@@ -108,11 +141,11 @@ class Record(Metrics, RecordKey):
     def attacked(self) -> bool:
         return INPUTS[self.input].attacked
 
-    def as_now(self, epsilon: float) -> Any:
+    def as_now(self, epsilon: float, former: Conditions = UNTOLD) -> Any:
         """Earlier versions called "pgd" what train.py had seen in training."""
         if (self.source, self.input) == ("train", "pgd"):
-            return replace(self, input="seen").as_now(epsilon)
-        return super().as_now(epsilon)
+            return replace(self, input="seen").as_now(epsilon, former)
+        return super().as_now(epsilon, former)
 
 
 @dataclass(frozen=True)
@@ -228,11 +261,16 @@ class LayerRecord(Row):
         blocks=("targeted",),
     )
     checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
 
     @property
     def key(self) -> tuple:
         split, input = SPLITS.index(self.split), place_of(self.input)
-        return self.epoch, split, input, radius_of(self), self.index
+        return self.epoch, split, input, radius_of(self), *self.perturbed_by, self.index
 
     @property
     def attacked(self) -> bool:
@@ -276,11 +314,16 @@ class CentreRecord(Row):
     layer: str = "features"
     attempts: int = 0
     checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    precision: str = ""
 
     @property
     def key(self) -> tuple:
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
-        return self.epoch, SPLITS.index(self.split), self.layer, means, radius_of(self), input
+        place = SPLITS.index(self.split), self.layer, means, radius_of(self)
+        return self.epoch, *place, *self.perturbed_by, input
 
     @property
     def attacked(self) -> bool:
@@ -300,6 +343,7 @@ class AutoAttackRecord(Row):
     robust_accuracy: float
     epsilon: float = math.nan
     checkpoint: str = ""
+    precision: str = ""
 
     @property
     def key(self) -> tuple:

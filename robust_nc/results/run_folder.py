@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_nc.results.conditions import Conditions, conditions_of, shown_rows
 from robust_nc.results.files import (
     Table,
     lock_file,
@@ -112,6 +113,18 @@ class RunFolder:
         pairs = zip(names, digests, strict=False)
         return {name: (number, digest) for number, (name, digest) in enumerate(pairs)}
 
+    def trained_under(self) -> Conditions:
+        """The run's own attack and noise; of results that belong to no run, those of the sweep."""
+        return conditions_of(self.trained_with() or read_json(self.sweep_file) or {})
+
+    def swept_under(self) -> Conditions:
+        """The attack and noise of the last sweep."""
+        return conditions_of(read_json(self.sweep_file) or self.trained_with())
+
+    def shown(self, rows: list) -> list:
+        """The rows that series and figures show: those of one attack, at every radius."""
+        return shown_rows(rows, self.trained_under(), self.swept_under())
+
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
         arguments = read_json(self.args_file) or read_json(self.sweep_file) or {}
@@ -180,7 +193,11 @@ class RunFolder:
             ]
             rows, epsilon = read_rows(self.table(row_type), row_type) + beside, self.epsilon()
             names = {number: name for name, (number, _) in self.files().items()}
-            as_now = (row.as_now(epsilon).of_file(names.get(row.epoch, "")) for row in rows)
+            own, last = self.trained_under(), self.swept_under()
+            as_now = (
+                row.as_now(epsilon, last if row.swept else own).of_file(names.get(row.epoch, ""))
+                for row in rows
+            )
             self._tables[row_type] = Table(self.table(row_type), row_type, as_now)
         return self._tables[row_type]
 
@@ -198,7 +215,8 @@ class RunFolder:
         if summary is not None:
             Table(self.history_file, EpochSummary, self.history).add([summary])
         self._tables.pop(Record, None)
-        self._table(Record).add(records)
+        own = self.trained_under()
+        self._table(Record).add([record.as_now(self.epsilon(), own) for record in records])
         self._write_series()
 
     def append(self, rows: list, rank: int = 0) -> None:
@@ -226,6 +244,16 @@ class RunFolder:
         self.merge(remove=all_done)
         self._write_series()
 
+    def tell_conditions(self) -> None:
+        """Write into tables of older versions what their rows were measured with.
+
+        Their eval_args.json told it, and is about to be replaced.
+        """
+        for row_type in TABLES:
+            rows = self._table(row_type).rows
+            if rows and b"precision" not in self.table(row_type).read_bytes().split(b"\n")[0]:
+                self._table(row_type).write()
+
     def merge(self, remove: bool = True) -> None:
         """Put what lies beside the tables into them, and off the disk if it is to be removed."""
         for row_type in TABLES:
@@ -243,8 +271,8 @@ class RunFolder:
                 np.save(file, values)
 
     def _series(self) -> dict[str, np.ndarray]:
-        """Of the run's own epsilon alone."""
-        records = at_epsilon(self.records, self.epsilon())
+        """Of the run's own epsilon alone, and of one attack."""
+        records = at_epsilon(self.shown(self.records), self.epsilon())
         return published_series(records, self.history, self.standard)
 
     def copy_tables(self, out: Path) -> None:

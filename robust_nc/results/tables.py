@@ -50,6 +50,13 @@ def epsilon_of(row: Any) -> str:
     return f"{row.epsilon:g}" if radius_of(row) else "-"
 
 
+def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit: float) -> str:
+    """PGD with its budget, like "PGD-10, 8/255, step 2/255"; a radius of 1 is 1 / `unit`."""
+    units = "" if unit == 1 else f"/{unit:g}"
+    again = f", {restarts} restarts" if restarts > 1 else ""
+    return f"PGD-{steps}, {radius:g}{units}, step {step:g}{units}{again}"
+
+
 def file_of(row: Any) -> str:
     """The end of a line: the file of --checkpoint that the row is of."""
     return f"  {row.checkpoint}" if row.checkpoint else ""

@@ -447,8 +447,9 @@ class TestEpsilons:
         flags = f"{run_of_three} --neural-collapse --checkpoints 2"
         assert run_script(eval_script, f"{flags} --epsilons 16,8,2")[0] == 0
         assert used == [pytest.approx(pair) for pair in ((2, 0.5), (8, 2), (16, 4))]
-        code, _, error = run_script(eval_script, f"{flags} --epsilons 16 --pgd-alpha 1")
-        assert code == 1 and "--pgd-alpha was 4.0 at epsilon 16, is 1.0 now" in error
+        used.clear()
+        assert run_script(eval_script, f"{flags} --epsilons 16 --pgd-alpha 1")[0] == 0
+        assert used == [pytest.approx((16, 1))]  # beside the one of step 4
         used.clear()
         assert run_script(eval_script, f"{flags} --epsilons 4 --pgd-alpha 3")[0] == 0
         assert used == [pytest.approx((4, 3))]
@@ -485,7 +486,7 @@ class TestEpsilons:
         moved = TREE_FOLDER.parents[2] / "eps20.0/std_train/seed1/results/metrics.csv"
         assert moved.read_bytes() == before
 
-    def test_among_radii_the_run_s_own_is_attacked_as_before(
+    def test_the_step_is_that_of_the_run_s_own_attack_whatever_was_swept_before(
         self, run_of_three, run_script, monkeypatch
     ):
         used = {}
@@ -497,11 +498,10 @@ class TestEpsilons:
 
         monkeypatch.setattr(inputs, "pgd", pgd)
         flags = f"{run_of_three} --neural-collapse"
-        # A step size binds only where an attack was recorded.
         assert run_script(eval_script, f"{flags}-gaussian --checkpoints 2 --pgd-alpha 7")[0] == 0
         assert run_script(eval_script, f"{flags} --checkpoints 2 --pgd-alpha 3")[0] == 0
         assert run_script(eval_script, f"{flags} --checkpoints 1,2 --epsilons 4,8")[0] == 0
-        assert used == {8: pytest.approx(3), 4: pytest.approx(1)}
+        assert used == {8: pytest.approx(2), 4: pytest.approx(1)}
 
     def test_all_tables_have_the_radius(self, run_of_three, run_script):
         flags = f"{run_of_three} --layerwise --ncc --checkpoints 2 --epsilons 2,8"
@@ -511,6 +511,115 @@ class TestEpsilons:
         assert all(np.isnan(r.epsilon) for r in layers if r.input in ("clean", "gaussian"))
         assert {r.epsilon for r in centres} == {2.0, 8.0}
         assert len({r.key for r in centres}) == len(centres) == 12
+
+
+class TestWhatARowWasMeasuredWith:
+    """Its attack, noise and precision are columns, and rows of several stand side by side."""
+
+    @staticmethod
+    def swept(name="pgd"):
+        kept = [r for r in table(Record, "metrics.csv") if (r.source, r.input) == ("eval", name)]
+        return {(r.epsilon, r.step_size, r.steps, r.restarts): r for r in kept}
+
+    def test_budgets_of_attacks_stand_side_by_side(self, run_of_three, run_script, measured):
+        flags = f"{run_of_three} --neural-collapse --layerwise --ncc --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        results = TREE_FOLDER / "results"
+        published = {path.name: path.read_bytes() for path in results.glob("*.npy")}
+        before = {r.key: r for r in table(Record, "metrics.csv")}
+        for more in ("--attack-iters 5", "--pgd-alpha 3", "--restarts 2"):
+            measured.clear()
+            code, output, error = run_script(eval_script, f"{flags} {more}")
+            assert code == 0, error
+            # Clean images are measured for their class means; clean rows are not made anew.
+            assert len(measured) == 2, more
+            assert "0 done before" in output
+            code, output, _ = run_script(eval_script, f"{flags} {more}")
+            assert code == 0 and "1 done before" in output
+        budgets = {(8.0, 2.0, 2, 1), (8.0, 2.0, 5, 1), (8.0, 3.0, 2, 1), (8.0, 2.0, 2, 2)}
+        assert self.swept().keys() == budgets
+        layers, centres = table(LayerRecord, "layers.csv"), table(CentreRecord, "ncc.csv")
+        for kept in ([r for r in layers if r.input == "pgd"], centres):
+            assert {(r.epsilon, r.step_size, r.steps, r.restarts) for r in kept} == budgets
+        assert len([r for r in layers if r.input == "clean"]) == 4
+        after = {r.key: r for r in table(Record, "metrics.csv")}
+        assert all(repr(after[key]) == repr(row) for key, row in before.items())
+        assert len({r.loss for r in self.swept().values()}) == 4
+        # The series are of the run's own attack.
+        assert published == {path.name: path.read_bytes() for path in results.glob("*.npy")}
+
+    def test_several_levels_of_noise_too_and_they_refuse_no_sweep_without(
+        self, run_of_three, run_script
+    ):
+        noise = f"{run_of_three} --neural-collapse-gaussian --checkpoints 2"
+        assert run_script(eval_script, noise)[0] == 0
+        series_of_8 = np.load(TREE_FOLDER / "results/new_gaussian_label_nc1.npy")
+        assert run_script(eval_script, f"{noise} --noise-level 20")[0] == 0
+        attack = f"{run_of_three} --neural-collapse --checkpoints 2 --noise-level 30"
+        assert run_script(eval_script, attack)[0] == 0
+        rows = [r for r in table(Record, "metrics.csv") if r.source == "eval"]
+        levels = {r.input: set() for r in rows}
+        for row in rows:
+            levels[row.input].add(row.noise)
+        assert levels["gaussian"] == levels["sign"] == {8.0, 20.0}
+        assert all(np.isnan(r.noise) for r in rows if r.input in ("clean", "pgd"))
+        assert {r.precision for r in rows} == {"tf32"}
+        now = np.load(TREE_FOLDER / "results/new_gaussian_label_nc1.npy")
+        np.testing.assert_array_equal(now, series_of_8)
+
+    def test_a_radius_has_one_accuracy_whatever_else_is_asked_for(self, tree, run_script):
+        """By default the step is the run's own, which was not a quarter of the radius here."""
+        own = f"{tree} --pgd-alpha 7"
+        assert run_script(train, f"{own} --epochs 1")[0] == 0
+        flags = f"{tree} --neural-collapse"
+        shutil.copytree("models", "other")
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "attacks: PGD-2, 8/255, step 7/255 (steps of the run's own" in output
+        code, output, _ = run_script(eval_script, f"{flags} --epsilons 4,8 --models-dir other")
+        assert "attacks: PGD-2, 4/255, step 3.5/255; PGD-2, 8/255, step 7/255" in output
+        alone = self.swept()
+        other = "other" / TREE_FOLDER.relative_to("models") / "results/metrics.csv"
+        together = [r for r in read_rows(other, Record) if r.epsilon == 8.0 and r.source == "eval"]
+        assert [repr(r) for r in together] == [repr(r) for r in alone.values()]
+        assert alone.keys() == {(8.0, 7.0, 2, 1)}
+
+    def test_what_is_not_given_is_the_run_s(self, image_tree, run_script):
+        tree = f"--dataset folder --data-dir {image_tree}"
+        flags = "--epochs 1 --train-mode pgd_train --attack-iters 3 --restarts 2 --noise-level 5"
+        assert run_script(train, f"{tree} {flags} --neural-collapse")[0] == 0
+        sweep = f"{tree} --train-mode pgd_train {ALL_INPUTS}"
+        assert run_script(eval_script, sweep)[0] == 0
+        path = Path(str(TREE_FOLDER).replace("std_train", "pgd_train")) / "results/metrics.csv"
+        by_input = {r.input: r for r in read_rows(path, Record) if r.split == "train"}
+        for name in ("seen", "pgd", "targeted"):
+            row = by_input[name]
+            assert (row.step_size, row.steps, row.restarts) == (2.0, 3, 2), name
+        assert by_input["gaussian"].noise == by_input["sign"].noise == 5.0
+
+    def test_rows_that_do_not_tell_are_of_what_their_sweep_told(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse --neural-collapse-gaussian --layerwise"
+        steps = "--attack-iters 4 --noise-level 20"
+        assert run_script(eval_script, f"{flags} {steps}")[0] == 0
+        for name in ("metrics.csv", "layers.csv"):
+            path = TREE_FOLDER / "results" / name
+            now = rows(path)
+            told = ("step_size", "steps", "restarts", "noise", "precision", "checkpoint")
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [n for n in now[0] if n not in told])
+                writer.writeheader()
+                writer.writerows([{n: row[n] for n in writer.fieldnames} for row in now])
+        assert self.swept_steps(Record) == self.swept_steps(LayerRecord) == {4}
+        # Another sweep replaces what eval_args.json told of them.
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        assert self.swept_steps(Record) == {2, 4}
+        assert self.swept_steps(LayerRecord) == {4}
+        code, output, _ = run_script(eval_script, f"{flags} {steps}")
+        assert code == 0 and "0 checkpoints (3 done before)" in output
+
+    @staticmethod
+    def swept_steps(row_type):
+        recorded = RunFolder(TREE_FOLDER, standard=True).swept_rows(row_type)
+        return {row.steps for row in recorded if row.attacked}
 
 
 class TestHowManyImages:

@@ -62,7 +62,8 @@ def filled(row_type, value, **known):
     counts = {"images": 100, "centre_images": 100, "attempts": 1}
     values = {f.name: counts.get(f.name, value) for f in fields(row_type)}
     none = {"epsilon": math.nan} if "epsilon" in values else {}
-    none |= {f.name: f.default for f in fields(row_type) if f.name == "checkpoint"}
+    untold = ("checkpoint", "step_size", "steps", "restarts", "noise", "precision")
+    none |= {f.name: f.default for f in fields(row_type) if f.name in untold}
     return row_type(**values | none | known)
 
 

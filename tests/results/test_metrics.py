@@ -29,14 +29,15 @@ def test_the_columns_of_the_tables_are_where_they_were():
         "clean_distance_abs clean_angle_abs clean_mean_distance clean_mean_angle nc1_papyan cdnv "
         "nc2_zhu nc3_zhu own_distance own_angle"
     )
-    columns = f"source epoch split input {metrics} images epsilon checkpoint"
+    told = "checkpoint step_size steps restarts noise precision"
+    columns = f"source epoch split input {metrics} images epsilon {told}"
     assert [field.name for field in fields(Record)] == columns.split()
     assert metrics_of(Record) == metrics_of(Metrics)
     assert metrics_of(Metrics) == METRICS and next(iter(METRICS)) == "accuracy"
     layers = (
         "epoch split input layer index features nc1 nc2_norm nc2_angle ncc_accuracy ncc_agreement "
         "images epsilon centre_accuracy target_centre_accuracy clean_distance clean_angle "
-        "own_distance own_angle checkpoint"
+        f"own_distance own_angle {told}"
     )
     assert [field.name for field in fields(LayerRecord)] == layers.split()
 
