@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from robust_nc import build
-from robust_nc.agreement import agree_with_run, other_sweep
+from robust_nc.agreement import agree_with_run, flags_of_run, other_sweep
 from robust_nc.checks import check_run, check_sweep, unknown_layer
 from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
 from robust_nc.data.inputs import INPUTS
@@ -49,7 +49,7 @@ from robust_nc.parsing import Parser, parse_epochs
 from robust_nc.results.conditions import Conditions, conditions_of
 from robust_nc.results.files import read_json, write_json
 from robust_nc.results.records import TABLES, Record
-from robust_nc.results.run_folder import FILES, HASHES, RunFolder
+from robust_nc.results.run_folder import FILES, HASHES, RunFolder, list_runs
 from robust_nc.results.tables import attack_in_words, describe_record, table_lines
 from robust_nc.settings import Settings
 from utils import (
@@ -67,7 +67,14 @@ from utils import (
 def parse_args(argv: list[str] | None = None) -> Settings:
     parser = sweep_parser()
     args = parser.parse_args(argv)
+    alpha = args.pgd_alpha
+    if args.run:
+        parser.set_defaults(**flags_of_run(args.run))
+        args = parser.parse_args(argv)
+        if DATASETS[args.dataset].epsilon_range == 1 and alpha is None:
+            args.pgd_alpha = (read_json(args.run / "args.json") or {}).get("pgd_alpha")
     check_run(parser, args)
+    args.alpha_given = alpha is not None
     check_sweep(parser, args)
     settings = Settings(**vars(args))
     check_folders(parser, settings)
@@ -79,7 +86,13 @@ def check_folders(parser: Parser, settings: Settings) -> None:
     out = settings.out and settings.out.resolve()
     if out and ((out / "args.json").exists() or is_results_of_run(out)):
         parser.error(f"argument --out: {settings.out} belongs to a run: name a folder of its own")
-    epochs = epochs_of(settings, results_folder(settings))
+    run = results_folder(settings)
+    if out and not (settings.checkpoint or run.path.exists()):
+        parser.error(
+            f"--checkpoint FILE or a run goes with --out DIR: there is no run in {run.path}; "
+            f"{list_runs(settings.models_dir)}"
+        )
+    epochs = epochs_of(settings, run)
     parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
 
 
@@ -88,11 +101,13 @@ def is_results_of_run(path: Path) -> bool:
 
 
 def results_folder(settings: Settings) -> RunFolder:
-    """The run's folder, or with --checkpoint the one that --out names."""
+    """The run's folder; the results go to the one that --out names, if it does.
+
+    With --checkpoint that is all there is.
+    """
     run = build.run_folder(settings)
-    if not settings.out:
-        return run
-    return RunFolder(settings.out, standard=run.standard, results=settings.out)
+    path = settings.out if settings.checkpoint else settings.run or run.path
+    return RunFolder(path, standard=run.standard, results=settings.out)
 
 
 def main() -> None:
@@ -104,7 +119,7 @@ def main() -> None:
     sweep = prepare(settings, run, checkpoint_files(settings, run))
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
         run.open()
-        log_to(run.path / "eval.log")
+        log_to(run.written / "eval.log")
         if ranks.number == 0:
             open_results(sweep)
         ranks.wait()
@@ -204,6 +219,8 @@ def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
     now = build.describe_run(settings, sweep.data, sweep.statistics)
+    if settings.out and not settings.checkpoint:
+        now["run"] = str(run.path.resolve())
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
         now[HASHES] = [file.digest for file in sweep.files.values()]

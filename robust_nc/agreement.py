@@ -1,11 +1,13 @@
 """What a run, and earlier sweeps of it, were made with: a sweep has to agree with both."""
 
+from pathlib import Path
 from typing import Any
 
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
-from robust_nc.flags import SWEEP_FLAGS
+from robust_nc.flags import ATTACK, DATA, RUN, SWEEP_FLAGS
 from robust_nc.results.conditions import FORMER, Conditions
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.files import read_json
+from robust_nc.results.run_folder import RunFolder, list_runs
 from robust_nc.settings import (
     STATISTICS,
     Means,
@@ -26,6 +28,28 @@ def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
     if not settings.checkpoint:
         settings = _as_trained(settings, run)
     return _with_attack(settings, {} if settings.checkpoint else run.trained_with())
+
+
+# What of a run's args.json a sweep takes over by itself, or later, or not at all.
+_NOT_TAKEN = {"epochs", "lr_max", "models_dir", "mean", "std", "no_normalisation", "pgd_alpha"}
+
+
+def flags_of_run(path: Path) -> dict[str, Any]:
+    """What the args.json of a run names: the run, its data and attack, and the precision.
+
+    Raises:
+        InputError: there is no run in the folder; the runs that there are below it are listed.
+    """
+    told = read_json(path / "args.json")
+    if not told:
+        raise InputError(f"{path}: no run there (it has no args.json); {list_runs(path)}")
+    keys = {flag.key for flag in (*RUN, *DATA, *ATTACK)} | {"precision"}
+    flags = {name: told[name] for name in (keys & told.keys()) - _NOT_TAKEN}
+    if flags.get("dataset") != "folder":
+        flags.pop("image_size", None)  # their own
+    if flags.get("data_dir"):
+        flags["data_dir"] = Path(flags["data_dir"])
+    return flags
 
 
 def _with_attack(settings: Settings, trained: dict[str, Any]) -> Settings:
@@ -58,9 +82,16 @@ def _as_trained(settings: Settings, run: RunFolder) -> Settings:
         )
     trained = run.trained_with()
     given = {name for name in ("lr_max", "epochs") if getattr(settings, name) is not None}
-    differing = difference(vars(settings), trained, {"image_size"} | given)
+    compared = {"image_size"} | given
+    if settings.run:  # otherwise the folder's path has told the others
+        compared |= keys_that(SWEEP_FLAGS, Means.NAME | Means.SEED) & trained.keys()
+    each = (difference(vars(settings), trained, {name}) for name in sorted(compared))
+    differing = [line for line in each if line]
     if differing:
-        raise InputError(f"{run.path} was trained with other flags: {differing}")
+        advice = ""
+        if settings.epsilon != trained.get("epsilon", settings.epsilon):
+            advice = f"; --epsilons {settings.epsilon:g} attacks it at another radius"
+        raise InputError(f"{run.path} was trained with other flags: {'; '.join(differing)}{advice}")
     limits = {
         name: trained.get(name) if getattr(settings, name) is None else getattr(settings, name)
         for name in ("limit_train", "limit_test")
@@ -87,19 +118,29 @@ def other_sweep(
         other_images: one line if they were others.
     """
     earlier = with_former_values(earlier, SWEEP_FLAGS)
-    files = now["checkpoint"]
     # With --out the folder's name does not tell which run it is.
-    naming = Means.NAME | Means.SEED if files else Means.FREE
+    naming = Means.NAME | Means.SEED if now["out"] else Means.FREE
     # Rows tell their attack, noise and file: those of others stay beside them.
     of_rows = {*FORMER, "pgd_alpha", "checkpoint"}
     compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - of_rows
     checks = [
+        _other_source(now, earlier),
         difference(now, earlier, compared),
         f"its images were others: {other_images}" if other_images else None,
         difference(now, earlier, STATISTICS),
         _other_normalisation(now, earlier),
     ]
     return next((differing for differing in checks if differing), None)
+
+
+def _other_source(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:
+    if not now["out"] or not earlier:
+        return None
+    if bool(now["checkpoint"]) != bool(earlier.get("checkpoint")):
+        return f"it was {'of a run' if now['checkpoint'] else 'of files of --checkpoint'}"
+    if now["run"] != earlier.get("run"):
+        return f"it was of {earlier.get('run')}, not of {now['run']}"
+    return None
 
 
 def _other_normalisation(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:

@@ -125,8 +125,10 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
         unknown = unknown_layer(args, model.blocks())
         if unknown:
             parser.error(unknown)
-    if (args.checkpoint is None) != (args.out is None):
+    if args.checkpoint and args.out is None:
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
+    if args.checkpoint and args.run:
+        parser.error(f"--checkpoint names files, {args.run} a run: sweep one of them at a time")
     if args.checkpoint and args.checkpoints:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
 

@@ -260,6 +260,13 @@ def sweep_parser() -> Parser:
         "Sweep the checkpoints of a run with the neural-collapse metrics.",
         SHARED | {"the sweep": SWEEP},
     )
+    parser.add_argument(
+        "run",
+        nargs="?",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="the run to sweep, in place of the flags that name it; what is not given is the run's",
+    )
     # The run may tell what it was trained with; a value given here must agree with it.
     parser.set_defaults(
         lr_max=None, epochs=None, attack_iters=None, restarts=None, noise_level=None

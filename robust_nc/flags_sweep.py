@@ -97,7 +97,7 @@ SWEEP = (
         Means.FREE,
         type=Path,
         metavar="DIR",
-        help="folder for the results of --checkpoint",
+        help="folder for the results of --checkpoint, or of a run that is only to be read",
     ),
     flag(
         "--overwrite",

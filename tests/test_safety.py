@@ -769,7 +769,8 @@ def flags_of(script, monkeypatch):
     found = {}
 
     def parse_args(parser, argv=None):
-        found.update({action.dest: action for action in parser._actions if action.dest != "help"})
+        flags = [action for action in parser._actions if action.option_strings]
+        found.update({action.dest: action for action in flags if action.dest != "help"})
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

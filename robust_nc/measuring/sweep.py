@@ -35,7 +35,7 @@ from robust_nc.results.records import (
     Row,
     radius_of,
 )
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_folder import RunFolder, list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
 
@@ -72,9 +72,10 @@ def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint
     else:
         epochs = swept_epochs(settings, run)
         paths = [run.checkpoint(epoch) for epoch in epochs]
-        advice = other_radii(settings, run) or (
-            "check the flags that name the run, or choose with --checkpoints"
-        )
+        advice = other_radii(settings, run) or ""
+        if not advice and not run.path.exists():
+            advice = f"check the flags that name the run; {list_runs(settings.models_dir)}"
+        advice = advice or "check the flags that name the run, or choose with --checkpoints"
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
@@ -122,9 +123,9 @@ def other_radii(settings: Settings, run: RunFolder) -> str | None:
     """One line on what to give where runs were trained with another epsilon than the one given."""
     trained = sorted(
         float(folder.name.removeprefix("eps"))
-        for folder in run.path.parents[2].glob("eps*")
+        for folder in run.path.absolute().parents[2].glob("eps*")
         if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
-        and any((folder / Path(*run.path.parts[-2:])).glob("model_*.pth"))
+        and any((folder / Path(*run.path.absolute().parts[-2:])).glob("model_*.pth"))
     )
     if run.path.exists() or not trained:
         return None

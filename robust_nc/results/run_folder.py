@@ -39,7 +39,7 @@ from utils import InputError, atomic_open
 # number (`epoch` in the tables) and the SHA-256 of every file that the tables have rows of.
 HASHES, FILES = "checkpoint_sha256", "files"
 # What of args.json tells where things lay, which is no part of a result.
-PLACES = {"data_dir", "models_dir", "data_url", "out"}
+PLACES = {"data_dir", "models_dir", "data_url", "out", "run"}
 
 
 class RunFolder:
@@ -53,6 +53,7 @@ class RunFolder:
     def __init__(self, path: Path, *, standard: bool, results: Path | None = None):
         self.path = path
         self.results = results or path / "results"
+        self.written = results or path  # where the lock and the logs of a sweep lie
         self.standard = standard
         # As they were read, with what this process has added since: one process writes a run's
         # tables at a time.
@@ -145,19 +146,19 @@ class RunFolder:
         Raises:
             InputError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        self.written.mkdir(parents=True, exist_ok=True)
+        with (self.written / ".lock").open("a+") as file:
             if not lock_file(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise InputError(f"{self.path} is in use by {holder}: wait for it, or stop it")
+                raise InputError(f"{self.written} is in use by {holder}: wait for it, or stop it")
             file.truncate(0)
             file.write(
                 f"{script} on {socket.gethostname()}, process {os.getpid()}, since "
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
             )
             file.flush()
-            for folder in (self.path, self.results):
+            for folder in (self.written, self.results):
                 for left_by_a_killed_run in folder.glob(".*.tmp"):
                     left_by_a_killed_run.unlink(missing_ok=True)
             yield
@@ -349,3 +350,15 @@ class RunFolder:
         for name in series - self._series().keys():
             (self.results / f"{name}.npy").unlink(missing_ok=True)
         return counts
+
+
+MOST_LISTED = 8
+
+
+def list_runs(path: Path) -> str:
+    """The runs below a folder in words, each by its own."""
+    runs = sorted(file.parent for file in path.glob("**/args.json"))
+    if not runs:
+        return f"there are no runs below {path}"
+    more = f" and {len(runs) - MOST_LISTED} more" if len(runs) > MOST_LISTED else ""
+    return f"the runs below {path}: {', '.join(map(str, runs[:MOST_LISTED]))}{more}"

@@ -116,6 +116,83 @@ class TestWhatTheRunLeft:
         assert code == 1 and "model_0.pth: no such checkpoint" in error and error.count("\n") == 1
 
 
+class TestRunFolder:
+    """eval.py RUN_FOLDER takes everything from the run's args.json."""
+
+    FLAGS = "--epochs 2 --train-mode pgd_train --norm l_2 --epsilon 100 --pgd-alpha 30 --seed 3"
+
+    @pytest.fixture
+    def folder(self, image_tree, run_script):
+        flags = f"--dataset folder --data-dir {image_tree} --data-name ants --attack-iters 3"
+        more = "--limit-train 9 --model PreActResNet18 --mean 0.5 0.5 0.5 --std 0.2 0.2 0.2"
+        assert run_script(train, f"{flags} {more} {self.FLAGS} --precision fp32")[0] == 0
+        return Path("models/ants/PreActResNet18/l_2/eps100.0/pgd_train/seed3")
+
+    def test_nothing_else_need_be_given(self, folder, run_script):
+        shutil.copytree(folder, "elsewhere/run")  # whatever its place
+        for path in (folder, Path("elsewhere/run")):
+            code, _, error = run_script(eval_script, f"{path} --neural-collapse")
+            assert code == 0, error
+            swept = [r for r in read_rows(path / "results/metrics.csv", Record)]
+            robust = [r for r in swept if r.input == "pgd"]
+            assert [(r.epoch, r.images, r.epsilon) for r in robust] == [(0, 9, 100), (1, 9, 100)]
+            assert {(r.step_size, r.steps, r.precision) for r in robust} == {(30.0, 3, "fp32")}
+        assert run_script(eval_script, f"{folder} --neural-collapse --epsilons 50")[0] == 0
+        steps = {r.epsilon: r.step_size for r in read_rows(folder / "results/metrics.csv", Record)}
+        assert steps[50.0] == 15.0
+
+    def test_what_is_given_beside_it_and_names_another_run_is_refused_in_one_line(
+        self, folder, run_script
+    ):
+        flags = "--neural-collapse --epsilon 50 --seed 4 --norm l_inf --train-mode std_train"
+        code, _, error = run_script(eval_script, f"{folder} {flags}")
+        assert code == 1 and error.count("\n") == 1
+        for told in (
+            *("--epsilon was 100.0, is 50.0 now", "--seed was 3, is 4 now"),
+            *("--norm was l_2, is l_inf now", "--train-mode was pgd_train, is std_train now"),
+            "--epsilons 50 attacks it",
+        ):
+            assert told in error
+        assert not list((folder / "results").glob("robust*"))
+        flags = "--neural-collapse --limit-train 12 --attack-iters 1 --pgd-alpha 7"
+        assert run_script(eval_script, f"{folder} {flags}")[0] == 0  # what a sweep may choose
+        [row, _] = [
+            r for r in read_rows(folder / "results/metrics.csv", Record) if r.input == "pgd"
+        ]
+        assert (row.images, row.steps, row.step_size) == (12, 1, 7.0)
+
+    def test_where_there_is_no_run_those_that_there_are_are_listed(
+        self, folder, image_tree, run_script
+    ):
+        for path in ("models", folder.parent):
+            code, _, error = run_script(eval_script, f"{path} --neural-collapse")
+            assert code == 1 and error.count("\n") == 1
+            assert f"{path}: no run there" in error and str(folder) in error
+        flags = f"--dataset folder --data-dir {image_tree} --neural-collapse"
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and "no such checkpoint" in error and error.count("\n") == 1
+        assert f"the runs below models: {folder}" in error
+        code, _, error = run_script(eval_script, f"{flags} --models-dir {image_tree}")
+        assert code == 1 and f"there are no runs below {image_tree}" in error
+
+    def test_a_run_that_can_only_be_read_is_swept_into_another_folder(self, folder, run_script):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        flags = f"{folder} --neural-collapse --layerwise --out res"
+        code, output, error = run_script(eval_script, flags)
+        assert code == 0, error
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+        assert {"metrics.csv", "layers.csv", "eval_args.json", "eval.log", "nc1.npy"} <= {
+            path.name for path in Path("res").iterdir()
+        }
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "0 checkpoints (2 done before)" in output
+        shutil.copytree(folder, "other")  # of the same flags
+        code, _, error = run_script(eval_script, flags.replace(str(folder), "other"))
+        assert code == 1 and "it was of /" in error and error.count("\n") == 1
+        code, _, error = run_script(eval_script, f"{folder} --ncc --checkpoint a.pth --out x")
+        assert code == 2 and "one of them at a time" in error
+
+
 class TestOnlyWhatIsMissing:
     def test_one_more_kind_of_input_leaves_the_others_alone(
         self, run_of_three, run_script, measured
