@@ -20,8 +20,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from robust_nc import build
 from robust_nc.agreement import agree_with_run, flags_of_run, other_sweep
 from robust_nc.checks import check_run, check_sweep, unknown_layer
@@ -54,6 +52,7 @@ from robust_nc.results.tables import attack_in_words, describe_record, table_lin
 from robust_nc.settings import Settings
 from utils import (
     InputError,
+    Progress,
     Ranks,
     describe_peak,
     join_ranks,
@@ -259,7 +258,7 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
         logger.info(line)
     total = rows_to_come((task for epoch in share for task in missing[epoch]), sweep.network)
     # A bar for one rank: those of others would write over it.
-    with tqdm(total=total, desc="sweep", unit="row", disable=ranks.number or None) as bar:
+    with Progress(total, "sweep", "rows", shown=ranks.number == 0) as bar:
         for epoch in share:
             sweep.load(epoch)
             with subject.keeping(shared_inputs(missing[epoch])):
@@ -282,16 +281,10 @@ def attacks_in_words(sweep: Sweep) -> list[str]:
     asked = (part for task in TASKS for part in task.inputs(task.parts(settings, sweep.data)))
     if not any(INPUTS[part.input].attacked for part in asked):
         return []
-    unit = DATASETS[settings.dataset].epsilon_range
+    steps = [(radius, settings.step_sizes[f"{radius:g}"]) for radius in settings.epsilons]
     attacks = [
-        attack_in_words(
-            settings.attack_iters,
-            settings.restarts,
-            radius,
-            settings.step_sizes[f"{radius:g}"],
-            unit,
-        )
-        for radius in settings.epsilons
+        attack_in_words(settings.attack_iters, settings.restarts, *at_radius, unit_of(sweep))
+        for at_radius in steps
     ]
     why = "--pgd-alpha" if settings.alpha_given else "the run's own, in proportion to the radius"
     return [f"attacks: {'; '.join(attacks)} (steps of {why})"]
@@ -303,7 +296,7 @@ def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
     row_type = type(rows[0])
     if row_type is Record:
         for record in rows:
-            logger.info(f"{name} {describe_record(record)}")
+            logger.info(f"{name} {describe_record(record, unit_of(sweep))}")
     else:
         logger.info(f"{name} {len(rows)} rows of {row_type.file}")
 
@@ -318,8 +311,13 @@ def summary(sweep: Sweep) -> list[str]:
         recorded = sweep.run.swept_rows(task.row_type) if asked else []
         rows = [row for row in recorded if row.epoch in ends and task.part_of(row) in asked]
         rows = [row for row in rows if row.key == row.measured_with(sweep.conditions).key]
-        lines += table_lines(rows) if rows else []
+        lines += table_lines(rows, unit_of(sweep)) if rows else []
     return lines
+
+
+def unit_of(sweep: Sweep) -> float:
+    """What a radius of 1 is one part of: 255, or 1 where images are attacked in [0, 1]."""
+    return DATASETS[sweep.settings.dataset].epsilon_range
 
 
 if __name__ == "__main__":

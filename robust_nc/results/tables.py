@@ -41,9 +41,11 @@ def markdown(
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
 
 
-def table_lines(rows: list) -> list[str]:
-    """A table of rows of one type, of as many epochs as they are of."""
-    return TABLE_LINES[type(rows[0])](rows)
+def table_lines(rows: list, unit: float = 255) -> list[str]:
+    """A table of rows of one type, of as many epochs as they are of, and the attacks on them."""
+    attacks = {(row.epsilon, attack_of(row, unit)): None for row in rows if attack_of(row, unit)}
+    told = [f"attacks: {'; '.join(words for _, words in sorted(attacks))}"] if attacks else []
+    return TABLE_LINES[type(rows[0])](rows) + told
 
 
 def epsilon_of(row: Any) -> str:
@@ -55,6 +57,13 @@ def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit:
     units = "" if unit == 1 else f"/{unit:g}"
     again = f", {restarts} restarts" if restarts > 1 else ""
     return f"PGD-{steps}, {radius:g}{units}, step {step:g}{units}{again}"
+
+
+def attack_of(row: Any, unit: float) -> str:
+    """The attack that a row is of; "" where it is of none, or of a version that did not tell."""
+    if not row.steps:
+        return ""
+    return attack_in_words(row.steps, row.restarts, row.epsilon, row.step_size, unit)
 
 
 def file_of(row: Any) -> str:
@@ -177,9 +186,13 @@ def input_and_epsilon(row: Any) -> str:
     return row.input if math.isnan(row.epsilon) else f"{row.input} {row.epsilon:g}"
 
 
-def describe_record(record: Record) -> str:
+def describe_record(record: Record, unit: float = 255) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
-    line = f"{record.split:<5} {input_and_epsilon(record):<11} {logged(record)}"
+    attack = attack_of(record, unit)
+    name = input_and_epsilon(record)
+    if attack:
+        name += f" ({attack})"
+    line = f"{record.split:<5} {name:<11} {logged(record)}"
     if math.isnan(record.clean_distance):
         return line
     from_clean = logged(record, from_clean=True)

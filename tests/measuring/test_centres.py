@@ -313,7 +313,7 @@ def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_scr
     bars = []
 
     class Bar:
-        def __init__(self, total, **_):
+        def __init__(self, total, *_, **__):
             self.total, self.seen = total, 0
             bars.append(self)
 
@@ -326,7 +326,7 @@ def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_scr
         def update(self):
             self.seen += 1
 
-    monkeypatch.setattr(eval_script, "tqdm", Bar)
+    monkeypatch.setattr(eval_script, "Progress", Bar)
     radii = f"--epsilons 8,{RADIUS}"
     assert run_script(eval_script, f"{flags} {radii} {what} --checkpoints 1")[0] == 0
     lose_rows(LAYERS, lambda row: (row["split"], row["input"]) == ("train", "clean"))

@@ -625,6 +625,18 @@ class TestWhatARowWasMeasuredWith:
         # The series are of the run's own attack.
         assert published == {path.name: path.read_bytes() for path in results.glob("*.npy")}
 
+    def test_log_lines_and_tables_name_the_attack(self, tree, run_script):
+        mode = "--train-mode pgd_train"
+        output = run_script(train, f"{tree} --epochs 1 {mode} --neural-collapse")[1]
+        [line] = [line for line in output.splitlines() if " seen " in line]
+        assert "train seen 8 (PGD-2, 8/255, step 2/255) acc" in line
+        flags = f"{tree} {mode} --restarts 2 {ALL_INPUTS} --layerwise --epsilons 4"
+        output = run_script(eval_script, flags)[1]
+        attack = "PGD-2, 4/255, step 1/255, 2 restarts"
+        for line in (f"train pgd 4 ({attack}) acc", f"train targeted 4 ({attack}) acc"):
+            assert f"epoch   0 {line}" in output
+        assert output.splitlines().count(f"attacks: {attack}") == 2  # of both tables
+
     def test_several_levels_of_noise_too_and_they_refuse_no_sweep_without(
         self, run_of_three, run_script
     ):
