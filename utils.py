@@ -244,7 +244,7 @@ class Progress:
         self._teller = threading.Thread(target=self._tell, daemon=True)
 
     def __enter__(self) -> "Progress":
-        self._begun = time.monotonic()
+        self._begun = time.perf_counter()
         if self._lines:
             self._teller.start()
         return self
@@ -273,7 +273,7 @@ class Progress:
 
     def _tell(self) -> None:
         while not self._over.wait(PROGRESS_SECONDS):
-            logger.info(self.line(time.monotonic() - self._begun))
+            logger.info(self.line(time.perf_counter() - self._begun))
 
 
 class _TqdmHandler(logging.Handler):
