@@ -20,22 +20,23 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from robust_nc import build
-from robust_nc.agreement import HASHES, agree_with_run, former_steps, other_sweep
+from robust_nc.agreement import agree_with_run, flags_of_run, other_sweep
 from robust_nc.checks import check_run, check_sweep, unknown_layer
-from robust_nc.data.datasets import Dataset, equal_splits
+from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
+from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.subject import Subject
 from robust_nc.measuring.sweep import (
     TASKS,
+    Checkpoint,
     Missing,
     checkpoint_files,
     epochs_of,
     missing_parts,
     names_of_tasks,
+    recorded_files,
     rows_to_come,
     shared_inputs,
 )
@@ -43,13 +44,15 @@ from robust_nc.networks.checkpoints import load_checkpoint
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
-from robust_nc.results.files import read_json, sha256, write_json
+from robust_nc.results.conditions import Conditions, conditions_of
+from robust_nc.results.files import read_json, write_json
 from robust_nc.results.records import TABLES, Record
-from robust_nc.results.run_folder import RunFolder
-from robust_nc.results.tables import describe_record, table_lines
+from robust_nc.results.run_folder import FILES, HASHES, RunFolder, list_runs
+from robust_nc.results.tables import attack_in_words, describe_record, table_lines
 from robust_nc.settings import Settings
 from utils import (
     InputError,
+    Progress,
     Ranks,
     describe_peak,
     join_ranks,
@@ -63,7 +66,14 @@ from utils import (
 def parse_args(argv: list[str] | None = None) -> Settings:
     parser = sweep_parser()
     args = parser.parse_args(argv)
+    alpha = args.pgd_alpha
+    if args.run:
+        parser.set_defaults(**flags_of_run(args.run))
+        args = parser.parse_args(argv)
+        if DATASETS[args.dataset].epsilon_range == 1 and alpha is None:
+            args.pgd_alpha = (read_json(args.run / "args.json") or {}).get("pgd_alpha")
     check_run(parser, args)
+    args.alpha_given = alpha is not None
     check_sweep(parser, args)
     settings = Settings(**vars(args))
     check_folders(parser, settings)
@@ -75,7 +85,13 @@ def check_folders(parser: Parser, settings: Settings) -> None:
     out = settings.out and settings.out.resolve()
     if out and ((out / "args.json").exists() or is_results_of_run(out)):
         parser.error(f"argument --out: {settings.out} belongs to a run: name a folder of its own")
-    epochs = epochs_of(settings, results_folder(settings))
+    run = results_folder(settings)
+    if out and not (settings.checkpoint or run.path.exists()):
+        parser.error(
+            f"--checkpoint FILE or a run goes with --out DIR: there is no run in {run.path}; "
+            f"{list_runs(settings.models_dir)}"
+        )
+    epochs = epochs_of(settings, run)
     parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
 
 
@@ -84,11 +100,13 @@ def is_results_of_run(path: Path) -> bool:
 
 
 def results_folder(settings: Settings) -> RunFolder:
-    """The run's folder, or with --checkpoint the one that --out names."""
+    """The run's folder; the results go to the one that --out names, if it does.
+
+    With --checkpoint that is all there is.
+    """
     run = build.run_folder(settings)
-    if not settings.out:
-        return run
-    return RunFolder(settings.out, standard=run.standard, results=settings.out)
+    path = settings.out if settings.checkpoint else settings.run or run.path
+    return RunFolder(path, standard=run.standard, results=settings.out)
 
 
 def main() -> None:
@@ -100,7 +118,7 @@ def main() -> None:
     sweep = prepare(settings, run, checkpoint_files(settings, run))
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
         run.open()
-        log_to(run.path / "eval.log")
+        log_to(run.written / "eval.log")
         if ranks.number == 0:
             open_results(sweep)
         ranks.wait()
@@ -128,12 +146,37 @@ class Sweep:
 
     settings: Settings
     run: RunFolder
-    files: dict[int, Path]  # by epoch; for --checkpoint by the place in its list
+    files: dict[int, Checkpoint]  # by epoch; for --checkpoint by the number of the file
     data: Dataset
     network: Network
     folded: FoldedNetwork  # of `network`, which checkpoints are loaded into
     subject: Subject
     statistics: Statistics  # what images are normalised with, where a file does not bring its own
+
+    @property
+    def conditions(self) -> Conditions:
+        """What its rows are measured with."""
+        return conditions_of(vars(self.settings))
+
+    def read(self, epoch: int, quietly: bool = False) -> Statistics | None:
+        """Load the weights of a checkpoint; returns the statistics that its file brings along."""
+        path, key = self.files[epoch].path, self.settings.weights_key
+        return load_checkpoint(path, self.network, key, quietly)[1]
+
+    def try_all(self) -> None:
+        """Raise InputError for the first checkpoint that cannot be read, or measured.
+
+        For what is deleted before a sweep begins: the sweep is then able to replace it.
+        """
+        train, evaluator = self.data.train, self.subject.evaluator
+        logger.info(f"--overwrite: {len(self.files)} checkpoints are tried before rows are dropped")
+        for epoch, file in self.files.items():
+            self.read(epoch, quietly=True)
+            self.folded.refold()
+            try:
+                evaluator.outputs(train.images[:8], train.labels[:8])
+            except InputError as error:
+                raise InputError(f"{file.path}: {error}") from error
 
     def load(self, epoch: int, quietly: bool = False) -> Statistics:
         """Load a checkpoint, and normalise as its wrapper does unless the flags say how.
@@ -141,8 +184,7 @@ class Sweep:
         Returns:
             What its images are normalised with, which a log line tells unless `quietly`.
         """
-        file, used = self.files[epoch], self.statistics
-        _, own = load_checkpoint(file, self.network, self.settings.weights_key, quietly)
+        file, used, own = self.files[epoch].path, self.statistics, self.read(epoch, quietly)
         given = build.statistics_given(self.settings)
         words = f"{statistics_in_words(used)}{' as given' if given else ', it brings none along'}"
         if own and given:
@@ -156,7 +198,7 @@ class Sweep:
         return used
 
 
-def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep:
+def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = build.load_data(settings)
     trained = None if settings.checkpoint else run.trained_with()
@@ -173,7 +215,8 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Path]) -> Sweep
         raise InputError(unknown)
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
-    subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed)
+    of_files = settings.checkpoint is not None
+    subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed, of_files)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
 
 
@@ -181,24 +224,29 @@ def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
     settings, run = sweep.settings, sweep.run
     now = build.describe_run(settings, sweep.data, sweep.statistics)
-    now["step_sizes"] = {f"{r:g}": build.step_size(settings, r) for r in settings.epsilons}
+    if settings.out and not settings.checkpoint:
+        now["run"] = str(run.path.resolve())
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
-        now[HASHES] = [sha256(file) for file in settings.checkpoint]
-        now["statistics"] = [sweep.load(place) for place in sweep.files]  # of each file
+        now[HASHES] = [file.digest for file in sweep.files.values()]
+        now["statistics"] = [sweep.load(number) for number in sweep.files]  # of each file
+        present = {file.name: (number, file.digest) for number, file in sweep.files.items()}
+        now[FILES] = ({} if settings.overwrite else recorded_files(run)) | present
     if settings.overwrite:
+        if any(run.swept_rows(row_type) for row_type in TABLES):
+            sweep.try_all()
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(run.swept_rows(row_type) for row_type in TABLES):
-        earlier, steps = read_json(run.sweep_file) or {}, former_steps(run)
-        differing = other_sweep(now, earlier, steps, build.other_images(sweep.data, earlier))
+        earlier = read_json(run.sweep_file) or {}
+        differing = other_sweep(now, earlier, build.other_images(sweep.data, earlier))
         if differing:
             raise InputError(
                 f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
             )
-        now["step_sizes"] = steps | now["step_sizes"]
     run.merge()  # what a sweep that was killed has left
+    run.tell_conditions()
     write_json(run.sweep_file, now)
 
 
@@ -213,9 +261,11 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
         f"images in batches of {subject.evaluator.batch_size}, on {settings.device}"
         f"{of_rank if ranks.count > 1 else ''}"
     )
+    for line in attacks_in_words(sweep):
+        logger.info(line)
     total = rows_to_come((task for epoch in share for task in missing[epoch]), sweep.network)
     # A bar for one rank: those of others would write over it.
-    with tqdm(total=total, desc="sweep", unit="row", disable=ranks.number or None) as bar:
+    with Progress(total, "sweep", "rows", shown=ranks.number == 0) as bar:
         for epoch in share:
             sweep.load(epoch, quietly=bool(settings.checkpoint))  # open_results told of these
             with subject.keeping(shared_inputs(missing[epoch])):
@@ -223,34 +273,58 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
                     rows = []
                     try:
                         for row in task.measure(subject, epoch, parts):
-                            rows.append(row)
+                            row = row.measured_with(sweep.conditions)
+                            rows.append(row.of_file(sweep.files[epoch].name))
                             bar.update()
                     except InputError as error:
-                        raise InputError(f"{sweep.files[epoch]}: {error}") from error
+                        raise InputError(f"{sweep.files[epoch].path}: {error}") from error
                     run.append(rows, ranks.number)
                     log_rows(sweep, epoch, rows)
 
 
+def attacks_in_words(sweep: Sweep) -> list[str]:
+    """One line on the attacks that are asked for, with the step of each radius, if any."""
+    settings = sweep.settings
+    asked = (part for task in TASKS for part in task.inputs(task.parts(settings, sweep.data)))
+    if not any(INPUTS[part.input].attacked for part in asked):
+        return []
+    steps = [(radius, settings.step_sizes[f"{radius:g}"]) for radius in settings.epsilons]
+    attacks = [
+        attack_in_words(settings.attack_iters, settings.restarts, *at_radius, unit_of(sweep))
+        for at_radius in steps
+    ]
+    why = "--pgd-alpha" if settings.alpha_given else "the run's own, in proportion to the radius"
+    return [f"attacks: {'; '.join(attacks)} (steps of {why})"]
+
+
 def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
     """A line of the log for each row of metrics.csv, one for all rows of another table."""
-    name = sweep.files[epoch].name if sweep.settings.checkpoint else f"epoch {epoch:>3}"
+    name = sweep.files[epoch].name or f"epoch {epoch:>3}"
     row_type = type(rows[0])
     if row_type is Record:
         for record in rows:
-            logger.info(f"{name} {describe_record(record)}")
+            logger.info(f"{name} {describe_record(record, unit_of(sweep))}")
     else:
         logger.info(f"{name} {len(rows)} rows of {row_type.file}")
 
 
 def summary(sweep: Sweep) -> list[str]:
-    """The first and the last checkpoint of the sweep, in tables of what was asked for."""
-    ends, lines = (min(sweep.files), max(sweep.files)), []
+    """The first and the last checkpoint, or every file, in tables of what was asked for."""
+    ends, lines = {min(sweep.files), max(sweep.files)}, []
+    if sweep.settings.checkpoint:
+        ends |= sweep.files.keys()
     for task in TASKS:
         asked = task.parts(sweep.settings, sweep.data)
         recorded = sweep.run.swept_rows(task.row_type) if asked else []
         rows = [row for row in recorded if row.epoch in ends and task.part_of(row) in asked]
-        lines += table_lines(rows) if rows else []
+        rows = [row for row in rows if row.key == row.measured_with(sweep.conditions).key]
+        lines += table_lines(rows, unit_of(sweep)) if rows else []
     return lines
+
+
+def unit_of(sweep: Sweep) -> float:
+    """What a radius of 1 is one part of: 255, or 1 where images are attacked in [0, 1]."""
+    return DATASETS[sweep.settings.dataset].epsilon_range
 
 
 if __name__ == "__main__":

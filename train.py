@@ -17,6 +17,7 @@ from torch import optim
 
 from robust_nc import build
 from robust_nc.checks import check_run, check_training
+from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import TRAIN_FLAGS, train_parser
 from robust_nc.going_on import (
     INIT_HASH,
@@ -242,7 +243,9 @@ def log_epoch(training: Training, summary: EpochSummary, records: list[Record]) 
     )
     for record in records:
         if record.split == "train":
-            logger.info(f"    {describe_record(record)}")
+            told = record.measured_with(training.run.trained_under())
+            unit = DATASETS[training.settings.dataset].epsilon_range
+            logger.info(f"    {describe_record(told, unit)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import random
 import resource
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -252,6 +254,63 @@ def memory_advice(advice: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise InputError(f"out of memory: {str(error).splitlines()[0]}; {advice}") from error
+
+
+# How often a line tells the progress where there is no terminal: at least every half minute.
+PROGRESS_SECONDS = 20.0
+
+
+class Progress:
+    """How far work has come: a bar on a terminal, elsewhere a line of the log now and then.
+
+    A line tells the share that is done, the rate and the time left, also while nothing is finished.
+
+    Args:
+        total, unit: how many of what there are to do.
+        initial: how many were done before.
+        shown: whether anything is told at all.
+    """
+
+    def __init__(self, total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True):
+        self.total, self.what, self.unit, self.initial = total, what, unit, initial
+        self.done = initial
+        options = {"disable": None if shown else True, "initial": initial, "leave": False}
+        self._bar = tqdm(total=total, desc=what, unit=unit, **options)
+        self._lines = shown and self._bar.disable
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._begun = time.perf_counter()
+        if self._lines:
+            self._teller.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._over.set()
+        if self._lines:
+            self._teller.join()
+        self._bar.close()
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        self._bar.update(count)
+
+    def line(self, seconds: float) -> str:
+        """The line after so many seconds."""
+        rate = (self.done - self.initial) / seconds
+        left = "unknown time"
+        if rate > 0:
+            left = str(timedelta(seconds=round((self.total - self.done) / rate)))
+        share = self.done / self.total if self.total else 1.0
+        return (
+            f"{self.what}: {share:.0%} ({self.done} of {self.total} {self.unit}), {rate:.3g} "
+            f"{self.unit}/s, {left} left"
+        )
+
+    def _tell(self) -> None:
+        while not self._over.wait(PROGRESS_SECONDS):
+            logger.info(self.line(time.perf_counter() - self._begun))
 
 
 class _TqdmHandler(logging.Handler):

@@ -1,11 +1,13 @@
 """What a run, and earlier sweeps of it, were made with: a sweep has to agree with both."""
 
+from pathlib import Path
 from typing import Any
 
-from robust_nc.flags import SWEEP_FLAGS
+from robust_nc.data.inputs import PUBLISHED_ATTACKS
+from robust_nc.flags import ATTACK, DATA, RUN, SWEEP_FLAGS
+from robust_nc.results.conditions import FORMER, Conditions
 from robust_nc.results.files import read_json
-from robust_nc.results.records import TABLES
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_folder import RunFolder, list_runs
 from robust_nc.settings import (
     STATISTICS,
     Means,
@@ -14,9 +16,8 @@ from robust_nc.settings import (
     keys_that,
     with_former_values,
 )
+from robust_nc.training.modes import bn_of
 from utils import InputError, logger
-
-HASHES = "checkpoint_sha256"  # in eval_args.json, of the files of --checkpoint
 
 
 def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
@@ -27,11 +28,53 @@ def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
     """
     if not settings.checkpoint:
         settings = _as_trained(settings, run)
-    if settings.alpha_given or settings.epsilons == (settings.epsilon,):
-        return settings
-    # Among several radii, the run's own is attacked as before: as swept, or else as trained.
-    trained = run.trained_with().get("pgd_alpha", settings.pgd_alpha)
-    return settings.replace(pgd_alpha=former_steps(run).get(f"{settings.epsilon:g}", trained))
+    return _with_attack(settings, {} if settings.checkpoint else run.trained_with())
+
+
+# What of a run's args.json a sweep takes over by itself, or later, or not at all.
+_NOT_TAKEN = {"epochs", "lr_max", "models_dir", "mean", "std", "no_normalisation", "pgd_alpha"}
+_NOT_TAKEN |= {"trades_bn"}  # the older name of bn
+
+
+def flags_of_run(path: Path) -> dict[str, Any]:
+    """What the args.json of a run names: the run, its data and attack, and the precision.
+
+    Raises:
+        InputError: there is no run in the folder; the runs that there are below it are listed.
+    """
+    told = read_json(path / "args.json")
+    if not told:
+        raise InputError(f"{path}: no run there (it has no args.json); {list_runs(path)}")
+    keys = {flag.key for flag in (*RUN, *DATA, *ATTACK)} | {"precision"}
+    flags = {name: told[name] for name in (keys & told.keys()) - _NOT_TAKEN}
+    flags["bn"] = bn_of(told)
+    if flags.get("dataset") != "folder":
+        flags.pop("image_size", None)  # their own
+    if flags.get("data_dir"):
+        flags["data_dir"] = Path(flags["data_dir"])
+    return flags
+
+
+def _with_attack(settings: Settings, trained: dict[str, Any]) -> Settings:
+    """The settings with the step size of each radius: --pgd-alpha, or else the run's own attack's.
+
+    At another radius than its own the step is in proportion, whatever other radii are asked for.
+    What else of the attack and the noise is not given is the run's, or else as in train.py.
+    """
+    given = {name: getattr(settings, name) for name in FORMER}
+    chosen = {
+        name: trained.get(name, FORMER[name]) if value is None else value
+        for name, value in given.items()
+    }
+    if not settings.alpha_given:
+        chosen["pgd_alpha"] = trained.get("pgd_alpha", settings.pgd_alpha)
+    step, published = chosen.get("pgd_alpha", settings.pgd_alpha), PUBLISHED_ATTACKS[settings.norm]
+    own = Conditions(settings.epsilon, step) if settings.epsilon else Conditions(*published)
+    steps = {
+        f"{radius:g}": step if settings.alpha_given else own.step_at(radius)
+        for radius in settings.epsilons
+    }
+    return settings.replace(**chosen, step_sizes=steps)
 
 
 def _as_trained(settings: Settings, run: RunFolder) -> Settings:
@@ -41,25 +84,22 @@ def _as_trained(settings: Settings, run: RunFolder) -> Settings:
             f"{run.path}, trained with epsilon {settings.epsilon:g}, is attacked at {radii}"
         )
     trained = run.trained_with()
-    compared = ("lr_max", "epochs", "model_args")
-    given = {name for name in compared if getattr(settings, name) is not None}
-    differing = difference(vars(settings), trained, {"image_size"} | given)
+    given = {n for n in ("lr_max", "epochs", "model_args") if getattr(settings, n) is not None}
+    compared = {"image_size"} | given
+    if settings.run:  # otherwise the folder's path has told the others
+        compared |= keys_that(SWEEP_FLAGS, Means.NAME | Means.SEED) & trained.keys()
+    differing = difference(vars(settings), trained, compared)
     if differing:
-        raise InputError(f"{run.path} was trained with other flags: {differing}")
+        advice = ""
+        if settings.epsilon != trained.get("epsilon", settings.epsilon):
+            advice = f"; --epsilons {settings.epsilon:g} attacks it at another radius"
+        raise InputError(f"{run.path} was trained with other flags: {differing}{advice}")
     limits = {
         name: trained.get(name) if getattr(settings, name) is None else getattr(settings, name)
         for name in ("limit_train", "limit_test")
     }
     model_args = settings.model_args or trained.get("model_args")
     return settings.replace(model_args=model_args, **limits)
-
-
-def former_steps(run: RunFolder) -> dict[str, float]:
-    """Radius -> step size of the attacks that sweeps have recorded."""
-    rows = [row for row_type in TABLES for row in run.swept_rows(row_type)]
-    measured = {f"{row.epsilon:g}" for row in rows}
-    steps = step_sizes(read_json(run.sweep_file) or {})
-    return {radius: size for radius, size in steps.items() if radius in measured}
 
 
 def step_sizes(sweep: dict[str, Any]) -> dict[str, float]:
@@ -72,40 +112,37 @@ def step_sizes(sweep: dict[str, Any]) -> dict[str, float]:
 def other_sweep(
     now: dict[str, Any],
     earlier: dict[str, Any],
-    former_steps: dict[str, float],
     other_images: str | None,
 ) -> str | None:
     """One line on what an earlier sweep was made with, and this one is not, if anything.
 
     Args:
         now, earlier: what eval_args.json is to hold, and what it held.
-        former_steps: radius -> step size of the attacks that are recorded.
         other_images: one line if they were others.
     """
     earlier = with_former_values(earlier, SWEEP_FLAGS)
-    files = now["checkpoint"]
     # With --out the folder's name does not tell which run it is.
-    naming = Means.NAME | Means.SEED if files else Means.FREE
-    # The step size is one of each radius: those of other radii stay beside it.
-    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - {"pgd_alpha"}
-    if files and len(files) == len(earlier.get(HASHES, ())):
-        compared -= {"checkpoint"}  # whatever its name, a file is known by its content
+    naming = Means.NAME | Means.SEED if now["out"] else Means.FREE
+    # Rows tell their attack, noise and file: those of others stay beside them.
+    of_rows = {*FORMER, "pgd_alpha", "checkpoint"}
+    compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - of_rows
     checks = [
+        _other_source(now, earlier),
         difference(now, earlier, compared),
-        _other_step(now["step_sizes"], former_steps),
         f"its images were others: {other_images}" if other_images else None,
         difference(now, earlier, STATISTICS),
         _other_normalisation(now, earlier),
-        _other_file(now, earlier),
     ]
     return next((differing for differing in checks if differing), None)
 
 
-def _other_step(steps: dict[str, float], former_steps: dict[str, float]) -> str | None:
-    for radius, size in steps.items():
-        former = former_steps.get(radius, size)
-        if former != size:
-            return f"--pgd-alpha was {former} at epsilon {radius}, is {size} now"
+def _other_source(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:
+    if not now["out"] or not earlier:
+        return None
+    if bool(now["checkpoint"]) != bool(earlier.get("checkpoint")):
+        return f"it was {'of a run' if now['checkpoint'] else 'of files of --checkpoint'}"
+    if now["run"] != earlier.get("run"):
+        return f"it was of {earlier.get('run')}, not of {now['run']}"
     return None
 
 
@@ -114,13 +151,3 @@ def _other_normalisation(now: dict[str, Any], earlier: dict[str, Any]) -> str | 
     if earlier.get("own_normalisation", own) == own:
         return None
     return f"--mean and --std were {'' if own else 'not '}given then"
-
-
-def _other_file(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:
-    hashes = now.get(HASHES, [])
-    former_hashes = earlier.get(HASHES, hashes)
-    # As many as now: otherwise --checkpoint itself differs.
-    for file, present, former in zip(now["checkpoint"] or [], hashes, former_hashes, strict=False):
-        if present != former:
-            return f"{file} was another file then"
-    return None

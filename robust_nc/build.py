@@ -10,7 +10,7 @@ from torch import nn, optim
 
 from attacks import CHUNK
 from robust_nc.data.datasets import DATASETS, Dataset, Selection, load_dataset
-from robust_nc.data.inputs import PUBLISHED_ATTACKS, Strength
+from robust_nc.data.inputs import Strength
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.networks import any_network, architectures
 from robust_nc.networks.folding import FoldedNetwork
@@ -56,21 +56,9 @@ def strength(settings: Settings) -> Strength:
 def strengths(settings: Settings) -> tuple[Strength, ...]:
     """One strength for each of --epsilons."""
     return tuple(
-        strength(settings.replace(epsilon=radius, pgd_alpha=step_size(settings, radius)))
+        strength(settings.replace(epsilon=radius, pgd_alpha=settings.step_sizes[f"{radius:g}"]))
         for radius in settings.epsilons
     )
-
-
-def step_size(settings: Settings, radius: float) -> float:
-    """Of a sweep's attack at that radius, in the units of --epsilon.
-
-    --pgd-alpha; where that was not given, and the radius is not the run's own, in the proportion of
-    the published step to the published radius, a quarter under l_inf.
-    """
-    if settings.alpha_given or radius == settings.epsilon:
-        return settings.pgd_alpha
-    published_radius, published_step = PUBLISHED_ATTACKS[settings.norm]
-    return radius * published_step / published_radius
 
 
 def load_data(settings: Settings) -> Dataset:

@@ -68,13 +68,18 @@ def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
     epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
     args.epsilon = _in_units(args.epsilon, unit, epsilon)
     args.pgd_alpha = _in_units(args.pgd_alpha, unit, step_size)
-    args.noise_level = _in_units(args.noise_level, 255)
+    if args.noise_level is not None:  # eval.py: otherwise the run's
+        _check_noise(parser, args)
     for flag in ("epsilon", "pgd_alpha"):
         check_size(parser, f"--{flag.replace('_', '-')}", [getattr(args, flag)], args)
-    if args.noise_level > 255:
-        parser.error(f"argument --noise-level: {args.noise_level:g}/255 is more than all the range")
-    if 0 < args.noise_level < LIKELY["l_inf"][0]:
-        tell(f"--noise-level {args.noise_level:g} is {_meant(args.noise_level)}")
+
+
+def _check_noise(parser: Parser, args: argparse.Namespace) -> None:
+    level = args.noise_level = _in_units(args.noise_level, 255, math.nan)
+    if level > 255:
+        parser.error(f"argument --noise-level: {level:g}/255 is more than all the range")
+    if 0 < level < LIKELY["l_inf"][0]:
+        tell(f"--noise-level {level:g} is {_meant(level)}")
 
 
 def _meant(size: float) -> str:
@@ -83,7 +88,7 @@ def _meant(size: float) -> str:
     return f"{size:g}/255; {meant} or {meant}/255 is meant?"
 
 
-def _in_units(given: Radius | float | None, unit: float, default: float = math.nan) -> float:
+def _in_units(given: Radius | float | None, unit: float, default: float) -> float:
     """A value as it was written, or that of a run, in units of which black to white has so many."""
     if isinstance(given, Radius):
         return given.in_units(unit)
@@ -231,10 +236,12 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
         unknown = unknown_layer(args, model.blocks())
         if unknown:
             parser.error(unknown)
-    if (args.checkpoint is None) != (args.out is None):
+    if args.checkpoint and args.out is None:
         parser.error("--checkpoint FILE and --out DIR go together: what to measure, and where to")
     if args.weights_key is not None and not args.checkpoint:
         parser.error("--weights-key is for --checkpoint: which weights of a file it measures")
+    if args.checkpoint and args.run:
+        parser.error(f"--checkpoint names files, {args.run} a run: sweep one of them at a time")
     if args.checkpoint and args.checkpoints:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
 

@@ -216,14 +216,14 @@ ATTACK = (
         Means.TRAIN | Means.MEASURE,
         former=ALWAYS_THERE,
         type=radius,
-        help="step size, given like --epsilon (default: 2, for l_2 15)",
+        help="step size, given like --epsilon (default: 2, for l_2 15; eval.py: the run's)",
     ),
     flag(
         "--attack-iters",
         Means.TRAIN | Means.MEASURE,
         type=positive_int,
         default=10,
-        help="steps (default: %(default)s)",
+        help="steps (default: 10; eval.py: those of the run)",
     ),
     flag(
         "--restarts",
@@ -231,7 +231,7 @@ ATTACK = (
         only_with=("train_mode", ("pgd_train", "pgd_train_MART")),
         type=positive_int,
         default=1,
-        help="of PGD (default: %(default)s)",
+        help="of PGD (default: 1; eval.py: those of the run)",
     ),
     flag(
         "--noise-level",
@@ -239,7 +239,7 @@ ATTACK = (
         type=radius,
         default="8",
         former=8.0,
-        help="noise of --neural-collapse-gaussian in 1/255 units (default: %(default)s)",
+        help="noise of --neural-collapse-gaussian in 1/255 units (default: 8; eval.py: the run's)",
     ),
 )
 
@@ -291,8 +291,17 @@ def sweep_parser() -> Parser:
         SHARED | {"the sweep": SWEEP},
         OF_EVAL,
     )
+    parser.add_argument(
+        "run",
+        nargs="?",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="the run to sweep, in place of the flags that name it; what is not given is the run's",
+    )
     # The run may tell what it was trained with; a value given here must agree with it.
-    parser.set_defaults(lr_max=None, epochs=None)
+    parser.set_defaults(
+        lr_max=None, epochs=None, attack_iters=None, restarts=None, noise_level=None
+    )
     return parser
 
 

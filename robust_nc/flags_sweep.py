@@ -33,7 +33,7 @@ SWEEP = (
         Means.FREE,
         metavar="RADII",
         help="attack at these radii, like 2,4,8,16 or 2/255,4/255, instead of the run's own; the "
-        "step is then a quarter of each (l_2: 15/128) unless --pgd-alpha is given",
+        "step is then in the proportion of the run's own attack unless --pgd-alpha is given",
     ),
     flag(
         "--equal-n",
@@ -104,7 +104,7 @@ SWEEP = (
         Means.FREE,
         type=Path,
         metavar="DIR",
-        help="folder for the results of --checkpoint",
+        help="folder for the results of --checkpoint, or of a run that is only to be read",
     ),
     flag(
         "--overwrite",

@@ -685,12 +685,14 @@ def test_any_checkpoint_file_is_measured(
     assert "theirs.pt train clean" in output
     found = rows("here/metrics.csv")
     assert [row["epoch"] for row in found] == ["0", "0", "1", "1"]
-    assert found[0] | {"epoch": "1"} == found[2]
+    assert [row["checkpoint"] for row in found] == ["theirs.pt"] * 2 + ["plain.pth"] * 2
+    assert found[0] | {"epoch": "1", "checkpoint": "plain.pth"} == found[2]
     assert not (tmp_path / "models").exists()
     code, output, _ = run_script(eval_script, command)
     assert code == 0 and "2 done before" in output
-    code, _, error = run_script(eval_script, command.replace(" plain.pth", ""))
-    assert code == 1 and "--checkpoint was" in error
+    code, output, _ = run_script(eval_script, command.replace("theirs.pt ", ""))
+    assert code == 0 and "1 done before" in output
+    assert rows("here/metrics.csv") == found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -791,7 +793,8 @@ def flags_of(script, monkeypatch):
     found = {}
 
     def parse_args(parser, argv=None):
-        found.update({action.dest: action for action in parser._actions if action.dest != "help"})
+        flags = [action for action in parser._actions if action.option_strings]
+        found.update({action.dest: action for action in flags if action.dest != "help"})
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -2,16 +2,20 @@
 
 import io
 import random
+import sys
+import time
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
+import utils
 from robust_nc.training.modes import mode_name
 from robust_nc.training.schedules import learning_rate
 from utils import (
     InputError,
+    Progress,
     memory_advice,
     random_state,
     seed_everything,
@@ -70,6 +74,42 @@ def test_a_random_state_is_data_and_brings_every_generator_back():
     assert draws_of_all() == first
     set_random_state({"cpu": state["cpu"]}, cpu)  # as earlier versions saved it
     assert draws_of_all()[4] == first[4]
+
+
+def test_without_a_terminal_lines_tell_the_progress(monkeypatch, caplog):
+    """At least every half minute, also while nothing is finished."""
+    assert utils.PROGRESS_SECONDS < 30
+    monkeypatch.setattr(utils, "PROGRESS_SECONDS", 0.02)
+    caplog.set_level("INFO")
+    with Progress(40, "sweep", "rows", initial=10) as progress:
+        time.sleep(0.1)
+        idle = [record.message for record in caplog.records]
+        progress.update(15)
+        time.sleep(0.1)
+    told = [record.message for record in caplog.records]
+    assert len(idle) > 1 and len(told) > len(idle)
+    assert idle[0] == "sweep: 25% (10 of 40 rows), 0 rows/s, unknown time left"
+    assert told[-1].startswith("sweep: 62% (25 of 40 rows), ")
+    assert told[-1].endswith(" rows/s, 0:00:00 left")
+    assert progress.line(30.0) == "sweep: 62% (25 of 40 rows), 0.5 rows/s, 0:00:30 left"
+    caplog.clear()
+    with Progress(40, "sweep", "rows", shown=False):
+        time.sleep(0.05)
+    assert not caplog.records
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch, caplog):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(utils, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    caplog.set_level("INFO")
+    with Progress(4, "epoch 3", "images") as progress:
+        progress.update(4)
+        time.sleep(0.05)
+    assert not caplog.records and "epoch 3" in sys.stderr.getvalue()
 
 
 def test_memory_that_runs_out_ends_with_the_advice():

@@ -61,6 +61,11 @@ class InputKind:
     published_as: str | None = None
     stands_in_for: str | None = None
 
+    @property
+    def noisy(self) -> bool:
+        """Whether it is perturbed by noise, whose level tables tell."""
+        return self.perturb is not None and not self.attacked
+
     def bound(
         self, model: nn.Module, strength: Strength
     ) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -22,10 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets, transforms
 from torchvision.datasets.utils import check_integrity
-from tqdm import tqdm
 
 from robust_nc.data.image_tree import PARTS, list_tree, open_rgb
-from utils import InputError, atomic_open, logger
+from utils import InputError, Progress, atomic_open, logger
 
 DECODING = "2"  # another one where files are decoded otherwise: older caches are not read
 
@@ -244,10 +243,12 @@ def _decode(listing: datasets.ImageFolder, fit: Callable, fit_name: str) -> Tens
             raise InputError(f"{path}: cannot be read as an image ({error})") from error
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = list(
-            tqdm(pool.map(read, paths), f"decoding {root}", len(paths), unit="img", disable=None)
-        )
+    decoded = []
+    progress = Progress(len(paths), f"decoding {root}", "images")
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress:
+        for image in pool.map(read, paths):
+            decoded.append(image)
+            progress.update()
     images = torch.stack(decoded)
     try:
         cache.parent.mkdir(exist_ok=True)

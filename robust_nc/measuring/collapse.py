@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nc_metrics import simplex_distance
@@ -33,6 +34,13 @@ def make_record(measured: Measurement, clean_means: Tensor | None = None, **key:
             "clean_mean_distance": apart.mean_distance,
             "clean_mean_angle": apart.mean_angle,
         }
+        kind, classes = INPUTS[key["input"]], torch.arange(len(clean_means))
+        if kind.targeted:
+            # Of each class the images that are labelled with its target.
+            own = collapse.class_means[kind.labels(classes, len(classes))]
+            apart = simplex_distance(clean_means, own)
+            metrics["own_distance"] = apart.distance.mean().item()
+            metrics["own_angle"] = apart.angle.mean().item()
     metrics |= {name: getattr(measured, name) for name in ("images", "loss", "accuracy")}
     return Record(**key, **metrics)
 

@@ -53,6 +53,8 @@ class BlockMeasurement:
     target_centre_accuracy: float
     clean_distance: float
     clean_angle: float
+    own_distance: float
+    own_angle: float
     means: StreamingCollapse = field(compare=False, repr=False)
 
 
@@ -109,7 +111,7 @@ class Evaluator:
         images: Tensor,
         labels: Tensor,
         clean: dict[str, StreamingCollapse] | None = None,
-        truth: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> dict[str, BlockMeasurement]:
         """Collapse and nearest clean class means of every block's output, by its name.
 
@@ -119,12 +121,13 @@ class Evaluator:
         Args:
             images, labels: as in `outputs`.
             clean: `block_means` of the clean training images; None where these are the images.
-            truth: (N,), the true labels where `labels` are the targets of an attack.
+            targets: (C,), a permutation: where the images were perturbed towards another class, the
+                one of each class; `labels` are targets then.
 
         Raises:
             InputError: outputs that are not finite.
         """
-        return self._retried(lambda: self._blocks(images, labels, clean, truth), len(labels))
+        return self._retried(lambda: self._blocks(images, labels, clean, targets), len(labels))
 
     def block_means(self, images: Tensor, labels: Tensor) -> dict[str, StreamingCollapse]:
         """The class means after every block, by its name, in one forward pass per image.
@@ -153,11 +156,11 @@ class Evaluator:
         images: Tensor,
         labels: Tensor,
         clean: dict[str, StreamingCollapse] | None,
-        truth: Tensor | None,
+        targets: Tensor | None,
     ) -> dict[str, BlockMeasurement]:
         collapses = self._block_means(images, labels)
         clean = clean or collapses
-        true = labels if truth is None else truth
+        true = labels if targets is None else targets.argsort()[labels]
         near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
         near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
         with block_outputs(self.network) as outputs:
@@ -172,7 +175,11 @@ class Evaluator:
         measured = {}
         for name, collapse in collapses.items():
             apart = simplex_distance(clean[name].class_means, collapse.class_means)
-            aimed = math.nan if truth is None else near_label[name].item() / len(labels)
+            aimed = own_distance = own_angle = math.nan
+            if targets is not None:
+                aimed = near_label[name].item() / len(labels)
+                own = simplex_distance(clean[name].class_means, collapse.class_means[targets])
+                own_distance, own_angle = own.distance.mean().item(), own.angle.mean().item()
             measured[name] = BlockMeasurement(
                 features=collapse.class_means.shape[1],
                 collapse=collapse.result(),
@@ -180,6 +187,8 @@ class Evaluator:
                 target_centre_accuracy=aimed,
                 clean_distance=apart.distance.mean().item(),
                 clean_angle=apart.angle.mean().item(),
+                own_distance=own_distance,
+                own_angle=own_angle,
                 means=collapse,
             )
         return measured

@@ -32,10 +32,9 @@ def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator
         clean = subject.layers.block_means(train.images, train.labels)
     for part in parts:
         labels = subject.labels(part.split, part.input)
-        truth = subject.split(part.split).labels if INPUTS[part.input].targeted else None
         images, perturb = subject.images(epoch, part)
         images = subject.evaluator.perturbed(images, labels, perturb)
-        blocks = subject.layers.blocks(images, labels, clean, truth)
+        blocks = subject.layers.blocks(images, labels, clean, subject.targets(part.input))
         clean = clean or {layer: block.means for layer, block in blocks.items()}
         for index, (layer, block) in enumerate(blocks.items()):
             yield LayerRecord(
@@ -48,5 +47,7 @@ def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator
                 target_centre_accuracy=block.target_centre_accuracy,
                 clean_distance=block.clean_distance,
                 clean_angle=block.clean_angle,
+                own_distance=block.own_distance,
+                own_angle=block.own_angle,
                 **vars(block.collapse),
             )

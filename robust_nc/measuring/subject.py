@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from robust_nc.data.datasets import Dataset
@@ -36,6 +37,8 @@ class Subject:
 
     layers: the evaluator for block outputs, whose batches may have to be smaller.
     strengths: they differ in the radius and step size of their attacks alone.
+    of_files: whether "epochs" are files of --checkpoint, which all have the random streams of epoch
+        0: what is measured of a file does not depend on the others.
     """
 
     evaluator: Evaluator
@@ -43,6 +46,7 @@ class Subject:
     data: Dataset
     strengths: tuple[Strength, ...]
     seed: int
+    of_files: bool = False
     _shared: Collection[InputPart] = field(default=(), init=False, repr=False)
     _kept: dict[InputPart, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -57,10 +61,16 @@ class Subject:
         """What one kind of input is measured with."""
         return INPUTS[name].labels(self.split(split).labels, self.data.num_classes)
 
+    def targets(self, name: str) -> Tensor | None:
+        """The class (C,) that each class is perturbed towards; None where no target is aimed at."""
+        classes = torch.arange(self.data.num_classes, device=self.data.train.labels.device)
+        return INPUTS[name].labels(classes, len(classes)) if INPUTS[name].targeted else None
+
     def start_stream(self, epoch: int, split: str, name: str) -> None:
         """Start the random stream of one epoch, split and kind of input."""
         of_split = [] if split == "train" else [SPLITS.index(split)]
-        seed_everything(self.seed, epoch, INPUTS[name].stream, *of_split)
+        number = 0 if self.of_files else epoch
+        seed_everything(self.seed, number, INPUTS[name].stream, *of_split)
 
     def images(self, epoch: int, part: InputPart) -> tuple[Tensor, Perturb]:
         """The images (N, C, H, W) of one kind of input, and what is still to be added to them.

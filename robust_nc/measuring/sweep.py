@@ -21,10 +21,13 @@ from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
 from robust_nc.measuring.subject import InputPart, Subject, input_parts
 from robust_nc.networks.blocks import FEATURES
 from robust_nc.networks.network import Network
+from robust_nc.results.conditions import conditions_of
+from robust_nc.results.files import sha256
 from robust_nc.results.records import (
     ADAPTIVE,
     CENTRE_INPUTS,
     SPLITS,
+    TABLES,
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
@@ -32,7 +35,7 @@ from robust_nc.results.records import (
     Row,
     radius_of,
 )
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_folder import RunFolder, list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
 
@@ -49,26 +52,70 @@ def epochs_of(settings: Settings, run: RunFolder) -> int:
     return epochs or max(run.epochs(), default=PUBLISHED_EPOCHS - 1) + 1
 
 
-def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Path]:
-    """Epoch -> file of every checkpoint to measure; for --checkpoint the place in its list.
+class Checkpoint(NamedTuple):
+    """A file to measure; of --checkpoint also the name that its rows have, and its SHA-256."""
+
+    path: Path
+    name: str = ""
+    digest: str = ""
+
+
+def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint]:
+    """Epoch -> file of every checkpoint to measure; for --checkpoint the file's number.
 
     Raises:
-        InputError: one is not there.
+        InputError: one is not there, or is another one than that of its name that was recorded.
     """
     if settings.checkpoint:
-        files = dict(enumerate(settings.checkpoint))
+        paths = list(dict.fromkeys(settings.checkpoint))
         advice = "--checkpoint names files of weights"
     else:
-        files = {epoch: run.checkpoint(epoch) for epoch in swept_epochs(settings, run)}
-        advice = other_radii(settings, run) or (
-            "check the flags that name the run, or choose with --checkpoints"
-        )
-    missing = [file for file in files.values() if not file.is_file()]
+        epochs = swept_epochs(settings, run)
+        paths = [run.checkpoint(epoch) for epoch in epochs]
+        advice = other_radii(settings, run) or ""
+        if not advice and not run.path.exists():
+            advice = f"check the flags that name the run; {list_runs(settings.models_dir)}"
+        advice = advice or "check the flags that name the run, or choose with --checkpoints"
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
-            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(files)} are missing); "
+            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are missing); "
             f"{advice}"
         )
+    if settings.checkpoint:
+        return numbered_files(paths, {} if settings.overwrite else recorded_files(run), run)
+    return {epoch: Checkpoint(path) for epoch, path in zip(epochs, paths, strict=True)}
+
+
+def recorded_files(run: RunFolder) -> dict[str, tuple[int, str]]:
+    """Name -> number and SHA-256 of the files that the tables have rows of."""
+    numbers = {row.epoch for row_type in TABLES for row in run.swept_rows(row_type)}
+    return {name: file for name, file in run.files().items() if file[0] in numbers}
+
+
+def numbered_files(
+    paths: list[Path], recorded: dict[str, tuple[int, str]], run: RunFolder
+) -> dict[int, Checkpoint]:
+    """Number -> file: the number and name that its rows have, or else new ones.
+
+    A file is known by its content, whatever its name is now; of copies each has rows of its own.
+    """
+    files: dict[int, Checkpoint] = {}
+    unnamed = {name: file for name, file in recorded.items() if Path(name) not in paths}
+    following = max((number for number, _ in recorded.values()), default=-1) + 1
+    for path in paths:
+        name, digest = str(path), sha256(path)
+        if name not in recorded:
+            name = next((n for n, (_, former) in unnamed.items() if former == digest), name)
+            unnamed.pop(name, None)
+        number, former = recorded.get(name, (following, digest))
+        following += name not in recorded
+        if former not in ("", digest):
+            raise InputError(
+                f"{run.results} holds a sweep of other files: {path} was another file then; give "
+                "it another name, or another --out; --overwrite drops the sweep"
+            )
+        files[number] = Checkpoint(path, name, digest)
     return files
 
 
@@ -76,9 +123,9 @@ def other_radii(settings: Settings, run: RunFolder) -> str | None:
     """One line on what to give where runs were trained with another epsilon than the one given."""
     trained = sorted(
         float(folder.name.removeprefix("eps"))
-        for folder in run.path.parents[2].glob("eps*")
+        for folder in run.path.absolute().parents[2].glob("eps*")
         if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
-        and any((folder / Path(*run.path.parts[-2:])).glob("model_*.pth"))
+        and any((folder / Path(*run.path.absolute().parts[-2:])).glob("model_*.pth"))
     )
     if run.path.exists() or not trained:
         return None
@@ -156,6 +203,9 @@ class InputTask(Task):
     def part_of(self, row: Record) -> InputPart:
         return InputPart(row.split, row.input, radius_of(row))
 
+    def is_whole(self, row: Record) -> bool:
+        return not (INPUTS[row.input].targeted and math.isnan(row.own_distance))
+
 
 class LayerTask(Task):
     """Collapse after every block: --layerwise."""
@@ -174,7 +224,8 @@ class LayerTask(Task):
         return len(network.blocks())
 
     def is_whole(self, row: LayerRecord) -> bool:
-        return not math.isnan(row.centre_accuracy)
+        lacks_own = INPUTS[row.input].targeted and math.isnan(row.own_distance)
+        return not (math.isnan(row.centre_accuracy) or lacks_own)
 
 
 class CentreTask(Task):
@@ -246,9 +297,12 @@ def missing_parts(
 ) -> dict[int, list[Missing]]:
     """Epoch -> what the flags ask for and the run's tables lack."""
     missing: dict[int, list[Missing]] = {}
+    now = conditions_of(vars(settings))
     for task in TASKS:
         asked = task.parts(settings, data)
         recorded = run.swept_rows(task.row_type) if asked else []
+        # Rows of another attack or noise are others.
+        recorded = [row for row in recorded if row.key == row.measured_with(now).key]
         # A part of which rows were lost, or lack what is measured now, is measured again.
         counts = Counter((row.epoch, task.part_of(row)) for row in recorded if task.is_whole(row))
         for epoch in epochs:

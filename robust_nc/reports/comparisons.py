@@ -47,7 +47,9 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
             shared[group.setting.file_name].append((group, lines))
         else:
             logger.info(f"{group.file_name()}: left out, not measured: distance to clean")
-    from_clean = panels_of((m for m in METRICS.values() if m.from_clean), "epochs")
+    from_clean = panels_of(
+        (m for m in METRICS.values() if m.from_clean and not m.only_targeted), "epochs"
+    )
     plots = []
     for place, lines_of_groups in shared.items():
         together = [group for group, _ in lines_of_groups]

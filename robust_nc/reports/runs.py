@@ -15,6 +15,7 @@ from robust_nc.results.files import read_json, read_rows
 from robust_nc.results.records import (
     ADAPTIVE,
     SPLITS,
+    TABLES,
     AutoAttackRecord,
     CentreRecord,
     EpochSummary,
@@ -97,8 +98,9 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack: the rows at every epsilon. Of two records of one input and
-        epoch the last counts: what train.py measured comes after a sweep's.
+    records, layers, centres, autoattack: the rows at every epsilon, of one attack each. Of two
+        records of one input and epoch the last counts: what train.py measured comes after a
+        sweep's.
     """
 
     folder: RunFolder
@@ -230,8 +232,10 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
-    records = sorted(folder.rows(Record), key=lambda row: row.source == "train")
-    layers, centres = folder.rows(LayerRecord), strong_centres(folder)
+    # Of one attack each; the tables may hold others beside it.
+    shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
+    records = sorted(shown[Record], key=lambda row: row.source == "train")
+    layers, centres = shown[LayerRecord], folder.shown(strong_centres(folder))
     return Run(
         folder,
         setting,
@@ -243,7 +247,7 @@ def read_run(path: Path) -> Run:
         records=records,
         layers=layers,
         centres=centres,
-        autoattack=folder.rows(AutoAttackRecord),
+        autoattack=shown[AutoAttackRecord],
     )
 
 

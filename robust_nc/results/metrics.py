@@ -163,15 +163,15 @@ class Metrics:
         series="nc4",
     )
     clean_distance: float = metric(
-        "distance",
-        label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$",
+        "distance (targeted: to target's class)",
+        label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$\n(targeted: target's class)",
         log=Column("dist", ".3f"),
         figures=("epochs",),
         from_clean=True,
     )
     clean_angle: float = metric(
-        "angle",
-        label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]",
+        "angle (targeted: to target's class)",
+        label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]\n(targeted: target's class)",
         log=Column("angle", ".3f"),
         report=Column("angle to clean means", ".3f"),
         figures=("epochs", "radii"),
@@ -193,6 +193,22 @@ class Metrics:
     )
     nc3_zhu: float = metric(
         "NC3 (Zhu)", label="NC3 (Zhu et al.)\n$WM$ to simplex", figures=("epochs",)
+    )
+    own_distance: float = metric(
+        "distance (targeted: to own class)",
+        label="Distance of targeted\nto clean means of\ntheir own class",
+        log=Column("dist", ".3f"),
+        figures=("epochs",),
+        from_clean=True,
+        only_targeted=True,
+    )
+    own_angle: float = metric(
+        "angle (targeted: to own class)",
+        label="Angle of targeted\nto clean means of\ntheir own class [rad]",
+        log=Column("angle", ".3f"),
+        figures=("epochs",),
+        from_clean=True,
+        only_targeted=True,
     )
 
 

@@ -4,8 +4,10 @@ Each is a dataclass with a column per field, and knows its table: a Row. Accurac
 in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a default, so that
 tables of older versions stay readable.
 
-`images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon` is the
-radius of their attack in the units of --epsilon, NaN where there was none.
+`checkpoint` is the file that --checkpoint named, "" in rows of a run's own; `epoch` is its number
+then. `images` is how many images a row is of, 0 in rows of versions that did not tell. `epsilon`
+and `step_size` are of their attack, in the units of --epsilon, `noise` is in those of
+--noise-level; NaN where there was none. What a row was measured with is part of its key.
 """
 
 import math
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from robust_nc.data.inputs import INPUTS, place_of
+from robust_nc.results.conditions import Conditions
 from robust_nc.results.metrics import (
     NC1_LABEL,
     NC2_ANGLE_LABEL,
@@ -24,18 +27,26 @@ from robust_nc.results.metrics import (
 )
 
 SPLITS = ("train", "test")
+UNTOLD = Conditions()
 
 
 class Row:
     """A row of a table of a run's results.
 
     file: the name of the table.
-    epsilon: a field of types whose rows may be of an attack; NaN for those of all others.
+    epsilon, step_size, steps, restarts: fields of types whose rows may be of an attack; NaN and 0
+        for those of all others. noise: likewise, of noise.
     """
 
     file: ClassVar[str]
     epoch: int
     epsilon: float = math.nan
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
+    checkpoint: str = ""
 
     @property
     def key(self) -> tuple:
@@ -52,14 +63,38 @@ class Row:
         """Whether it is of an attack, whose epsilon it then tells."""
         return False
 
-    def as_now(self, epsilon: float) -> Any:
+    @property
+    def noisy(self) -> bool:
+        """Whether it is of images with noise, whose level it then tells."""
+        kind = INPUTS.get(getattr(self, "input", ""))
+        return kind is not None and kind.noisy
+
+    @property
+    def perturbed_by(self) -> tuple[float, int, int, float]:
+        """Step size, steps, restarts and noise, 0 where not told: part of the key."""
+        step_size, noise = (0.0 if math.isnan(v) else v for v in (self.step_size, self.noise))
+        return float(f"{step_size:.9g}"), self.steps, self.restarts, noise
+
+    def measured_with(self, conditions: Conditions) -> Any:
+        """The row as one that was measured under these conditions."""
+        return replace(self, **conditions.of_row(self))  # type: ignore[type-var]
+
+    def of_file(self, name: str) -> Any:
+        """The row with the name of its file, where the row does not tell it."""
+        if self.checkpoint or not name:
+            return self
+        return replace(self, checkpoint=name)  # type: ignore[type-var]  # its types are dataclasses
+
+    def as_now(self, epsilon: float, former: Conditions = UNTOLD) -> Any:
         """The row as this version writes it, of a run with that epsilon.
 
-        Rows of versions that did not tell the epsilon are of the run's.
+        Rows of versions that did not tell the epsilon are of the run's, and those that did not tell
+        what else they were measured with are of the conditions of then.
         """
-        if self.attacked and math.isnan(self.epsilon):
-            return replace(self, epsilon=epsilon)  # type: ignore[type-var]  # its types are dataclasses
-        return self
+        row: Any = self
+        if row.attacked and math.isnan(row.epsilon):
+            row = replace(row, epsilon=epsilon)
+        return row if row.precision or former == UNTOLD else row.measured_with(former)
 
 
 @dataclass(frozen=True)
@@ -80,15 +115,23 @@ class Record(Metrics, RecordKey):
 
     Its columns are those of RecordKey, of Metrics, and its own. The metrics are NeuralCollapse's;
     the `clean_*` ones compare the class means with those of the clean images (means over classes of
-    SimplexDistance).
+    SimplexDistance). Class means of targeted images are those of their targets: `clean_*` is from
+    the clean images of the target's class, `own_*` from those of the images' own class.
     """
 
     images: int = 0
     epsilon: float = math.nan
+    checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
 
     @property
     def key(self) -> tuple:
-        return self.epoch, self.source, self.split, place_of(self.input), radius_of(self)
+        place = self.split, place_of(self.input), radius_of(self)
+        return self.epoch, self.source, *place, *self.perturbed_by
 
     @property
     def swept(self) -> bool:
@@ -98,11 +141,11 @@ class Record(Metrics, RecordKey):
     def attacked(self) -> bool:
         return INPUTS[self.input].attacked
 
-    def as_now(self, epsilon: float) -> Any:
+    def as_now(self, epsilon: float, former: Conditions = UNTOLD) -> Any:
         """Earlier versions called "pgd" what train.py had seen in training."""
         if (self.source, self.input) == ("train", "pgd"):
-            return replace(self, input="seen").as_now(epsilon)
-        return super().as_now(epsilon)
+            return replace(self, input="seen").as_now(epsilon, former)
+        return super().as_now(epsilon, former)
 
 
 @dataclass(frozen=True)
@@ -112,10 +155,11 @@ class LayerRecord(Row):
     `index` counts the blocks from 0 in forward order, `features` is the width of the block's
     output; the metrics are those of LayerCollapse, with the split's own class means.
 
-    The last four metrics tell how it lies to the *clean training* class means of the block:
+    The last six metrics tell how it lies to the *clean training* class means of the block:
     `centre_accuracy` is the share of samples whose nearest one is their true label's,
     `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
-    and `clean_angle` compare the class means with them, as those of Record do.
+    and `clean_angle` compare the class means with them, as those of Record do: of targeted inputs
+    with those of the target's class, and `own_distance` and `own_angle` with their own class's.
     """
 
     file = "layers.csv"
@@ -184,25 +228,49 @@ class LayerRecord(Row):
     )
     clean_distance: float = metric(
         "",
-        label="Distance to\nclean training\nclass means",
+        label="Distance to\nclean training means\n(targeted: target's class)",
         scale="log",
         figures=("layers",),
         from_clean=True,
     )
     clean_angle: float = metric(
         "",
-        label="Angle to\nclean training\nclass means [rad]",
+        label="Angle to [rad]\nclean training means\n(targeted: target's class)",
         table=Column("angle", ".2f"),
         report=Column("angle to the clean training class means", ".2f"),
         figures=("layers",),
         from_clean=True,
         blocks=("clean", "pgd"),
     )
+    own_distance: float = metric(
+        "",
+        label="Distance of targeted\nto clean training means\nof their own class",
+        scale="log",
+        figures=("layers",),
+        from_clean=True,
+        only_targeted=True,
+    )
+    own_angle: float = metric(
+        "",
+        label="Angle of targeted [rad]\nto clean training means\nof their own class",
+        table=Column("own angle", ".2f"),
+        report=Column("angle to the clean training means of their own class", ".2f"),
+        figures=("layers",),
+        from_clean=True,
+        only_targeted=True,
+        blocks=("targeted",),
+    )
+    checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
 
     @property
     def key(self) -> tuple:
         split, input = SPLITS.index(self.split), place_of(self.input)
-        return self.epoch, split, input, radius_of(self), self.index
+        return self.epoch, split, input, radius_of(self), *self.perturbed_by, self.index
 
     @property
     def attacked(self) -> bool:
@@ -245,11 +313,17 @@ class CentreRecord(Row):
     epsilon: float = math.nan
     layer: str = "features"
     attempts: int = 0
+    checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    precision: str = ""
 
     @property
     def key(self) -> tuple:
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
-        return self.epoch, SPLITS.index(self.split), self.layer, means, radius_of(self), input
+        place = SPLITS.index(self.split), self.layer, means, radius_of(self)
+        return self.epoch, *place, *self.perturbed_by, input
 
     @property
     def attacked(self) -> bool:
@@ -268,6 +342,8 @@ class AutoAttackRecord(Row):
     clean_accuracy: float
     robust_accuracy: float
     epsilon: float = math.nan
+    checkpoint: str = ""
+    precision: str = ""
 
     @property
     def key(self) -> tuple:

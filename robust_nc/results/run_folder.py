@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_nc.results.conditions import Conditions, conditions_of, shown_rows
 from robust_nc.results.files import (
     Table,
     lock_file,
@@ -34,8 +35,11 @@ from robust_nc.results.records import TABLES, EpochSummary, Record, Row, at_epsi
 from robust_nc.results.series import published_series, series_names
 from utils import InputError, atomic_open
 
+# In eval_args.json, of --checkpoint: the SHA-256 of each file of the list; and by its name the
+# number (`epoch` in the tables) and the SHA-256 of every file that the tables have rows of.
+HASHES, FILES = "checkpoint_sha256", "files"
 # What of args.json tells where things lay, which is no part of a result.
-PLACES = {"data_dir", "models_dir", "data_url", "out"}
+PLACES = {"data_dir", "models_dir", "data_url", "out", "run"}
 
 
 CHECKPOINT_NAME = "model_{}.pth"  # of the weights after an epoch, counted from 0
@@ -60,6 +64,7 @@ class RunFolder:
     def __init__(self, path: Path, *, standard: bool, results: Path | None = None):
         self.path = path
         self.results = results or path / "results"
+        self.written = results or path  # where the lock and the logs of a sweep lie
         self.standard = standard
         # As they were read, with what this process has added since: one process writes a run's
         # tables at a time.
@@ -106,6 +111,31 @@ class RunFolder:
         """What args.json tells; {} where there is none."""
         return read_json(self.args_file) or {}
 
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Name -> number and SHA-256 of the files of --checkpoint that sweeps have recorded.
+
+        Earlier versions told the list of one sweep, the first of them without SHA-256: "" then.
+        """
+        swept = read_json(self.sweep_file) or {}
+        if FILES in swept:
+            return {name: (number, digest) for name, (number, digest) in swept[FILES].items()}
+        names = swept.get("checkpoint") or []
+        digests = swept.get(HASHES) or [""] * len(names)
+        pairs = zip(names, digests, strict=False)
+        return {name: (number, digest) for number, (name, digest) in enumerate(pairs)}
+
+    def trained_under(self) -> Conditions:
+        """The run's own attack and noise; of results that belong to no run, those of the sweep."""
+        return conditions_of(self.trained_with() or read_json(self.sweep_file) or {})
+
+    def swept_under(self) -> Conditions:
+        """The attack and noise of the last sweep."""
+        return conditions_of(read_json(self.sweep_file) or self.trained_with())
+
+    def shown(self, rows: list) -> list:
+        """The rows that series and figures show: those of one attack, at every radius."""
+        return shown_rows(rows, self.trained_under(), self.swept_under())
+
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
         arguments = read_json(self.args_file) or read_json(self.sweep_file) or {}
@@ -126,19 +156,19 @@ class RunFolder:
         Raises:
             InputError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        self.written.mkdir(parents=True, exist_ok=True)
+        with (self.written / ".lock").open("a+") as file:
             if not lock_file(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise InputError(f"{self.path} is in use by {holder}: wait for it, or stop it")
+                raise InputError(f"{self.written} is in use by {holder}: wait for it, or stop it")
             file.truncate(0)
             file.write(
                 f"{script} on {socket.gethostname()}, process {os.getpid()}, since "
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
             )
             file.flush()
-            for folder in (self.path, self.results):
+            for folder in (self.written, self.results):
                 for left_by_a_killed_run in folder.glob(".*.tmp"):
                     left_by_a_killed_run.unlink(missing_ok=True)
             yield
@@ -173,7 +203,12 @@ class RunFolder:
                 for row in read_rows(path, row_type, maybe_cut_off=True)
             ]
             rows, epsilon = read_rows(self.table(row_type), row_type) + beside, self.epsilon()
-            as_now = (row.as_now(epsilon) for row in rows)
+            names = {number: name for name, (number, _) in self.files().items()}
+            own, last = self.trained_under(), self.swept_under()
+            as_now = (
+                row.as_now(epsilon, last if row.swept else own).of_file(names.get(row.epoch, ""))
+                for row in rows
+            )
             self._tables[row_type] = Table(self.table(row_type), row_type, as_now)
         return self._tables[row_type]
 
@@ -191,7 +226,8 @@ class RunFolder:
         if summary is not None:
             Table(self.history_file, EpochSummary, self.history).add([summary])
         self._tables.pop(Record, None)
-        self._table(Record).add(records)
+        own = self.trained_under()
+        self._table(Record).add([record.as_now(self.epsilon(), own) for record in records])
         self._write_series()
 
     def append(self, rows: list, rank: int = 0) -> None:
@@ -219,6 +255,16 @@ class RunFolder:
         self.merge(remove=all_done)
         self._write_series()
 
+    def tell_conditions(self) -> None:
+        """Write into tables of older versions what their rows were measured with.
+
+        Their eval_args.json told it, and is about to be replaced.
+        """
+        for row_type in TABLES:
+            rows = self._table(row_type).rows
+            if rows and b"precision" not in self.table(row_type).read_bytes().split(b"\n")[0]:
+                self._table(row_type).write()
+
     def merge(self, remove: bool = True) -> None:
         """Put what lies beside the tables into them, and off the disk if it is to be removed."""
         for row_type in TABLES:
@@ -236,8 +282,8 @@ class RunFolder:
                 np.save(file, values)
 
     def _series(self) -> dict[str, np.ndarray]:
-        """Of the run's own epsilon alone."""
-        records = at_epsilon(self.records, self.epsilon())
+        """Of the run's own epsilon alone, and of one attack."""
+        records = at_epsilon(self.shown(self.records), self.epsilon())
         return published_series(records, self.history, self.standard)
 
     def copy_tables(self, folder: Path) -> None:
@@ -319,3 +365,15 @@ class RunFolder:
         for name in series - self._series().keys():
             (self.results / f"{name}.npy").unlink(missing_ok=True)
         return counts
+
+
+MOST_LISTED = 8
+
+
+def list_runs(path: Path) -> str:
+    """The runs below a folder in words, each by its own."""
+    runs = sorted(file.parent for file in path.glob("**/args.json"))
+    if not runs:
+        return f"there are no runs below {path}"
+    more = f" and {len(runs) - MOST_LISTED} more" if len(runs) > MOST_LISTED else ""
+    return f"the runs below {path}: {', '.join(map(str, runs[:MOST_LISTED]))}{more}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_nc.data.inputs import INPUTS
+from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
     LAYER_METRICS,
@@ -41,13 +41,34 @@ def markdown(
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
 
 
-def table_lines(rows: list) -> list[str]:
-    """A table of rows of one type, of as many epochs as they are of."""
-    return TABLE_LINES[type(rows[0])](rows)
+def table_lines(rows: list, unit: float = 255) -> list[str]:
+    """A table of rows of one type, of as many epochs as they are of, and the attacks on them."""
+    attacks = {(row.epsilon, attack_of(row, unit)): None for row in rows if attack_of(row, unit)}
+    told = [f"attacks: {'; '.join(words for _, words in sorted(attacks))}"] if attacks else []
+    return TABLE_LINES[type(rows[0])](rows) + told
 
 
 def epsilon_of(row: Any) -> str:
     return f"{row.epsilon:g}" if radius_of(row) else "-"
+
+
+def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit: float) -> str:
+    """PGD with its budget, like "PGD-10, 8/255, step 2/255"; a radius of 1 is 1 / `unit`."""
+    units = "" if unit == 1 else f"/{unit:g}"
+    again = f", {restarts} restarts" if restarts > 1 else ""
+    return f"PGD-{steps}, {radius:g}{units}, step {step:g}{units}{again}"
+
+
+def attack_of(row: Any, unit: float) -> str:
+    """The attack that a row is of; "" where it is of none, or of a version that did not tell."""
+    if not row.steps:
+        return ""
+    return attack_in_words(row.steps, row.restarts, row.epsilon, row.step_size, unit)
+
+
+def file_of(row: Any) -> str:
+    """The end of a line: the file of --checkpoint that the row is of."""
+    return f"  {row.checkpoint}" if row.checkpoint else ""
 
 
 def input_table(rows: list[Record]) -> list[str]:
@@ -60,10 +81,11 @@ def input_table(rows: list[Record]) -> list[str]:
             head = "input" if split == "train" else "test input"
             heads = "  ".join(map(head_of, columns.values()))
             lines.append(f"{head:<10} epsilon  images  epoch  {heads}")
-        for row in sorted(of_split, key=lambda r: (list(INPUTS).index(r.input), radius_of(r))):
+        for row in sorted(of_split, key=lambda r: (place_of(r.input), radius_of(r))):
             cells = "  ".join(cell(getattr(row, field), c) for field, c in columns.items())
             lines.append(
                 f"{row.input:<10} {epsilon_of(row):>7}  {row.images:>6}  {row.epoch:>5}  {cells}"
+                f"{file_of(row)}"
             )
     return [*lines, NC1_DEFINITION]
 
@@ -77,13 +99,21 @@ def head_of(column: Column) -> str:
 
 
 def layer_table(rows: list[LayerRecord]) -> list[str]:
-    """A line per block of the last epoch: per input its place among the clean class means, NC1.
+    """A line per block of the last epoch, or every file: its place among clean class means, NC1.
 
     For targeted inputs also the share of images that lie nearest to the target's class mean.
     """
-    lines, epoch = [CENTRE_DEFINITION], max(row.epoch for row in rows)
+    last = max(row.epoch for row in rows)
+    epochs = sorted({row.epoch for row in rows if row.checkpoint or row.epoch == last})
+    tables = [layer_lines([row for row in rows if row.epoch == epoch], epoch) for epoch in epochs]
+    return [CENTRE_DEFINITION, *(line for table in tables for line in table)]
+
+
+def layer_lines(rows: list[LayerRecord], epoch: int) -> list[str]:
+    """The lines of one epoch, or file."""
+    lines = [rows[0].checkpoint] if rows[0].checkpoint else []
     for split in SPLITS:
-        of_split = [row for row in rows if (row.epoch, row.split) == (epoch, split)]
+        of_split = [row for row in rows if row.split == split]
         columns = {input_and_epsilon(row): layer_columns(row.input) for row in of_split}
         inputs = f"{split:<5} {epoch:>3} layer   "
         heads = f"{f'({of_split[0].images if of_split else 0} images)':<18}"
@@ -113,7 +143,8 @@ def layer_columns(input: str) -> dict[str, Column]:
 
 CENTRE_DEFINITION = (
     "centre: share of images whose nearest clean training class mean is their true label's "
-    "(target: the target's); angle: to the clean training class means, in radians"
+    "(target: the target's); angle: to the clean training class means, in radians (targeted: of "
+    "the target's class; own angle: of their own)"
 )
 
 
@@ -124,7 +155,7 @@ def centre_table(rows: list[CentreRecord]) -> list[str]:
         lines.append(
             f"{row.layer:<8}  {row.means:<10} {epsilon_of(row):>7}  {row.epoch:>5}  "
             f"{row.images:>6}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
-            f"{row.network_accuracy:>10.4f}"
+            f"{row.network_accuracy:>10.4f}{file_of(row)}"
         )
     return lines
 
@@ -134,7 +165,7 @@ def autoattack_table(rows: list[AutoAttackRecord]) -> list[str]:
     for row in rows:
         lines.append(
             f"{row.split:<10} {epsilon_of(row):>7}  {row.epoch:>5}  {row.images:>6}  "
-            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}"
+            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}{file_of(row)}"
         )
     return lines
 
@@ -155,18 +186,27 @@ def input_and_epsilon(row: Any) -> str:
     return row.input if math.isnan(row.epsilon) else f"{row.input} {row.epsilon:g}"
 
 
-def describe_record(record: Record) -> str:
+def describe_record(record: Record, unit: float = 255) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
-    line = f"{record.split:<5} {input_and_epsilon(record):<11} {logged(record, False)}"
+    attack = attack_of(record, unit)
+    name = input_and_epsilon(record)
+    if attack:
+        name += f" ({attack})"
+    line = f"{record.split:<5} {name:<11} {logged(record)}"
     if math.isnan(record.clean_distance):
         return line
-    return f"{line} | from clean: {logged(record, True)}"
+    from_clean = logged(record, from_clean=True)
+    if not INPUTS[record.input].targeted:
+        return f"{line} | from clean: {from_clean}"
+    own = logged(record, from_clean=True, only_targeted=True)
+    return f"{line} | from clean of the target's class: {from_clean}, of their own: {own}"
 
 
-def logged(record: Record, from_clean: bool) -> str:
-    """The metrics of the log that compare with clean images, or else the others."""
+def logged(record: Record, *, from_clean: bool = False, only_targeted: bool = False) -> str:
+    """The metrics of the log that compare with clean images (or not), of all images or targeted."""
+    kind = (from_clean, only_targeted)
     return " ".join(
         f"{metric.log.name} {getattr(record, metric.field):{metric.log.form}}"
         for metric in METRICS.values()
-        if metric.log and metric.from_clean == from_clean
+        if metric.log and (metric.from_clean, metric.only_targeted) == kind
     )

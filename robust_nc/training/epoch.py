@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, optim
-from tqdm import tqdm
 
 from robust_nc.data.datasets import Dataset, as_float
 from robust_nc.data.inputs import INPUTS
@@ -21,6 +20,7 @@ from robust_nc.training.modes import Learner, Step, TrainingMode
 from robust_nc.training.schedules import learning_rate
 from utils import (
     InputError,
+    Progress,
     StopSignals,
     memory_advice,
     peak_memory,
@@ -119,9 +119,9 @@ def train_epoch(
         seen = resume_epoch(unfinished, device)
     first = seen["steps"]
     advice = "--batch-size can be lowered, and --precision bf16 takes half"
-    bar = tqdm(total=len(data), desc=f"epoch {epoch}", unit="img", disable=None, leave=False)
-    with bar, memory_advice(advice):
-        bar.update(min(first * settings.batch_size, len(data)))
+    name = f"epoch {epoch} ({epoch + 1} of {settings.epochs})"
+    before = min(first * settings.batch_size, len(data))
+    with Progress(len(data), name, "images", initial=before) as bar, memory_advice(advice):
         for i in range(first, len(parts)):
             set_rate(learner.optimizer, rate_of_step(settings, epoch, i, len(parts)))
             x, y = as_float(data.images[parts[i]]), data.labels[parts[i]]

@@ -130,6 +130,15 @@ def test_every_layer_s_place_among_the_clean_class_means(flags, image_tree, run_
             assert float(row["clean_distance"]) == pytest.approx(distance, rel=1e-5, abs=1e-9)
             angle = np.arccos(cosines.clip(-1, 1)).mean()
             assert float(row["clean_angle"]) == pytest.approx(angle, rel=1e-5, abs=1e-6)
+            if name == "targeted":  # from the clean images of their own class too
+                b = centred(means_of(outputs, true))
+                own = np.linalg.norm(a - b, axis=1).mean()
+                assert float(row["own_distance"]) == pytest.approx(own, rel=1e-5, abs=1e-9)
+                cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+                angle = np.arccos(cosines.clip(-1, 1)).mean()
+                assert float(row["own_angle"]) == pytest.approx(angle, rel=1e-5, abs=1e-6)
+            else:
+                assert row["own_distance"] == row["own_angle"] == ""
             shares[split, name] += float(row["centre_accuracy"])
             if (split, name) == ("train", "clean"):
                 assert row["centre_accuracy"] == row["ncc_accuracy"]
@@ -137,7 +146,31 @@ def test_every_layer_s_place_among_the_clean_class_means(flags, image_tree, run_
     # The attack moves images away from their class means, and noise does not.
     assert shares["train", "pgd"] < shares["train", "clean"] - 0.5
     assert shares["train", "gaussian"] > shares["train", "clean"] - 0.5
-    assert "centre target angle" in output
+    assert "centre target angle own angle" in output
+
+
+def test_targeted_images_are_compared_with_their_own_class_as_with_their_target_s(
+    flags, run_script
+):
+    """A weak attack leaves images where they are: near their own class, far from the target's."""
+    kinds = "--neural-collapse-targeted --neural-collapse --layerwise --checkpoints 2"
+    flags = flags.replace(f"--epsilons {RADIUS}", "--epsilons 0.01")
+    code, output, error = run_script(eval_script, f"{flags} {kinds}")
+    assert code == 0, error
+    swept = {r["input"]: r for r in rows(RESULTS / "metrics.csv") if r["source"] == "eval"}
+    targeted = swept["targeted"]
+    assert float(targeted["own_angle"]) < 0.1 < 1 < float(targeted["clean_angle"])
+    assert float(targeted["own_distance"]) < 0.1 * float(targeted["clean_distance"])
+    assert swept["pgd"]["own_angle"] == swept["clean"]["own_angle"] == ""
+    [layer] = [
+        row
+        for row in rows(LAYERS)
+        if (row["split"], row["input"], row["layer"]) == ("train", "targeted", "features")
+    ]
+    for name in ("own_angle", "own_distance", "clean_angle", "clean_distance"):
+        assert float(layer[name]) == pytest.approx(float(targeted[name]), rel=1e-4)
+    [line] = [line for line in output.splitlines() if " train targeted" in line]
+    assert "from clean of the target's class: dist" in line and ", of their own: dist" in line
 
 
 def test_the_classifiers_of_layers_on_clean_and_pgd_images(flags, image_tree, run_script):
@@ -280,7 +313,7 @@ def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_scr
     bars = []
 
     class Bar:
-        def __init__(self, total, **_):
+        def __init__(self, total, *_, **__):
             self.total, self.seen = total, 0
             bars.append(self)
 
@@ -293,7 +326,7 @@ def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_scr
         def update(self):
             self.seen += 1
 
-    monkeypatch.setattr(eval_script, "tqdm", Bar)
+    monkeypatch.setattr(eval_script, "Progress", Bar)
     radii = f"--epsilons 8,{RADIUS}"
     assert run_script(eval_script, f"{flags} {radii} {what} --checkpoints 1")[0] == 0
     lose_rows(LAYERS, lambda row: (row["split"], row["input"]) == ("train", "clean"))

@@ -33,7 +33,7 @@ def tree(image_tree):
 @pytest.fixture
 def run_of_three(tree, run_script):
     """The flags of a run of three epochs, which is there."""
-    assert run_script(train, f"{tree} --epochs 3")[0] == 0
+    assert run_script(train, f"{tree} --epochs 3")[::2] == (0, "")
     return tree
 
 
@@ -116,6 +116,83 @@ class TestWhatTheRunLeft:
         assert code == 1 and "model_0.pth: no such checkpoint" in error and error.count("\n") == 1
 
 
+class TestRunFolder:
+    """eval.py RUN_FOLDER takes everything from the run's args.json."""
+
+    FLAGS = "--epochs 2 --train-mode pgd_train --norm l_2 --epsilon 100 --pgd-alpha 30 --seed 3"
+
+    @pytest.fixture
+    def folder(self, image_tree, run_script):
+        flags = f"--dataset folder --data-dir {image_tree} --data-name ants --attack-iters 3"
+        more = "--limit-train 9 --model PreActResNet18 --mean 0.5 0.5 0.5 --std 0.2 0.2 0.2"
+        assert run_script(train, f"{flags} {more} {self.FLAGS} --precision fp32")[0] == 0
+        return Path("models/ants/PreActResNet18/l_2/eps100.0/pgd_train/seed3")
+
+    def test_nothing_else_need_be_given(self, folder, run_script):
+        shutil.copytree(folder, "elsewhere/run")  # whatever its place
+        for path in (folder, Path("elsewhere/run")):
+            code, _, error = run_script(eval_script, f"{path} --neural-collapse")
+            assert code == 0, error
+            swept = [r for r in read_rows(path / "results/metrics.csv", Record)]
+            robust = [r for r in swept if r.input == "pgd"]
+            assert [(r.epoch, r.images, r.epsilon) for r in robust] == [(0, 9, 100), (1, 9, 100)]
+            assert {(r.step_size, r.steps, r.precision) for r in robust} == {(30.0, 3, "fp32")}
+        assert run_script(eval_script, f"{folder} --neural-collapse --epsilons 50")[0] == 0
+        steps = {r.epsilon: r.step_size for r in read_rows(folder / "results/metrics.csv", Record)}
+        assert steps[50.0] == 15.0
+
+    def test_what_is_given_beside_it_and_names_another_run_is_refused_in_one_line(
+        self, folder, run_script
+    ):
+        flags = "--neural-collapse --epsilon 50 --seed 4 --norm l_inf --train-mode std_train"
+        code, _, error = run_script(eval_script, f"{folder} {flags}")
+        assert code == 1 and error.count("\n") == 1
+        for told in (
+            *("--epsilon was 100.0, is 50.0 now", "--seed was 3, is 4 now"),
+            *("--norm was l_2, is l_inf now", "--train-mode was pgd_train, is std_train now"),
+            "--epsilons 50 attacks it",
+        ):
+            assert told in error
+        assert not list((folder / "results").glob("robust*"))
+        flags = "--neural-collapse --limit-train 12 --attack-iters 1 --pgd-alpha 7"
+        assert run_script(eval_script, f"{folder} {flags}")[0] == 0  # what a sweep may choose
+        [row, _] = [
+            r for r in read_rows(folder / "results/metrics.csv", Record) if r.input == "pgd"
+        ]
+        assert (row.images, row.steps, row.step_size) == (12, 1, 7.0)
+
+    def test_where_there_is_no_run_those_that_there_are_are_listed(
+        self, folder, image_tree, run_script
+    ):
+        for path in ("models", folder.parent):
+            code, _, error = run_script(eval_script, f"{path} --neural-collapse")
+            assert code == 1 and error.count("\n") == 1
+            assert f"{path}: no run there" in error and str(folder) in error
+        flags = f"--dataset folder --data-dir {image_tree} --neural-collapse"
+        code, _, error = run_script(eval_script, flags)
+        assert code == 1 and "no such checkpoint" in error and error.count("\n") == 1
+        assert f"the runs below models: {folder}" in error
+        code, _, error = run_script(eval_script, f"{flags} --models-dir {image_tree}")
+        assert code == 1 and f"there are no runs below {image_tree}" in error
+
+    def test_a_run_that_can_only_be_read_is_swept_into_another_folder(self, folder, run_script):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        flags = f"{folder} --neural-collapse --layerwise --out res"
+        code, output, error = run_script(eval_script, flags)
+        assert code == 0, error
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+        assert {"metrics.csv", "layers.csv", "eval_args.json", "eval.log", "nc1.npy"} <= {
+            path.name for path in Path("res").iterdir()
+        }
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "0 checkpoints (2 done before)" in output
+        shutil.copytree(folder, "other")  # of the same flags
+        code, _, error = run_script(eval_script, flags.replace(str(folder), "other"))
+        assert code == 1 and "it was of /" in error and error.count("\n") == 1
+        code, _, error = run_script(eval_script, f"{folder} --ncc --checkpoint a.pth --out x")
+        assert code == 2 and "one of them at a time" in error
+
+
 class TestOnlyWhatIsMissing:
     def test_one_more_kind_of_input_leaves_the_others_alone(
         self, run_of_three, run_script, measured
@@ -150,6 +227,51 @@ class TestOnlyWhatIsMissing:
         code, output, _ = run_script(eval_script, flags)
         assert code == 0 and "1 checkpoints (2 done before)" in output
         assert len(measured) == 2
+
+
+class TestOverwritingLosesNothing:
+    """Rows are dropped only by a sweep whose checkpoints can all be measured."""
+
+    @pytest.fixture
+    def swept(self, run_of_three, run_script):
+        flags = f"{run_of_three} {ALL_INPUTS} --layerwise --overwrite"
+        assert run_script(eval_script, flags)[0] == 0
+        return flags
+
+    @staticmethod
+    def contents():
+        files = (TREE_FOLDER / "results").iterdir()
+        return {path.name: path.read_bytes() for path in files if path.suffix in (".csv", ".npy")}
+
+    @pytest.mark.parametrize("damage", ("truncated", "empty", "other network", "nan", "diverges"))
+    def test_a_broken_checkpoint_is_noticed_before_rows_are_dropped(
+        self, damage, swept, run_script
+    ):
+        before, last = self.contents(), TREE_FOLDER / "model_2.pth"
+        content = torch.load(last, weights_only=True)
+        if damage == "other network":
+            del content["state_dict"]["norm.bias"]
+        elif damage == "nan":
+            content["state_dict"]["norm.bias"][0] = float("nan")
+        elif damage == "diverges":  # finite weights whose outputs are not
+            content["state_dict"]["norm.weight"].fill_(3e38)
+            content["state_dict"]["linear.weight"].fill_(3e38)
+        torch.save(content, last)
+        if damage in ("truncated", "empty"):
+            last.write_bytes(last.read_bytes()[: 900 if damage == "truncated" else 0])
+        code, _, error = run_script(eval_script, swept)
+        assert code == 1 and error.count("\n") == 1 and "model_2.pth: " in error
+        assert self.contents() == before
+
+    def test_a_broken_file_of_the_list_too(self, run_of_three, run_script, tmp_path):
+        good = TREE_FOLDER / "model_0.pth"
+        flags = f"{run_of_three} --neural-collapse --out res --overwrite --checkpoint {good}"
+        assert run_script(eval_script, flags)[0] == 0
+        before = Path("res/metrics.csv").read_bytes()
+        (tmp_path / "broken.pth").write_bytes(good.read_bytes()[:900])
+        code, _, error = run_script(eval_script, f"{flags} broken.pth")
+        assert code == 1 and "broken.pth: truncated" in error
+        assert Path("res/metrics.csv").read_bytes() == before
 
 
 class TestAnyFile:
@@ -227,6 +349,69 @@ class TestAnyFile:
         for name in (tmp_path / "a.pth", "b.pth"):
             code, output, _ = run_script(eval_script, flags.replace("a.pth", str(name)))
             assert code == 0 and "1 done before" in output
+
+    def test_copies_of_a_file_have_the_same_numbers_wherever_they_stand(
+        self, flags, run_script, tmp_path
+    ):
+        for name in ("b.pth", "c.pth"):
+            shutil.copy(tmp_path / "a.pth", tmp_path / name)
+        what = f"{ALL_INPUTS} --layerwise --ncc --ncc-layers stem"
+        flags = flags.replace("--neural-collapse", what)
+        three = flags.replace("a.pth", "c.pth a.pth b.pth")
+        assert run_script(eval_script, f"{flags} --out alone".replace("--out res", ""))[0] == 0
+        code, output, error = run_script(eval_script, three)
+        assert code == 0, error
+        for name in ("metrics.csv", "layers.csv", "ncc.csv"):
+            by_file = {file: [] for file in ("c.pth", "a.pth", "b.pth")}
+            for row in rows(f"res/{name}"):
+                by_file[row.pop("checkpoint")].append(row | {"epoch": "0"})
+            alone = [row | {"epoch": "0"} for row in rows(f"alone/{name}")]
+            assert {row.pop("checkpoint") for row in alone} == {"a.pth"}
+            assert all(of_file == alone for of_file in by_file.values()), name
+        # The tables at the end have all of them.
+        lines = output.splitlines()
+        for file in ("c.pth", "a.pth", "b.pth"):
+            kinds = [line.split()[0] for line in lines if line.endswith(f"  {file}")]
+            centres = ["features"] * 6 + ["stem"] * 6
+            assert kinds == ["clean", "pgd", "gaussian", "sign", "targeted", *centres]
+            assert file in lines  # above its blocks
+
+    def test_files_are_added_to_those_that_are_there(self, flags, run_script, tmp_path):
+        assert run_script(eval_script, flags)[0] == 0
+        before = rows("res/metrics.csv")
+        torch.manual_seed(1)
+        weights = architectures.build_model("vgg11bn", 32, 3, 3).state_dict()
+        torch.save(weights, tmp_path / "b.pth")
+        for files in ("b.pth", "b.pth a.pth"):
+            code, output, error = run_script(eval_script, flags.replace("a.pth", files))
+            assert code == 0, error
+        assert "0 checkpoints (2 done before)" in output
+        after = rows("res/metrics.csv")
+        assert after[: len(before)] == before and len(after) == 2 * len(before)
+        assert [(row["epoch"], row["checkpoint"]) for row in after[2:]] == [("1", "b.pth")] * 2
+        torch.save(weights, tmp_path / "a.pth")  # one of two is another now
+        code, _, error = run_script(eval_script, flags.replace("a.pth", "b.pth a.pth"))
+        assert code == 1 and "a.pth was another file then" in error and error.count("\n") == 1
+        assert rows("res/metrics.csv") == after
+
+    def test_results_of_older_versions_get_the_names_that_their_sweep_told(
+        self, flags, run_script, tmp_path
+    ):
+        shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
+        flags = flags.replace("a.pth", "a.pth b.pth")
+        assert run_script(eval_script, flags)[0] == 0
+        now = rows("res/metrics.csv")
+        told = json.loads(Path("res/eval_args.json").read_text())
+        del told["files"]
+        Path("res/eval_args.json").write_text(json.dumps(told))
+        with Path("res/metrics.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [n for n in now[0] if n != "checkpoint"])
+            writer.writeheader()
+            writer.writerows([{n: row[n] for n in writer.fieldnames} for row in now])
+        found = RunFolder(Path("out"), standard=True, results=Path("res")).rows(Record)
+        assert [row.checkpoint for row in found] == ["a.pth"] * 2 + ["b.pth"] * 2
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "2 done before" in output
 
     def test_the_folder_of_a_run_takes_no_results_of_other_files(self, flags, run_script):
         run = Path("run")
@@ -339,8 +524,9 @@ class TestEpsilons:
         flags = f"{run_of_three} --neural-collapse --checkpoints 2"
         assert run_script(eval_script, f"{flags} --epsilons 16,8,2")[0] == 0
         assert used == [pytest.approx(pair) for pair in ((2, 0.5), (8, 2), (16, 4))]
-        code, _, error = run_script(eval_script, f"{flags} --epsilons 16 --pgd-alpha 1")
-        assert code == 1 and "--pgd-alpha was 4.0 at epsilon 16, is 1.0 now" in error
+        used.clear()
+        assert run_script(eval_script, f"{flags} --epsilons 16 --pgd-alpha 1")[0] == 0
+        assert used == [pytest.approx((16, 1))]  # beside the one of step 4
         used.clear()
         assert run_script(eval_script, f"{flags} --epsilons 4 --pgd-alpha 3")[0] == 0
         assert used == [pytest.approx((4, 3))]
@@ -377,7 +563,7 @@ class TestEpsilons:
         moved = TREE_FOLDER.parents[2] / "eps20.0/std_train/seed1/results/metrics.csv"
         assert moved.read_bytes() == before
 
-    def test_among_radii_the_run_s_own_is_attacked_as_before(
+    def test_the_step_is_that_of_the_run_s_own_attack_whatever_was_swept_before(
         self, run_of_three, run_script, monkeypatch
     ):
         used = {}
@@ -389,11 +575,10 @@ class TestEpsilons:
 
         monkeypatch.setattr(inputs, "pgd", pgd)
         flags = f"{run_of_three} --neural-collapse"
-        # A step size binds only where an attack was recorded.
         assert run_script(eval_script, f"{flags}-gaussian --checkpoints 2 --pgd-alpha 7")[0] == 0
         assert run_script(eval_script, f"{flags} --checkpoints 2 --pgd-alpha 3")[0] == 0
         assert run_script(eval_script, f"{flags} --checkpoints 1,2 --epsilons 4,8")[0] == 0
-        assert used == {8: pytest.approx(3), 4: pytest.approx(1)}
+        assert used == {8: pytest.approx(2), 4: pytest.approx(1)}
 
     def test_all_tables_have_the_radius(self, run_of_three, run_script):
         flags = f"{run_of_three} --layerwise --ncc --checkpoints 2 --epsilons 2,8"
@@ -403,6 +588,127 @@ class TestEpsilons:
         assert all(np.isnan(r.epsilon) for r in layers if r.input in ("clean", "gaussian"))
         assert {r.epsilon for r in centres} == {2.0, 8.0}
         assert len({r.key for r in centres}) == len(centres) == 12
+
+
+class TestWhatARowWasMeasuredWith:
+    """Its attack, noise and precision are columns, and rows of several stand side by side."""
+
+    @staticmethod
+    def swept(name="pgd"):
+        kept = [r for r in table(Record, "metrics.csv") if (r.source, r.input) == ("eval", name)]
+        return {(r.epsilon, r.step_size, r.steps, r.restarts): r for r in kept}
+
+    def test_budgets_of_attacks_stand_side_by_side(self, run_of_three, run_script, measured):
+        flags = f"{run_of_three} --neural-collapse --layerwise --ncc --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        results = TREE_FOLDER / "results"
+        published = {path.name: path.read_bytes() for path in results.glob("*.npy")}
+        before = {r.key: r for r in table(Record, "metrics.csv")}
+        for more in ("--attack-iters 5", "--pgd-alpha 3", "--restarts 2"):
+            measured.clear()
+            code, output, error = run_script(eval_script, f"{flags} {more}")
+            assert code == 0, error
+            # Clean images are measured for their class means; clean rows are not made anew.
+            assert len(measured) == 2, more
+            assert "0 done before" in output
+            code, output, _ = run_script(eval_script, f"{flags} {more}")
+            assert code == 0 and "1 done before" in output
+        budgets = {(8.0, 2.0, 2, 1), (8.0, 2.0, 5, 1), (8.0, 3.0, 2, 1), (8.0, 2.0, 2, 2)}
+        assert self.swept().keys() == budgets
+        layers, centres = table(LayerRecord, "layers.csv"), table(CentreRecord, "ncc.csv")
+        for kept in ([r for r in layers if r.input == "pgd"], centres):
+            assert {(r.epsilon, r.step_size, r.steps, r.restarts) for r in kept} == budgets
+        assert len([r for r in layers if r.input == "clean"]) == 4
+        after = {r.key: r for r in table(Record, "metrics.csv")}
+        assert all(repr(after[key]) == repr(row) for key, row in before.items())
+        assert len({r.loss for r in self.swept().values()}) == 4
+        # The series are of the run's own attack.
+        assert published == {path.name: path.read_bytes() for path in results.glob("*.npy")}
+
+    def test_log_lines_and_tables_name_the_attack(self, tree, run_script):
+        mode = "--train-mode pgd_train"
+        output = run_script(train, f"{tree} --epochs 1 {mode} --neural-collapse")[1]
+        [line] = [line for line in output.splitlines() if " seen " in line]
+        assert "train seen 8 (PGD-2, 8/255, step 2/255) acc" in line
+        flags = f"{tree} {mode} --restarts 2 {ALL_INPUTS} --layerwise --epsilons 4"
+        output = run_script(eval_script, flags)[1]
+        attack = "PGD-2, 4/255, step 1/255, 2 restarts"
+        for line in (f"train pgd 4 ({attack}) acc", f"train targeted 4 ({attack}) acc"):
+            assert f"epoch   0 {line}" in output
+        assert output.splitlines().count(f"attacks: {attack}") == 2  # of both tables
+
+    def test_several_levels_of_noise_too_and_they_refuse_no_sweep_without(
+        self, run_of_three, run_script
+    ):
+        noise = f"{run_of_three} --neural-collapse-gaussian --checkpoints 2"
+        assert run_script(eval_script, noise)[0] == 0
+        series_of_8 = np.load(TREE_FOLDER / "results/new_gaussian_label_nc1.npy")
+        assert run_script(eval_script, f"{noise} --noise-level 20")[0] == 0
+        attack = f"{run_of_three} --neural-collapse --checkpoints 2 --noise-level 30"
+        assert run_script(eval_script, attack)[0] == 0
+        rows = [r for r in table(Record, "metrics.csv") if r.source == "eval"]
+        levels = {r.input: set() for r in rows}
+        for row in rows:
+            levels[row.input].add(row.noise)
+        assert levels["gaussian"] == levels["sign"] == {8.0, 20.0}
+        assert all(np.isnan(r.noise) for r in rows if r.input in ("clean", "pgd"))
+        assert {r.precision for r in rows} == {"tf32"}
+        now = np.load(TREE_FOLDER / "results/new_gaussian_label_nc1.npy")
+        np.testing.assert_array_equal(now, series_of_8)
+
+    def test_a_radius_has_one_accuracy_whatever_else_is_asked_for(self, tree, run_script):
+        """By default the step is the run's own, which was not a quarter of the radius here."""
+        own = f"{tree} --pgd-alpha 7"
+        assert run_script(train, f"{own} --epochs 1")[0] == 0
+        flags = f"{tree} --neural-collapse"
+        shutil.copytree("models", "other")
+        code, output, _ = run_script(eval_script, flags)
+        assert code == 0 and "attacks: PGD-2, 8/255, step 7/255 (steps of the run's own" in output
+        code, output, _ = run_script(eval_script, f"{flags} --epsilons 4,8 --models-dir other")
+        assert "attacks: PGD-2, 4/255, step 3.5/255; PGD-2, 8/255, step 7/255" in output
+        alone = self.swept()
+        other = "other" / TREE_FOLDER.relative_to("models") / "results/metrics.csv"
+        together = [r for r in read_rows(other, Record) if r.epsilon == 8.0 and r.source == "eval"]
+        assert [repr(r) for r in together] == [repr(r) for r in alone.values()]
+        assert alone.keys() == {(8.0, 7.0, 2, 1)}
+
+    def test_what_is_not_given_is_the_run_s(self, image_tree, run_script):
+        tree = f"--dataset folder --data-dir {image_tree}"
+        flags = "--epochs 1 --train-mode pgd_train --attack-iters 3 --restarts 2 --noise-level 5"
+        assert run_script(train, f"{tree} {flags} --neural-collapse")[0] == 0
+        sweep = f"{tree} --train-mode pgd_train {ALL_INPUTS}"
+        assert run_script(eval_script, sweep)[0] == 0
+        path = Path(str(TREE_FOLDER).replace("std_train", "pgd_train")) / "results/metrics.csv"
+        by_input = {r.input: r for r in read_rows(path, Record) if r.split == "train"}
+        for name in ("seen", "pgd", "targeted"):
+            row = by_input[name]
+            assert (row.step_size, row.steps, row.restarts) == (2.0, 3, 2), name
+        assert by_input["gaussian"].noise == by_input["sign"].noise == 5.0
+
+    def test_rows_that_do_not_tell_are_of_what_their_sweep_told(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse --neural-collapse-gaussian --layerwise"
+        steps = "--attack-iters 4 --noise-level 20"
+        assert run_script(eval_script, f"{flags} {steps}")[0] == 0
+        for name in ("metrics.csv", "layers.csv"):
+            path = TREE_FOLDER / "results" / name
+            now = rows(path)
+            told = ("step_size", "steps", "restarts", "noise", "precision", "checkpoint")
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [n for n in now[0] if n not in told])
+                writer.writeheader()
+                writer.writerows([{n: row[n] for n in writer.fieldnames} for row in now])
+        assert self.swept_steps(Record) == self.swept_steps(LayerRecord) == {4}
+        # Another sweep replaces what eval_args.json told of them.
+        assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
+        assert self.swept_steps(Record) == {2, 4}
+        assert self.swept_steps(LayerRecord) == {4}
+        code, output, _ = run_script(eval_script, f"{flags} {steps}")
+        assert code == 0 and "0 checkpoints (3 done before)" in output
+
+    @staticmethod
+    def swept_steps(row_type):
+        recorded = RunFolder(TREE_FOLDER, standard=True).swept_rows(row_type)
+        return {row.steps for row in recorded if row.attacked}
 
 
 class TestHowManyImages:

@@ -30,6 +30,8 @@ NOISY = ("clean", "pgd", "gaussian", "sign")
 SEEN = ("clean", "seen", "gaussian", "sign")
 AS_USUAL = View()
 PGD = View(perturbed="pgd")
+DISTANCE = "distance (targeted: to target's class)"
+ANGLE = "angle (targeted: to target's class)"
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,8 @@ def record(epoch, input, value, source="eval", split="train", **known):
     if not INPUTS[input].from_clean:
         names = [field.name for field in fields(Record) if field.name.startswith("clean_")]
         row |= dict.fromkeys(names, math.nan)
+    if not INPUTS[input].targeted:
+        row |= dict.fromkeys(("own_distance", "own_angle"), math.nan)
     return filled(Record, value, **row | known)
 
 
@@ -58,6 +62,8 @@ def filled(row_type, value, **known):
     counts = {"images": 100, "centre_images": 100, "attempts": 1}
     values = {f.name: counts.get(f.name, value) for f in fields(row_type)}
     none = {"epsilon": math.nan} if "epsilon" in values else {}
+    untold = ("checkpoint", "step_size", "steps", "restarts", "noise", "precision")
+    none |= {f.name: f.default for f in fields(row_type) if f.name in untold}
     return row_type(**values | none | known)
 
 
@@ -850,7 +856,8 @@ class TestSplits:
 
 def layer_row(split, kind, index, value, **known):
     place = {"epoch": 2, "split": split, "input": kind, "index": index, "features": 64}
-    nan = {} if kind == "targeted" else {"target_centre_accuracy": math.nan}
+    aimed = ("target_centre_accuracy", "own_distance", "own_angle")
+    nan = {} if kind == "targeted" else dict.fromkeys(aimed, math.nan)
     if INPUTS[kind].attacked:
         nan["epsilon"] = 8.0
     return filled(LayerRecord, value, **place | {"layer": f"conv{index + 1}"} | nan | known)
@@ -873,10 +880,11 @@ class TestLayers:
     def test_it_leads_with_the_clean_training_simplices(self, here):
         [figure] = block_figures.layer_plots(group_of(self.run()))
         fields = [panel.field for panel, _ in figure.panels]
-        assert fields[:4] == [
-            *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
+        assert fields[:6] == [
+            *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle"),
+            *("own_distance", "own_angle"),
         ]
-        assert fields[4:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
+        assert fields[6:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
         assert figure.panels[0][0].label == "Share nearest to own\nclean training\nclass mean"
 
     def test_last_epoch_own_epsilon_and_both_splits(self, run_script, undrawn):
@@ -891,7 +899,7 @@ class TestLayers:
         ]
         assert sorted(labels(figure)) == sorted(names)
         for panel, curves in figure.panels:
-            targets = panel.field == "target_centre_accuracy"
+            targets = panel.field in ("target_centre_accuracy", "own_distance", "own_angle")
             assert len(curves) == (2 if targets else 6)
             for curve in curves:
                 x, mean, _ = average(curve.line, curve.field)
@@ -921,7 +929,8 @@ class TestLayers:
     def test_tables_of_older_versions_lack_the_clean_simplices_and_a_line_says_so(
         self, run_script, undrawn
     ):
-        fields = ("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle")
+        fields = ["centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle"]
+        fields += ["own_distance", "own_angle"]
         path = self.run(**dict.fromkeys(fields, math.nan))
         output = run_script(plot, str(path))[1]
         [told] = [line for line in output.splitlines() if line.startswith("st_layers")]
@@ -1124,10 +1133,10 @@ class TestEpsilons:
     def test_metrics_against_epsilon_from_the_clean_images_on(self, here):
         figure = self.one(self.run())
         names = [panel.name for panel, _ in figure.panels]
-        assert names == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", "angle"]
+        assert names == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", ANGLE]
         for panel, [curve] in figure.panels:
             x, mean, _ = average(curve.line, curve.field)
-            first = 0 if panel.name == "angle" else 0.1
+            first = 0 if panel.name == ANGLE else 0.1
             assert x.tolist() == [0, 4, 8, 16]
             np.testing.assert_allclose(mean, [first, 0.1 / 5, 0.1 / 9, 0.1 / 17])
         title = "PGD of several radii, cifar, vgg11bn, l_inf, epoch 2, seed 1; n = 100"
@@ -1241,7 +1250,7 @@ class TestTable:
         [clean] = [line for line in lines if line.startswith("| clean")]
         assert "| 0.5000 | 0.5000 | 5.00e-01 |" in clean and "±" not in clean
         assert "| - | - |" in clean  # distance and angle to itself
-        assert table_rows()["std_train", "pgd", "distance"]["std"] == ""
+        assert table_rows()["std_train", "pgd", DISTANCE]["std"] == ""
 
     def test_groups_of_one_setting_are_kept_apart_by_what_differs(self, run_script, undrawn):
         paths = [run_with(value=value, lr_max=lr) for value, lr in ((0.25, 0.1), (0.75, 0.05))]

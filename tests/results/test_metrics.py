@@ -27,22 +27,27 @@ def test_the_columns_of_the_tables_are_where_they_were():
         "loss accuracy ncc_accuracy nc1 nc2_norm_activation nc2_norm_classifier "
         "nc2_angle_activation nc2_angle_classifier nc3 nc4 clean_distance clean_angle "
         "clean_distance_abs clean_angle_abs clean_mean_distance clean_mean_angle nc1_papyan cdnv "
-        "nc2_zhu nc3_zhu"
+        "nc2_zhu nc3_zhu own_distance own_angle"
     )
-    columns = f"source epoch split input {metrics} images epsilon"
+    told = "checkpoint step_size steps restarts noise precision"
+    columns = f"source epoch split input {metrics} images epsilon {told}"
     assert [field.name for field in fields(Record)] == columns.split()
     assert metrics_of(Record) == metrics_of(Metrics)
     assert metrics_of(Metrics) == METRICS and next(iter(METRICS)) == "accuracy"
     layers = (
         "epoch split input layer index features nc1 nc2_norm nc2_angle ncc_accuracy ncc_agreement "
-        "images epsilon centre_accuracy target_centre_accuracy clean_distance clean_angle"
+        "images epsilon centre_accuracy target_centre_accuracy clean_distance clean_angle "
+        f"own_distance own_angle {told}"
     )
     assert [field.name for field in fields(LayerRecord)] == layers.split()
 
 
 def test_every_metric_has_a_formula_and_every_formula_a_row():
     formulas = {field.name for field in fields(NeuralCollapse) if field.type is float}
-    others = {name for name in METRICS if name.startswith("clean_")} | {"loss", "accuracy"}
+    others = {name for name in METRICS if name.startswith(("clean_", "own_"))} | {
+        "loss",
+        "accuracy",
+    }
     assert METRICS.keys() == formulas | others
     assert {field.name for field in fields(LayerCollapse)} < LAYER_METRICS.keys()
 
@@ -87,8 +92,8 @@ def test_the_tables_at_the_end_of_a_sweep():
     ]
     assert table_lines(rows)[1:4] == [
         "train   3 layer    | clean                 | targeted 8",
-        "(100 images)       | centre angle      NC1 | centre target angle      NC1",
-        "          conv1    |  0.250  0.25 2.50e-01 |  0.500  0.500  0.50 5.00e-01",
+        "(100 images)       | centre angle      NC1 | centre target angle own angle      NC1",
+        "          conv1    |  0.250  0.25 2.50e-01 |  0.500  0.500  0.50      0.50 5.00e-01",
     ]
 
 

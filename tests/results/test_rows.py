@@ -1,14 +1,15 @@
 """A row type knows its table, who writes it and whether it has an epsilon: RunFolder asks it."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 from test_scripts import make_folder, make_record
 
 from robust_nc.results import run_folder
+from robust_nc.results.conditions import conditions_of, shown_rows
 from robust_nc.results.files import read_rows, write_rows
-from robust_nc.results.records import TABLES, Record, Row, at_epsilon, radius_of
+from robust_nc.results.records import TABLES, UNTOLD, Record, Row, at_epsilon, radius_of
 from robust_nc.results.run_folder import RunFolder
 from utils import InputError
 
@@ -106,6 +107,38 @@ def test_rows_without_an_epsilon_get_the_run_s_where_they_are_attacked():
     assert math.isnan(make_record("clean", "eval").as_now(8.0).epsilon)
     seen = make_record("pgd", "train").as_now(4.0)
     assert isinstance(seen, Record) and (seen.input, seen.epsilon) == ("seen", 4.0)
+
+
+def test_rows_say_how_they_were_perturbed_as_args_json_tells():
+    told = {"epsilon": 128.0, "pgd_alpha": 15.0, "attack_iters": 5, "precision": "fp32"}
+    trades = conditions_of(told | {"train_mode": "pgd_train_TRADES", "norm": "l_2"})
+    at = conditions_of(told | {"train_mode": "pgd_train", "norm": "l_2"})
+    for conditions, step in ((trades, 2 * 128 / 5), (at, 15.0)):  # TRADES has steps of its own
+        seen = make_record("seen", "train").as_now(128.0, conditions)
+        assert (seen.step_size, seen.steps, seen.restarts) == (step, 5, 1)
+        pgd = make_record("pgd", "eval").as_now(128.0, conditions)
+        assert (pgd.step_size, pgd.precision) == (15.0, "fp32") and math.isnan(pgd.noise)
+        noisy = make_record("gaussian", "eval").as_now(128.0, conditions)
+        assert (noisy.noise, noisy.steps) == (8.0, 0) and math.isnan(noisy.step_size)
+    assert at.step_at(64.0) == 7.5 and conditions_of({}) == UNTOLD
+
+
+def test_of_one_kind_of_input_and_radius_one_attack_is_shown():
+    own = conditions_of({"epsilon": 8.0, "pgd_alpha": 2.0, "attack_iters": 10})
+    last = conditions_of({"epsilon": 8.0, "pgd_alpha": 2.0, "attack_iters": 50})
+    other = conditions_of({"epsilon": 8.0, "pgd_alpha": 1.0, "attack_iters": 20})
+
+    def made(conditions, epsilon=8.0):
+        row = replace(make_record("pgd", "eval"), epsilon=epsilon)
+        return row.as_now(8.0, replace(conditions, precision="fp32"))
+
+    clean = make_record("clean", "eval")
+    assert shown_rows([made(last), made(own), clean], own, last) == [clean, made(own)]
+    assert shown_rows([made(last), made(other)], own, last) == [made(last)]
+    assert len(shown_rows([made(other), made(replace(other, steps=21))], own, last)) == 1
+    radii = [made(own, 4.0), made(last, 4.0), made(other, 16.0)]
+    assert shown_rows(radii, own, last) == [made(own, 4.0), made(other, 16.0)]
+    assert made(own, 4.0).step_size == 1.0
 
 
 def test_a_bool_is_read_as_it_was_written(tmp_path):
