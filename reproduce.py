@@ -38,9 +38,9 @@ from robust_nc.reports.plan import (
 )
 from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
-from robust_nc.reports.runs import Run, copy_runs, read_runs
+from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
 from robust_nc.results.files import free_disk, read_json, read_rows
-from robust_nc.results.records import EpochSummary
+from robust_nc.results.records import TABLES, EpochSummary
 from robust_nc.results.run_folder import RunFolder
 from utils import InputError, Stopped, atomic_open, logger, run_script
 
@@ -269,7 +269,9 @@ def is_as_planned(planned: Planned) -> bool:
     arguments = read_json(planned.folder / "args.json")
     if not arguments:
         return False
-    swept = read_json(RunFolder(planned.folder, standard=False).sweep_file) or {}
+    folder = RunFolder(planned.folder, standard=False)
+    rows = [row for row_type in TABLES for row in folder.shown(folder.rows(row_type))]
+    swept = swept_with(folder, rows)
     differing = other_than_planned(planned, arguments, swept)
     if differing:
         logger.info(f"left out: {planned.folder}: {differing}")

@@ -224,7 +224,11 @@ def read_run(path: Path) -> Run:
     try:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
         setting, mode, seed = names
-        flags = read_flags(arguments or {}, read_json(folder.sweep_file) or {})
+        # Of one attack each; the tables may hold others beside it.
+        shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
+        flags = read_flags(
+            arguments or {}, swept_with(folder, [row for rows in shown.values() for row in rows])
+        )
         if arguments is None:  # of seed1_NAME
             flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -232,8 +236,6 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
-    # Of one attack each; the tables may hold others beside it.
-    shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
     records = sorted(shown[Record], key=lambda row: row.source == "train")
     layers, centres = shown[LayerRecord], folder.shown(strong_centres(folder))
     return Run(
@@ -302,6 +304,30 @@ def read_flags(arguments: dict[str, Any], sweep_arguments: dict[str, Any]) -> di
         for name, value in flags.items()
         if not isinstance(value, dict)
     }
+
+
+def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
+    """What eval_args.json tells, with the attack and the noise of the rows that are shown.
+
+    The last sweep, of which the file tells, may have been of another attack.
+    """
+    told = read_json(folder.sweep_file) or {}
+    swept = [row for row in rows if row.swept and told]
+    attacked = [row for row in swept if row.attacked and row.steps]
+    noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
+    of_rows: dict[str, Any] = {}
+    for key, column, those in (
+        ("attack_iters", "steps", attacked),
+        ("restarts", "restarts", attacked),
+        ("noise_level", "noise", noisy),
+    ):
+        values = sorted({getattr(row, column) for row in those})
+        if values:
+            of_rows[key] = values[0] if len(values) == 1 else values
+    sizes = {f"{row.epsilon:g}": row.step_size for row in attacked if not math.isnan(row.step_size)}
+    if sizes:
+        of_rows["step_sizes"] = step_sizes(told) | sizes
+    return told | of_rows
 
 
 def images_measured(records: list[Record], rows: list) -> dict[str, Any]:

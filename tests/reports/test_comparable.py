@@ -1,5 +1,6 @@
 """What is compared in claims and reports: seeds alone are averaged, and like is set beside like."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from test_reproduce import make_run
 import reproduce
 from robust_nc.reports import plan, report
 from robust_nc.reports.claims import judge
+from robust_nc.reports.groups import group_runs
 from robust_nc.reports.readings import AT, FROZEN, ST
 from robust_nc.reports.runs import copy_runs, read_runs
 from robust_nc.results.records import CentreRecord, LayerRecord
@@ -33,12 +35,23 @@ def run_with(mode, seed=1, place=None, swept=None, flags=None, **metrics):
     (path / "args.json").write_text(json.dumps(told))
     if swept is not None:
         (path / "results/eval_args.json").write_text(json.dumps({"epsilon": 8.0} | swept))
+        leave_to_eval_args(path / "results/metrics.csv")
     if place:
         target = Path(place, *path.parts[1:])
         shutil.copytree(path, target)
         shutil.rmtree(path)
         return target
     return path
+
+
+def leave_to_eval_args(table):
+    """As versions wrote it whose rows did not tell the attack and the noise."""
+    lines = list(csv.DictReader(table.read_text().splitlines()))
+    names = [n for n in lines[0] if n not in ("step_size", "steps", "restarts", "noise")]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def values_of(runs, text):
@@ -244,3 +257,20 @@ def test_a_run_of_the_plan_has_all_flags_as_planned_or_by_default(trained, swept
     told |= PLANNED | {"train_mode": AT, "pgd_alpha": 2.0} | trained
     differing = plan.other_than_planned(planned, told, swept)
     assert differing is None if left_out is None else left_out in differing
+
+
+def test_a_seed_that_was_also_swept_with_a_stronger_attack_stays_a_seed():
+    """What is shown are the rows of the run's own attack, whatever the last sweep was."""
+    paths = [run_with(ST, seed, flags={"attack_iters": 10}) for seed in (1, 2)]
+    table = paths[1] / "results/metrics.csv"
+    lines = list(csv.DictReader(table.read_text().splitlines()))
+    stronger = [row | {"steps": "50", "accuracy": "0.0"} for row in lines if row["input"] == "pgd"]
+    with table.open("a", newline="") as file:
+        csv.DictWriter(file, lines[0]).writerows(stronger)
+    told = {"epsilon": 8.0, "attack_iters": 50}
+    (paths[1] / "results/eval_args.json").write_text(json.dumps(told))
+    (paths[0] / "results/eval_args.json").write_text(json.dumps({"epsilon": 8.0}))
+    runs = read_runs(paths)
+    assert len(runs[1].folder.rows(type(runs[1].records[0]))) > len(runs[1].records)
+    [group] = group_runs(runs)
+    assert [run.seed for run in group.runs] == [1, 2]
