@@ -164,14 +164,14 @@ class Metrics:
     )
     clean_distance: float = metric(
         "distance (targeted: to target's class)",
-        label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$\n(targeted: target's class)",
+        label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$",
         log=Column("dist", ".3f"),
         figures=("epochs",),
         from_clean=True,
     )
     clean_angle: float = metric(
         "angle (targeted: to target's class)",
-        label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]\n(targeted: target's class)",
+        label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]",
         log=Column("angle", ".3f"),
         report=Column("angle to clean means", ".3f"),
         figures=("epochs", "radii"),

@@ -228,14 +228,14 @@ class LayerRecord(Row):
     )
     clean_distance: float = metric(
         "",
-        label="Distance to\nclean training means\n(targeted: target's class)",
+        label="Distance to\nclean training\nmean of label",
         scale="log",
         figures=("layers",),
         from_clean=True,
     )
     clean_angle: float = metric(
         "",
-        label="Angle to [rad]\nclean training means\n(targeted: target's class)",
+        label="Angle to clean\ntraining mean\nof label [rad]",
         table=Column("angle", ".2f"),
         report=Column("angle to the clean training class means", ".2f"),
         figures=("layers",),
@@ -244,7 +244,7 @@ class LayerRecord(Row):
     )
     own_distance: float = metric(
         "",
-        label="Distance of targeted\nto clean training means\nof their own class",
+        label="Distance of targeted\nto clean training\nmean of own class",
         scale="log",
         figures=("layers",),
         from_clean=True,
@@ -252,7 +252,7 @@ class LayerRecord(Row):
     )
     own_angle: float = metric(
         "",
-        label="Angle of targeted [rad]\nto clean training means\nof their own class",
+        label="Angle of targeted\nto clean training mean\nof own class [rad]",
         table=Column("own angle", ".2f"),
         report=Column("angle to the clean training means of their own class", ".2f"),
         figures=("layers",),
