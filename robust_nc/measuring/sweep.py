@@ -304,7 +304,13 @@ def missing_parts(
         # Rows of another attack or noise are others.
         recorded = [row for row in recorded if row.key == row.measured_with(now).key]
         # A part of which rows were lost, or lack what is measured now, is measured again.
-        counts = Counter((row.epoch, task.part_of(row)) for row in recorded if task.is_whole(row))
+        whole = [row for row in recorded if task.is_whole(row)]
+        if len(whole) < len(recorded):
+            logger.info(
+                f"{run.table(task.row_type)}: {len(recorded) - len(whole)} rows lack what is "
+                "measured now: they are measured again where they are asked for"
+            )
+        counts = Counter((row.epoch, task.part_of(row)) for row in whole)
         for epoch in epochs:
             parts = [part for part in asked if counts[epoch, part] < task.rows_of_part(network)]
             if parts:

@@ -117,7 +117,8 @@ def _chosen_set(
     if not any(True for _ in places(content)):
         keys = ", ".join(map(repr, WEIGHT_KEYS))
         raise InputError(
-            f"{path}: holds no weights: expected a dict of tensors, bare or under {keys}"
+            f"{path}: holds no weights: expected a dict of tensors, bare or under a key such as "
+            f"{keys}"
         )
     shapes = {name: shape_of(name, v) for name, v in network.model.state_dict().items()}
     sets = find_sets(content, shapes)

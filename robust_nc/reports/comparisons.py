@@ -33,7 +33,7 @@ from utils import logger
 
 
 def distance_plots(groups: list[Group], view: View) -> list[Plot]:
-    """Clean against perturbed class means of AT and TRADES, together where the place is one."""
+    """Clean against perturbed class means of modes with an adversary, together in one place."""
     shared = defaultdict(list)
     for group in groups:
         if not group.adversary:

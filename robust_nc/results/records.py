@@ -1,6 +1,7 @@
 """The row types of every table that a run leaves.
 
-Each is a dataclass with a column per field, and knows its table: a Row. Accuracies and shares are
+Each is a dataclass with a column per field. Those of results/ know their table: a Row; that of
+history.csv, EpochSummary, is of the run's folder. Accuracies and shares are
 in [0, 1], angles in radians, losses in nats. A new field goes to the end and has a default, so that
 tables of older versions stay readable.
 
@@ -368,9 +369,10 @@ class EpochSummary:
     """A row of history.csv. NaN where a training mode has no such quantity.
 
     A field that names what it is `over` is the mean of what the epoch's steps saw, over its images
-    or its steps. `train_robust_loss` is the objective that was stepped on (AT and TRADES); test_*
-    are those of the epoch's network in eval mode; `lr` is the rate of the last step; `grad_norm` is
-    the l_2 norm of the gradient that was stepped on; `peak_memory` is in GiB, so far.
+    or its steps. `train_robust_loss` is the objective that was stepped on, of modes with an
+    adversary; test_* are those of the epoch's network in eval mode; `lr` is the rate of the last
+    step; `grad_norm` is the l_2 norm of the gradient that was stepped on; `peak_memory` is in GiB,
+    so far.
     """
 
     epoch: int

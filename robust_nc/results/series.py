@@ -6,7 +6,7 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS, EpochSummary, Record
 
-# Under AT and TRADES the accuracies and losses are those seen in training.
+# Under modes with an adversary the accuracies and losses are those seen in training.
 HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_acc")
 
 
@@ -43,8 +43,8 @@ def published_series(
 
     As published, accuracies and losses of the training images are those of the saved checkpoints
     where the run is `standard` (ST), otherwise those seen in training, and so is the collapse of
-    the images that AT and TRADES trained on ("seen"), which comes before that of a later sweep's
-    PGD. Test images, which were not published, have test_ in front.
+    the images that modes with an adversary trained on ("seen"), which comes before that of a later
+    sweep's PGD. Test images, which were not published, have test_ in front.
 
     Args:
         records: of one epsilon, the run's.
