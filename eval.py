@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_nc import build
-from robust_nc.agreement import agree_with_run, flags_of_run, other_sweep
+from robust_nc.agreement import agree_with_run, other_sweep, swept_by_folder
 from robust_nc.checks import check_run, check_sweep, unknown_layer
 from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
 from robust_nc.data.inputs import INPUTS
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     args = parser.parse_args(argv)
     alpha = args.pgd_alpha
     if args.run:
-        parser.set_defaults(**flags_of_run(args.run))
+        parser.set_defaults(**swept_by_folder(args.run))
         args = parser.parse_args(argv)
         if DATASETS[args.dataset].epsilon_range == 1 and alpha is None:
             args.pgd_alpha = (read_json(args.run / "args.json") or {}).get("pgd_alpha")

@@ -5,6 +5,7 @@ from typing import Any
 
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import ATTACK, DATA, RUN, SWEEP_FLAGS
+from robust_nc.going_on import flags_of_run
 from robust_nc.results.conditions import FORMER, Conditions
 from robust_nc.results.files import read_json
 from robust_nc.results.run_folder import RunFolder, list_runs
@@ -16,7 +17,6 @@ from robust_nc.settings import (
     keys_that,
     with_former_values,
 )
-from robust_nc.training.modes import bn_of
 from utils import InputError, logger
 
 
@@ -31,28 +31,21 @@ def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
     return _with_attack(settings, {} if settings.checkpoint else run.trained_with())
 
 
-# What of a run's args.json a sweep takes over by itself, or later, or not at all.
+# What of a run's flags a sweep takes over by itself, or later, or not at all.
 _NOT_TAKEN = {"epochs", "lr_max", "models_dir", "mean", "std", "no_normalisation", "pgd_alpha"}
-_NOT_TAKEN |= {"trades_bn"}  # the older name of bn
 
 
-def flags_of_run(path: Path) -> dict[str, Any]:
-    """What the args.json of a run names: the run, its data and attack, and the precision.
+def swept_by_folder(path: Path) -> dict[str, Any]:
+    """The flags of eval.py for the run in a folder: its name, data, attack and precision.
 
     Raises:
         InputError: there is no run in the folder; the runs that there are below it are listed.
     """
-    told = read_json(path / "args.json")
-    if not told:
+    if not read_json(path / "args.json"):
         raise InputError(f"{path}: no run there (it has no args.json); {list_runs(path)}")
     keys = {flag.key for flag in (*RUN, *DATA, *ATTACK)} | {"precision"}
-    flags = {name: told[name] for name in (keys & told.keys()) - _NOT_TAKEN}
-    flags["bn"] = bn_of(told)
-    if flags.get("dataset") != "folder":
-        flags.pop("image_size", None)  # their own
-    if flags.get("data_dir"):
-        flags["data_dir"] = Path(flags["data_dir"])
-    return flags
+    flags = flags_of_run(path)
+    return {name: flags[name] for name in (keys & flags.keys()) - _NOT_TAKEN}
 
 
 def _with_attack(settings: Settings, trained: dict[str, Any]) -> Settings:
