@@ -40,7 +40,8 @@ from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
 from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
 from robust_nc.results.files import free_disk, read_json, read_rows
-from robust_nc.results.records import TABLES, EpochSummary
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
 from utils import InputError, Stopped, atomic_open, logger, run_script
 

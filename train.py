@@ -30,7 +30,8 @@ from robust_nc.going_on import (
 )
 from robust_nc.networks.network import weight_bytes
 from robust_nc.results.files import Writer, free_disk, write_json
-from robust_nc.results.records import EpochSummary, Record
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import NC1_DEFINITION, describe_record
 from robust_nc.settings import (

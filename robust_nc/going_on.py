@@ -7,7 +7,8 @@ from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.networks.checkpoints import read_tensors
 from robust_nc.results.files import read_json, read_rows, sha256
-from robust_nc.results.records import TABLES, EpochSummary
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import STATISTICS, Settings, with_former_values
 from robust_nc.training.epoch import rate_at

@@ -24,7 +24,8 @@ from robust_nc.data.datasets import as_float
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.networks import architectures
-from robust_nc.results.records import EpochSummary, Record
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.series import metric_series
 from robust_nc.training import resume

@@ -23,7 +23,7 @@ from matplotlib.ticker import (
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.panels import Panel, Plot
 from robust_nc.reports.style import LR_DROP, Style
-from robust_nc.results.records import EpochSummary
+from robust_nc.results.history import EpochSummary
 
 RC: Any = {
     "font.size": 7,

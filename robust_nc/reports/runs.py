@@ -12,13 +12,13 @@ from robust_nc.agreement import step_sizes
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.results.files import read_json, read_rows
+from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import (
     ADAPTIVE,
     SPLITS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    EpochSummary,
     LayerRecord,
     Record,
     at_epsilon,

@@ -13,7 +13,8 @@ from robust_nc.data.datasets import Dataset, as_float
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.collapse import make_record
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.results.records import STEP_MEANS, EpochSummary, Record
+from robust_nc.results.history import STEP_MEANS, EpochSummary
+from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Settings
 from robust_nc.training.modes import Learner, Step, TrainingMode
@@ -165,7 +166,7 @@ def check_columns(settings: Settings, reported: Set[str]) -> None:
         raise InputError(
             f"the step of --train-mode {settings.train_mode} (robust_nc/training/modes.py) reports "
             f"{unknown[0]!r}, for which history.csv has no column: add a field of that name to "
-            'EpochSummary (robust_nc/results/records.py), with metadata={"over": "images"} or '
+            'EpochSummary (robust_nc/results/history.py), with metadata={"over": "images"} or '
             '"steps"'
         )
 

@@ -28,7 +28,8 @@ from robust_nc.networks.checkpoints import (
 )
 from robust_nc.networks.network import statistics_in_words
 from robust_nc.results.files import Writer, sha256
-from robust_nc.results.records import TABLES, EpochSummary, Record
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.records import TABLES, Record
 from robust_nc.results.run_folder import CHECKPOINT_NAME, RunFolder
 from robust_nc.settings import Settings, select_epochs
 from robust_nc.training.epoch import Training

@@ -15,13 +15,8 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.reports import block_figures, comparisons, drawing, figures, groups, style
 from robust_nc.reports.groups import View, average, group_runs
 from robust_nc.reports.runs import read_run
-from robust_nc.results.records import (
-    AutoAttackRecord,
-    CentreRecord,
-    EpochSummary,
-    LayerRecord,
-    Record,
-)
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.records import AutoAttackRecord, CentreRecord, LayerRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 from robust_nc.training.schedules import learning_rate

@@ -18,7 +18,7 @@ from robust_nc.data.inputs import Strength
 from robust_nc.data.readers import Split
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
-from robust_nc.results.records import STEP_MEANS
+from robust_nc.results.history import STEP_MEANS
 from robust_nc.settings import Settings
 from robust_nc.training.epoch import train_epoch
 from robust_nc.training.modes import (
@@ -384,8 +384,8 @@ def test_perturbed_images_are_kept_where_their_collapse_is_asked_for(
 @pytest.mark.parametrize(
     ("mode", "change", "expected"),
     (
-        ("std_train", {"train_margin": 1.0}, r"reports 'train_margin'.*add a field.*records\.py"),
-        ("pgd_train", {"train_margin": 1.0}, r"reports 'train_margin'.*add a field.*records\.py"),
+        ("std_train", {"train_margin": 1.0}, r"reports 'train_margin'.*add a field.*history\.py"),
+        ("pgd_train", {"train_margin": 1.0}, r"reports 'train_margin'.*add a field.*history\.py"),
         ("std_train", {"train_robust_acc": None}, None),  # which has no perturbed images
         ("pgd_train", {}, None),
     ),
