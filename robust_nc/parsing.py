@@ -146,9 +146,10 @@ def milestones(text: str) -> tuple[float, ...]:
 
 def run_name(text: str) -> str:
     """Of --run-name, which becomes part of a folder's name."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", text):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
         raise argparse.ArgumentTypeError(
-            f"expected up to 100 letters, digits, '.', '_' and '-', got {text!r}"
+            f"expected up to 100 letters, digits, '.', '_' and '-', a letter or digit first, got "
+            f"{text!r}"
         )
     return text
 

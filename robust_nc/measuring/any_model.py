@@ -5,6 +5,7 @@ ours.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,12 +96,26 @@ def measure(
     if not (features.isfinite().all() and logits.isfinite().all()):
         raise ValueError("features or logits are not finite: has the training diverged?")
     weight: Any = found.weight
+    collapse = neural_collapse(features, labels, logits, weight.detach().flatten(1))
+    _tell_missing(labels, logits.shape[1])
     return Measured(
         images=len(labels),
-        collapse=neural_collapse(features, labels, logits, weight.detach().flatten(1)),
+        collapse=collapse,
         loss=F.cross_entropy(logits.double(), labels).item(),
         accuracy=(logits.argmax(1) == labels).double().mean().item(),
     )
+
+
+def _tell_missing(labels: Tensor, classes: int) -> None:
+    """Warn of classes without images, whose mean counts as zero, as published."""
+    missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        warnings.warn(
+            f"no image of class {', '.join(map(str, missing))}: its class mean counts as zero, "
+            "which changes NC1 to NC3",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -140,16 +140,18 @@ def _difference(network: Network, pairs: Pairs) -> str | None:
     """What a network with these pairs folded computes otherwise, in words; None: nothing.
 
     Tried on copies in main memory, in float32, with batch norms of random weights and statistics:
-    those of a fresh one, 1 and 0, would hide that they are applied twice, or not at all.
+    those of a fresh one, 1 and 0, would hide that they are applied twice, or not at all. So would
+    a gate of a branch that is 0, or nearly, to begin with: all weights of one value are random too.
     """
     trial = copy.deepcopy(network).cpu().eval()
     trial.bf16 = False
     seed_everything(0)
-    for module in trial.modules():
-        if isinstance(module, _BatchNorm):
-            for value in (*module.parameters(), *module.buffers()):
-                if value.is_floating_point():
-                    value.uniform_(0.5, 1.5)
+    norms = [module for module in trial.modules() if isinstance(module, _BatchNorm)]
+    tensors = [tensor for norm in norms for tensor in (*norm.parameters(), *norm.buffers())]
+    tensors += [tensor for tensor in trial.model.parameters() if tensor.unique().numel() == 1]
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
     expected, images = _run(copy.deepcopy(trial), _trial_images(trial))
     trials = [(FoldedNetwork(trial, pairs), TOLERANCE)]
     if network.bf16:

@@ -201,3 +201,11 @@ def test_the_package_has_no_other_names():
     assert set(robust_nc.__all__) == {"measure", "load_runs"}
     with pytest.raises(AttributeError, match="no attribute 'mesure'"):
         robust_nc.mesure  # noqa: B018
+
+
+def test_a_class_without_images_is_told():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    loader = [(torch.rand(6, 3, 2, 2), torch.arange(6) % 3)]
+    with pytest.warns(RuntimeWarning, match="no image of class 3: its class mean counts as zero"):
+        measure(model, loader)

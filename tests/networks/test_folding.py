@@ -58,6 +58,17 @@ class TwoNames(Plain):
         return self.body(x)
 
 
+class Gated(TwoNames):
+    """Nothing comes through the branch until the gate, 0 to begin with, has been trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def normed(self, x):
+        return self.conv(x) + self.gate * self.body(x)[:, :, ::2, ::2]
+
+
 class BothWays(TwoNames):
     """The norm under both its names in one pass."""
 
@@ -248,3 +259,11 @@ def test_a_network_that_is_not_examined_is_tried_as_well():
 
     network = Network(with_statistics(Interface()), *CIFAR_STATISTICS).eval()
     check_same(FoldedNetwork(network), network)
+
+
+def test_a_gate_that_is_closed_to_begin_with_hides_no_difference():
+    network = make(Gated)
+    network.model.body.gate.data.zero_()
+    folded = FoldedNetwork(network)
+    network.model.body.gate.data.fill_(1.0)
+    check_same(folded.refold(), network)
