@@ -148,7 +148,7 @@ def _difference(network: Network, pairs: Pairs) -> str | None:
     seed_everything(0)
     norms = [module for module in trial.modules() if isinstance(module, _BatchNorm)]
     tensors = [tensor for norm in norms for tensor in (*norm.parameters(), *norm.buffers())]
-    tensors += [tensor for tensor in trial.model.parameters() if tensor.unique().numel() == 1]
+    tensors += [tensor for tensor in trial.model.parameters() if is_constant(tensor)]
     for tensor in tensors:
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
@@ -164,6 +164,11 @@ def _difference(network: Network, pairs: Pairs) -> str | None:
             if not gap <= tolerance * values.norm():  # NaN is no agreement either
                 return f"{name} would be others"
     return None
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are one."""
+    return bool((tensor == tensor.flatten()[:1]).all())
 
 
 def _trial_images(network: Network) -> list[Tensor]:
