@@ -5,14 +5,13 @@ from typing import Any
 
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import TRAIN_FLAGS
-from robust_nc.networks.checkpoints import read_tensors
 from robust_nc.results.files import read_json, read_rows, sha256
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import STATISTICS, Settings, with_former_values
 from robust_nc.training.epoch import rate_at
-from robust_nc.training.resume import read_start
+from robust_nc.training.resume import saved_start
 from utils import InputError, select_device
 
 # In args.json: of the file of --init, so that another one of that name is noticed.
@@ -70,7 +69,7 @@ def deleted_by_resuming(epoch: int, run: RunFolder) -> str | None:
         if epochs:
             lost.append(f"the rows of epochs {epochs[0]} to {epochs[-1]} in {name}")
     if run.resume_file.exists():
-        last = read_start(run.resume_file, read_tensors(run.resume_file)).epoch - 1
+        last = saved_start(run).epoch - 1
         if last >= epoch:
             lost.append(f"the only weights of epoch {last}, in resume.pth")
     return f"{run.path}: --resume {epoch} deletes {', '.join(lost)}" if lost else None
@@ -103,7 +102,7 @@ def finished_epochs(settings: Settings, run: RunFolder) -> int:
         return settings.resume
     if not run.resume_file.exists():
         return 0
-    start = read_start(run.resume_file, read_tensors(run.resume_file))
+    start = saved_start(run)
     return start.epoch + (start.unfinished is not None)
 
 

@@ -35,7 +35,7 @@ from robust_nc.results.records import (
     Row,
     radius_of,
 )
-from robust_nc.results.run_folder import RunFolder, list_runs
+from robust_nc.results.run_folder import RunFolder, checkpoint_epochs, list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
 
@@ -125,7 +125,7 @@ def other_radii(settings: Settings, run: RunFolder) -> str | None:
         float(folder.name.removeprefix("eps"))
         for folder in run.path.absolute().parents[2].glob("eps*")
         if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
-        and any((folder / Path(*run.path.absolute().parts[-2:])).glob("model_*.pth"))
+        and checkpoint_epochs(folder / Path(*run.path.absolute().parts[-2:]))
     )
     if run.path.exists() or not trained:
         return None

@@ -197,7 +197,7 @@ def load_init(training: Training) -> None:
 def first_epoch(settings: Settings, run: RunFolder) -> int:
     """The epoch that `restore` will begin with, before anything is loaded or changed."""
     if settings.resume == "last" and run.resume_file.exists():
-        return read_start(run.resume_file, read_tensors(run.resume_file)).epoch
+        return saved_start(run).epoch
     return settings.resume if isinstance(settings.resume, int) else 0
 
 
@@ -248,6 +248,11 @@ def _open_afresh(settings: Settings, run: RunFolder) -> None:
     log_to(run.path / "output.log")
     if run.records or run.history:
         run.forget_from(0)
+
+
+def saved_start(run: RunFolder) -> Start:
+    """Where the resume.pth of a run says that training goes on."""
+    return read_start(run.resume_file, read_tensors(run.resume_file))
 
 
 def read_start(path: Path, content: Any) -> Start:
