@@ -31,7 +31,7 @@ def assert_same(found, expected, tolerance):
     assert len(found) == len(expected)
     for row, reference in zip(found, expected, strict=True):
         for name, value in row.items():
-            if name in ("source", "split", "input", "epoch", "lr"):
+            if name in ("source", "split", "input", "epoch", "lr", "precision"):
                 assert value == reference[name]
             elif value and name not in ("seconds", "peak_memory"):
                 margin = 0.11 if "acc" in name or name == "nc4" else 0.01
