@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import eval as eval_script
 import train
 from robust_nc import measure
 from robust_nc.measuring import vertices as formulas
+from robust_nc.measuring.collapse import training_vertices
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.missing import missing_parts
 from robust_nc.measuring.sweep import checkpoint_files
@@ -91,6 +93,9 @@ def test_without_vertices_nothing_is_known_and_every_image_is_counted(fault):
     else:
         vertices = vertices_of(vertices, torch.tensor([0, 2, 2]))
         assert vertices[1].isnan().all() and vertices[[0, 2]].isfinite().all()
+        seen = SimpleNamespace(collapse=SimpleNamespace(class_means=simplex(3)))
+        with pytest.warns(RuntimeWarning, match="no training image of class 1: vertex_agreement"):
+            assert training_vertices(seen, torch.tensor([0, 2, 2]))[1].isnan().all()
     leaps = find_leaps(torch.randn(4, 12), labels, labels, vertices)
     assert math.isnan(leaps.agreement) and math.isnan(leaps.distance)
     assert leaps.counts == {(0, -1): 2, (1, -1): 1, (2, -1): 1}
@@ -477,7 +482,10 @@ def test_measure_tells_them_of_any_model():
     assert found.accuracy == 0 and found.vertex_agreement == 1.0
     assert found.vertex_distance == pytest.approx(0.4, rel=1e-5)
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5))
-    with pytest.raises(ValueError, match="clean is of another model"):
+    with (
+        pytest.warns(RuntimeWarning, match="it is no vertex"),
+        pytest.raises(ValueError, match="clean is of another model"),
+    ):
         measure(other, loader, clean=clean)
     missing = [(x[y != 1], y[y != 1]) for x, y in loader]
     with pytest.warns(RuntimeWarning, match="no image of class 1"):
