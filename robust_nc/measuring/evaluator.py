@@ -35,12 +35,17 @@ Perturb = Callable[[Tensor, Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class Measurement:
-    """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input."""
+    """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input.
+
+    features: (N, D), what these are of. predictions: (N,), the classes that the network says.
+    """
 
     images: int
     loss: float
     accuracy: float
     collapse: NeuralCollapse
+    features: Tensor = field(compare=False, repr=False)
+    predictions: Tensor = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Evaluator:
             loss=F.cross_entropy(logits.double(), labels).item(),
             accuracy=accuracy(logits, labels),
             collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
+            features=features,
+            predictions=logits.argmax(1),
         )
 
     def perturbed(self, images: Tensor, labels: Tensor, perturb: Perturb) -> Tensor:
