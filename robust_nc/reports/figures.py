@@ -17,6 +17,7 @@ from robust_nc.reports.panels import (
     line_styles,
     panels_of,
 )
+from robust_nc.reports.runs import safe
 from robust_nc.reports.style import CLASSIFIER, Style, spare_pair
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS
@@ -27,7 +28,16 @@ def all_plots(groups: list[Group], view: View) -> list[Plot]:
     """Every figure of the groups, each with the numbers of images that it is of."""
     plots = [plot for group in groups for plot in group_plots(group, view)]
     plots += distance_plots(groups, view) + mode_plots(groups, view) + epsilon_plots(groups, view)
+    plots = [with_attack(plot, view) for plot in plots]
     return [with_sizes(plot) for plot in map(with_values, plots) if plot.panels]
+
+
+def with_attack(plot: Plot, view: View) -> Plot:
+    """Name and title tell the attack or noise that was asked for."""
+    if not view.asked:
+        return plot
+    name = "_".join([plot.name, *(safe(words.replace(" ", "")) for words in view.asked)])
+    return plot._replace(name=name, title=f"{plot.title}, {', '.join(view.asked)}")
 
 
 def with_values(plot: Plot) -> Plot:

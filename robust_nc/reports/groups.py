@@ -39,10 +39,14 @@ class LineName(NamedTuple):
 
 
 class View(NamedTuple):
-    """What of a group its figures show: --split, and which perturbed training images."""
+    """What of a group its figures show: --split, and which perturbed training images.
+
+    asked: the attack or noise, where flags ask for another than the run's own, in words.
+    """
 
     split: str = "train"
     perturbed: str = "seen"
+    asked: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from robust_nc.agreement import step_sizes
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
+from robust_nc.results.conditions import Conditions
 from robust_nc.results.files import read_json, read_rows
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import (
@@ -37,6 +38,7 @@ FREE |= {"git_commit", "git_dirty", "torch", "ran_on"}
 PERTURBED = ("seen", "pgd")
 
 
+RowType = TypeVar("RowType")
 OF_SWEEP = " of the sweep"  # ends the names of its flags, which may be others than the run's
 
 
@@ -72,10 +74,15 @@ class Setting(NamedTuple):
         return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
 
 
+def units_of(dataset: str) -> float:
+    """How many units of --epsilon there are from black to white: 255, or 1."""
+    kind = DATASETS.get(dataset)
+    return kind.epsilon_range if kind else 255
+
+
 def unit_of(dataset: str) -> str:
     """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
-    kind = DATASETS.get(dataset)
-    return "[0, 1]" if kind and kind.epsilon_range == 1 else "1/255"
+    return "[0, 1]" if units_of(dataset) == 1 else "1/255"
 
 
 def radius_in_words(epsilon: float, dataset: str) -> str:
@@ -98,9 +105,10 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack: the rows at every epsilon, of one attack each. Of two
-        records of one input and epoch the last counts: what train.py measured comes after a
-        sweep's.
+    records, layers, centres, autoattack: the rows at every epsilon, of one attack and level of
+        noise. Of two records of one input and epoch the last counts: what train.py measured comes
+        after a sweep's.
+    shown_under: that attack and noise. others: the rows of other ones.
     """
 
     folder: RunFolder
@@ -114,6 +122,8 @@ class Run:
     layers: list[LayerRecord]
     centres: list[CentreRecord]
     autoattack: list[AutoAttackRecord]
+    shown_under: Conditions
+    others: list
 
     @property
     def path(self) -> Path:
@@ -213,8 +223,12 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     return [read_run(path) for path in folders if read_json(path / "args.json")]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
     """All that a run folder holds.
+
+    Args:
+        asked: fields of Conditions, of another attack or noise to show than the run's own; the step
+            size as a Radius.
 
     Raises:
         InputError: a damaged file, or an unknown setting.
@@ -224,11 +238,11 @@ def read_run(path: Path) -> Run:
     try:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
         setting, mode, seed = names
-        # Of one attack each; the tables may hold others beside it.
-        shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
-        flags = read_flags(
-            arguments or {}, swept_with(folder, [row for rows in shown.values() for row in rows])
-        )
+        # Of one attack; the tables may hold others beside it.
+        under = folder.shown_under(in_units(asked or {}, setting.dataset))
+        rows = [row for row_type in TABLES for row in folder.rows(row_type)]
+        shown = [row for row in rows if under.made(row)]
+        flags = read_flags(arguments or {}, swept_with(folder, shown))
         if arguments is None:  # of seed1_NAME
             flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -236,8 +250,9 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
-    records = sorted(shown[Record], key=lambda row: row.source == "train")
-    layers, centres = shown[LayerRecord], folder.shown(strong_centres(folder))
+    records = sorted(rows_of(Record, shown), key=lambda row: row.source == "train")
+    layers = rows_of(LayerRecord, shown)
+    centres = [row for row in strong_centres(folder) if under.made(row)]
     return Run(
         folder,
         setting,
@@ -249,8 +264,23 @@ def read_run(path: Path) -> Run:
         records=records,
         layers=layers,
         centres=centres,
-        autoattack=shown[AutoAttackRecord],
+        autoattack=rows_of(AutoAttackRecord, shown),
+        shown_under=under,
+        others=[row for row in rows if not under.made(row)],
     )
+
+
+def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, float]:
+    """What is asked for of an attack and noise, in the units of a data set's --epsilon."""
+    units = {"step_size": units_of(dataset), "noise": 255}
+    return {
+        name: value.in_units(units[name]) if name in units else value
+        for name, value in asked.items()
+    }
+
+
+def rows_of(row_type: type[RowType], rows: list) -> list[RowType]:
+    return [row for row in rows if isinstance(row, row_type)]
 
 
 def strong_centres(folder: RunFolder) -> list[CentreRecord]:

@@ -55,8 +55,9 @@ def epsilon_of(row: Any) -> str:
 def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit: float) -> str:
     """PGD with its budget, like "PGD-10, 8/255, step 2/255"; a radius of 1 is 1 / `unit`."""
     units = "" if unit == 1 else f"/{unit:g}"
+    size = "" if math.isnan(step) else f", step {step:g}{units}"  # which older versions left untold
     again = f", {restarts} restarts" if restarts > 1 else ""
-    return f"PGD-{steps}, {radius:g}{units}, step {step:g}{units}{again}"
+    return f"PGD-{steps}, {radius:g}{units}{size}{again}"
 
 
 def attack_of(row: Any, unit: float) -> str:
@@ -64,6 +65,13 @@ def attack_of(row: Any, unit: float) -> str:
     if not row.steps:
         return ""
     return attack_in_words(row.steps, row.restarts, row.epsilon, row.step_size, unit)
+
+
+def perturbed_in_words(row: Any, unit: float) -> str:
+    """The attack, or noise, that a row is of; "" where it is of neither, or was not told."""
+    if row.noisy and not math.isnan(row.noise):
+        return f"noise {row.noise:g}/255"
+    return attack_of(row, unit)
 
 
 def file_of(row: Any) -> str:

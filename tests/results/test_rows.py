@@ -136,8 +136,9 @@ def test_of_one_kind_of_input_and_radius_one_attack_is_shown():
     assert shown_rows([made(last), made(own), clean], own, last) == [clean, made(own)]
     assert shown_rows([made(last), made(other)], own, last) == [made(last)]
     assert len(shown_rows([made(other), made(replace(other, steps=21))], own, last)) == 1
+    # At other radii too: what was measured with another one is left out.
     radii = [made(own, 4.0), made(last, 4.0), made(other, 16.0)]
-    assert shown_rows(radii, own, last) == [made(own, 4.0), made(other, 16.0)]
+    assert shown_rows(radii, own, last) == [made(own, 4.0)]
     assert made(own, 4.0).step_size == 1.0
 
 
