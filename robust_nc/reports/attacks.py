@@ -47,8 +47,7 @@ def tell_others(groups: list[Group]) -> None:
         others = dict.fromkeys(part for run in group.runs for part in others_in_words(run))
         if others:
             logger.info(
-                f"{group.file_name()}: measured as well, and not shown but in tables: "
-                f"{'; '.join(others)}"
+                f"{group.file_name()}: measured as well, and not drawn: {'; '.join(others)}"
             )
 
 

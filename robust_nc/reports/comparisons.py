@@ -156,11 +156,12 @@ def mode_styles(groups: list[Group]) -> list[Style]:
 
 
 class RadiusLine(NamedTuple):
-    """Which images a line against the radius is of, and after which epoch."""
+    """Which images a line against the radius is of, after which epoch, and in which precision."""
 
     split: str
     images: int
     epoch: int
+    precision: str
 
 
 def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
@@ -210,7 +211,11 @@ def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:
         ]
         for run in group.runs
     ]
-    lines = collect(tables, lambda row: RadiusLine(row.split, row.images, row.epoch), radius_of)
+    lines = collect(
+        tables,
+        lambda row: RadiusLine(row.split, row.images, row.epoch, row.precision),
+        radius_of,
+    )
     names = [name for name, line in lines.items() if len({*common(line)} - {0.0}) > 1]
     names.sort(key=lambda name: (SPLITS.index(name.split), -name.images))
     return {name: lines[name] for name in names}

@@ -53,16 +53,24 @@ def with_values(plot: Plot) -> Plot:
 
 
 def with_sizes(plot: Plot) -> Plot:
-    """The title ends with how many images there are; lines of another number say so themselves."""
+    """The title ends with how many images there are; lines of another number say so themselves.
+
+    So do lines of another precision than the first.
+    """
     sizes: dict[str, int] = {}
+    precisions: dict[str, str] = {}
     others: dict[str, None] = {}
 
     def sized(curve: Curve) -> Curve:
         row = next(iter(curve.line[0].values()))
-        if row.images == sizes.setdefault(row.split, row.images):
+        words = []
+        if row.images != sizes.setdefault(row.split, row.images):
+            words.append(f"n = {row.images}" if row.images else "n not told")
+        if row.precision != precisions.setdefault(row.split, row.precision):
+            words.append(row.precision or "precision not told")
+        if not words:
             return curve
-        size = f"n = {row.images}" if row.images else "n not told"
-        label = f"{curve.style.label}, {size}"
+        label = ", ".join([curve.style.label, *words])
         others[label] = None
         return curve._replace(style=curve.style._replace(label=label))
 

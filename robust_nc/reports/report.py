@@ -14,7 +14,7 @@ from robust_nc.reports.claims import CLAIMS, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.runs import Run, Setting, radius_in_words
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS
+from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS, measured_alike
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
 from robust_nc.training.modes import MODES
 
@@ -123,6 +123,7 @@ def summary_in_words(runs: list[Run]) -> str:
     rows = []
     for group in group_runs(runs):
         for split in SPLITS:
+            first: list = []
             for input, kind in INPUTS.items():
                 number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group.runs)
                 if number:
@@ -132,10 +133,20 @@ def summary_in_words(runs: list[Run]) -> str:
                         )
                         for field, column in SUMMARY.items()
                     ]
-                    images = f"{split}, {kind.label}"
+                    last = (run.of_epoch(run.last_epoch, input, split) for run in group.runs)
+                    measured = [row for rows_of_run in last for row in rows_of_run]
+                    first = first or measured
+                    images = f"{split}, {kind.label}{unlike_in_words(measured, first)}"
                     rows.append((*first_cells(group), str(number), images, *cells))
     heads = (*FIRST_COLUMNS, *(column.name for column in SUMMARY.values()))
     return markdown(heads, rows, WORD_COLUMNS)
+
+
+def unlike_in_words(rows: list, first: list) -> str:
+    """How many images rows are of, and their precision, where they are not measured as others."""
+    if measured_alike([*rows, *first]):
+        return ""
+    return f", n = {rows[0].images or 'not told'}, {rows[0].precision or 'precision not told'}"
 
 
 def blocks_in_words(runs: list[Run]) -> str:

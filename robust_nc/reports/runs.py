@@ -23,6 +23,7 @@ from robust_nc.results.records import (
     LayerRecord,
     Record,
     at_epsilon,
+    measured_alike,
     radius_of,
 )
 from robust_nc.results.run_folder import RunFolder
@@ -178,9 +179,14 @@ class Run:
         return [getattr(row, metric) for row in self.blocks(input, split)]
 
     def by_radius(self, split: str) -> dict[float, Record]:
-        """Radius of PGD -> its row after the last epoch; 0.0 is that of clean images."""
+        """Radius of PGD -> its row after the last epoch; 0.0 is that of clean images.
+
+        Of clean images those that were measured as the others were, if any.
+        """
         rows = [row for row in self.records if (row.epoch, row.split) == (self.last_epoch, split)]
-        return {radius_of(row): row for row in rows if row.input in ("clean", "pgd")}
+        attacked = [row for row in rows if row.input == "pgd"]
+        clean = [row for row in rows if row.input == "clean" and measured_alike([row, *attacked])]
+        return {radius_of(row): row for row in (*clean, *attacked)}
 
     def centre_row(self, input: str) -> CentreRecord | None:
         """The nearest clean class mean of the features on test images, after the last epoch."""
@@ -242,7 +248,7 @@ def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
         under = folder.shown_under(in_units(asked or {}, setting.dataset))
         rows = [row for row_type in TABLES for row in folder.rows(row_type)]
         shown = [row for row in rows if under.made(row)]
-        flags = read_flags(arguments or {}, swept_with(folder, shown))
+        flags = read_flags(arguments or {}, swept_with(folder, shown), shown)
         if arguments is None:  # of seed1_NAME
             flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -318,16 +324,24 @@ def names_of_path(path: Path) -> tuple[Setting, str, int]:
     return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
 
 
-def read_flags(arguments: dict[str, Any], sweep_arguments: dict[str, Any]) -> dict[str, Any]:
-    """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples."""
+def read_flags(
+    arguments: dict[str, Any], sweep_arguments: dict[str, Any], rows: list
+) -> dict[str, Any]:
+    """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples.
+
+    Args:
+        rows: those that are shown.
+    """
     arguments = with_former_values(arguments, TRAIN_FLAGS)
     swept = with_former_values(sweep_arguments, SWEEP_FLAGS)
     unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(arguments)}
     flags = {name: value for name, value in arguments.items() if name not in FREE | unread}
+    unmeasured = flags_without_rows(rows)
     # Of the step size there is one for each radius.
-    for name in sorted((keys_that(SWEEP_FLAGS, Means.MEASURE) - {"pgd_alpha"}) & swept.keys()):
+    measured = keys_that(SWEEP_FLAGS, Means.MEASURE) - unmeasured - {"pgd_alpha"}
+    for name in sorted(measured & swept.keys()):
         flags[f"{name}{OF_SWEEP}"] = swept[name]
-    for radius, size in step_sizes(sweep_arguments).items():
+    for radius, size in step_sizes(sweep_arguments).items() if any(r.by_pgd for r in rows) else ():
         flags[step_name(radius)] = size
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -343,21 +357,23 @@ def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
     """
     told = read_json(folder.sweep_file) or {}
     swept = [row for row in rows if row.swept and told]
-    attacked = [row for row in swept if row.attacked and row.steps]
+    attacked = [row for row in swept if row.by_pgd and row.steps]
     noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
     of_rows: dict[str, Any] = {}
-    for key, column, those in (
-        ("attack_iters", "steps", attacked),
-        ("restarts", "restarts", attacked),
-        ("noise_level", "noise", noisy),
-    ):
-        values = sorted({getattr(row, column) for row in those})
-        if values:
-            of_rows[key] = values[0] if len(values) == 1 else values
+    for row in attacked:
+        of_rows |= {"attack_iters": row.steps, "restarts": row.restarts}
+    for row in noisy:
+        of_rows["noise_level"] = row.noise
     sizes = {f"{row.epsilon:g}": row.step_size for row in attacked if not math.isnan(row.step_size)}
     if sizes:
         of_rows["step_sizes"] = step_sizes(told) | sizes
     return told | of_rows
+
+
+def flags_without_rows(rows: list) -> set[str]:
+    """The flags of a sweep that no row was measured with, which then say nothing of the rows."""
+    names = set() if any(row.by_pgd for row in rows) else {"attack_iters", "restarts"}
+    return names if any(row.swept and row.noisy for row in rows) else names | {"noise_level"}
 
 
 def images_measured(records: list[Record], rows: list) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from robust_nc.results.tables import (
 
 COLUMNS = (
     *("mode", "dataset", "model", "norm", "epsilon", "seeds", "input", "split", "images"),
-    *("attack_epsilon", "attack", "steps", "step_size", "restarts", "noise", "epoch", "metric"),
+    *("attack_epsilon", "attack", "steps", "step_size", "restarts", "noise", "precision"),
+    *("epoch", "metric"),
     *("mean", "std", "differs"),
 )
+TOLD_BY_AUTOATTACK = ("epoch", "split", "images", "epsilon", "precision")
 UNPERTURBED = (0.0, 0, 0, 0.0)  # as Row.perturbed_by tells it
 
 
@@ -49,7 +51,7 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
     metrics.sort(key=lambda metric: metric.from_clean)
     metrics += [METRICS[metric.classifier] for metric in metrics if metric.classifier]
     heads = ("input", "split", "images", "epsilon", "epoch", *(m.name for m in metrics))
-    heads += ("attack or noise", "seeds")
+    heads += ("attack or noise", "precision", "seeds")
     parts, content = [], io.StringIO(newline="")
     writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -65,7 +67,7 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
                 cells.append(with_spread(mean, std, metric.form))
                 value = {"metric": metric.name, "mean": mean, "std": std}
                 writer.writerow(without_nan(place | value))
-            rows.append([*cells, place["attack"] or "-", line.seeds])
+            rows.append([*cells, place["attack"] or "-", place["precision"] or "-", line.seeds])
         parts.append(f"**{group.title()}**\n\n{markdown(heads, rows)}")
     return "\n".join([*parts, f"{NC1_DEFINITION}\n"]), content.getvalue()
 
@@ -79,15 +81,14 @@ def lines_of(group: Group, view: View) -> list[TableLine]:
         [row for row in (*run.records, *rows_of(Record, run.others)) if row.split in view.splits]
         for run in group.runs
     ]
-    lines = collect(
-        tables, lambda row: (row.split, row.input, row.images, radius_of(row), *row.perturbed_by)
-    )
+    lines = collect(tables, key_of_line)
     for kind, field in (("clean", "clean_accuracy"), ("autoattack", "robust_accuracy")):
         tables = [[accuracy_record(row, field) for row in run.autoattack] for run in group.runs]
-        tested = collect(tables, lambda row: (row.split, row.images, radius_of(row)))
-        for (split, images, radius), line in tested.items():
+        tested = collect(tables, key_of_line)
+        for (split, _, images, radius, *_, precision), line in tested.items():
             radius = 0.0 if kind == "clean" else radius
-            lines.setdefault((split, kind, images, radius, *UNPERTURBED), line)
+            name = (split, kind, images, radius, *UNPERTURBED, precision)
+            lines.setdefault(name, line)
     measured = []
     for (_, kind, _, radius, *_), line in lines.items():
         by_seed = {run.seed: rows for run, rows in zip(group.runs, line, strict=True) if rows}
@@ -96,10 +97,15 @@ def lines_of(group: Group, view: View) -> list[TableLine]:
     return [line for line in measured if common(line.rows)]
 
 
+def key_of_line(row: Record) -> tuple:
+    place = row.split, row.input, row.images, radius_of(row)
+    return *place, *row.perturbed_by, row.precision
+
+
 def accuracy_record(row: AutoAttackRecord, field: str) -> Record:
     """A row of AutoAttack as one of all metrics, of which it knows the accuracy alone."""
     unknown = dict.fromkeys(METRICS, math.nan)
-    known = {name: getattr(row, name) for name in ("epoch", "split", "images", "epsilon")}
+    known = {name: getattr(row, name) for name in TOLD_BY_AUTOATTACK}
     key = {"source": "eval", "input": "clean", "accuracy": getattr(row, field)}
     return Record(**unknown | known | key)
 
@@ -120,6 +126,7 @@ def place_of_line(group: Group, line: TableLine) -> dict[str, Any]:
         "step_size": row.step_size,
         "restarts": row.restarts or "",
         "noise": row.noise,
+        "precision": row.precision,
         "epoch": row.epoch,
         "differs": in_words(group.differs),
     }

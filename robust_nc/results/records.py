@@ -12,6 +12,7 @@ and `step_size` are of their attack, in the units of --epsilon, `noise` is in th
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -367,6 +368,16 @@ class AutoAttackRecord(Row):
 def radius_of(row: Any) -> float:
     """The epsilon of a row, 0 where nothing was attacked: unlike NaN it can be compared."""
     return 0.0 if math.isnan(row.epsilon) else row.epsilon
+
+
+def measured_alike(rows: Iterable[Any]) -> bool:
+    """Whether rows are of as many images each, and of one precision, as far as they tell.
+
+    NC1 and its kind depend on both.
+    """
+    rows = list(rows)
+    images, precisions = ({getattr(row, n) for row in rows} for n in ("images", "precision"))
+    return len(images - {0}) < 2 and len(precisions - {""}) < 2
 
 
 # Those whose tables lie in results/.
