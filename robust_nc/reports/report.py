@@ -115,7 +115,11 @@ def setting_in_words(setting: Setting, differs: str) -> str:
 
 
 def over_seeds(values: Iterable[float], form: str) -> str:
-    return with_spread(*mean_and_std(list(values)), form)
+    """Mean and deviation of the values that are known, and how many these are if not all."""
+    values = list(values)
+    known = sum(not math.isnan(value) for value in values)
+    part = f" ({known} of {len(values)} seeds)" if 0 < known < len(values) else ""
+    return with_spread(*mean_and_std(values), form) + part
 
 
 def summary_in_words(runs: list[Run]) -> str:
@@ -125,19 +129,16 @@ def summary_in_words(runs: list[Run]) -> str:
         for split in SPLITS:
             first: list = []
             for input, kind in INPUTS.items():
-                number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group.runs)
-                if number:
+                last = (run.of_epoch(run.last_epoch, input, split) for run in group.runs)
+                measured = [row for rows_of_run in last for row in rows_of_run]
+                if measured:
                     cells = [
-                        over_seeds(
-                            (run.last(input, field, split) for run in group.runs), column.form
-                        )
+                        over_seeds((getattr(row, field) for row in measured), column.form)
                         for field, column in SUMMARY.items()
                     ]
-                    last = (run.of_epoch(run.last_epoch, input, split) for run in group.runs)
-                    measured = [row for rows_of_run in last for row in rows_of_run]
                     first = first or measured
                     images = f"{split}, {kind.label}{unlike_in_words(measured, first)}"
-                    rows.append((*first_cells(group), str(number), images, *cells))
+                    rows.append((*first_cells(group), str(len(measured)), images, *cells))
     heads = (*FIRST_COLUMNS, *(column.name for column in SUMMARY.values()))
     return markdown(heads, rows, WORD_COLUMNS)
 

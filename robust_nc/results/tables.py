@@ -117,7 +117,8 @@ def input_table(rows: list[Record], name: Naming) -> list[str]:
 
 
 def cell(value: float, column: Column) -> str:
-    return f"{value:{column.form}}".rjust(len(column.name))
+    width = max(len(column.name), len(f"{0.0:{column.form}}"))  # NaN is as wide as a number
+    return f"{value:{column.form}}".rjust(width)
 
 
 def head_of(column: Column) -> str:
