@@ -131,6 +131,9 @@ def epoch_plot(group: Group, figure: str, lines: dict[LineName, Line], view: Vie
         metrics += [m for m in METRICS.values() if m.from_clean]
     panels: list[tuple[Panel, list[Curve]]] = []
     for panel in panels_of(metrics, "epochs"):
+        if figure == "targeted":
+            label = METRICS[panel.field].target_label or panel.label
+            panel = panel._replace(label=label)
         curves = [Curve(styles[n], line, panel.field) for n, line in lines.items()]
         classifier = METRICS[panel.field].classifier
         if classifier:  # the same on every kind of input

@@ -13,7 +13,7 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.runs import Run, Setting, radius_in_words
-from robust_nc.results.metrics import METRICS
+from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS, measured_alike
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
 from robust_nc.training.modes import MODES
@@ -21,7 +21,8 @@ from robust_nc.training.modes import MODES
 # Field -> column of the metrics of a report, in summary.md and as lines of blocks.md.
 SUMMARY = {metric.field: metric.report for metric in METRICS.values() if metric.report}
 BLOCKS = {metric.field: metric.report for metric in LAYER_METRICS.values() if metric.report}
-OF_RADII = {field: SUMMARY[field] for field in ("accuracy", "nc1", "clean_angle")}
+OF_RADII = {field: SUMMARY[field] for field in ("accuracy", "nc1")}
+OF_RADII["clean_angle"] = Column("angle to clean means", ".3f")  # of PGD, which has no target
 # The first columns of the tables: the runs of a line, how many were measured, and on which images.
 FIRST_COLUMNS = ("trained", "setting", "seeds", "images")
 WORD_COLUMNS = ("setting", "images")
@@ -167,6 +168,11 @@ def block_names(group: Group) -> list[str]:
     return [f"`{row.layer}`" for row in next(filter(None, tables), [])]
 
 
+def of_target(field: str, input: str) -> bool:
+    """Whether a distance or angle to clean class means is to those of the target's class."""
+    return INPUTS[input].targeted and field in ("clean_distance", "clean_angle")
+
+
 def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:
     """Lines of blocks.md: a metric of one kind of input, over the seeds that have it."""
     rows: list[tuple[str, ...]] = []
@@ -178,7 +184,9 @@ def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:
             lines = [values for values in lines if values and not math.isnan(values[0])]
             if lines:
                 cells = [over_seeds(values, column.form) for values in zip(*lines, strict=True)]
-                label = f"{split}, {INPUTS[input].label}: {column.name}"
+                # Their own class has a metric of its own.
+                to_target = " of the target's class" if of_target(field, input) else ""
+                label = f"{split}, {INPUTS[input].label}: {column.name}{to_target}"
                 rows.append((label, str(len(lines)), *cells))
     return rows
 
