@@ -22,7 +22,7 @@ from robust_nc.reports.attacks import (
     FLAGS,
     asked_in_words,
     refuse_unmeasured,
-    tell_others,
+    tell_attacks,
 )
 from robust_nc.reports.drawing import RC, draw
 from robust_nc.reports.figures import all_plots
@@ -101,7 +101,7 @@ def main() -> None:
     refuse_unmeasured(runs, asked)
     groups = group_runs(runs)
     tell_differences(groups)
-    tell_others(groups)
+    tell_attacks(groups, view)
     for group in groups:
         tell_gaps(group, view)
     plots = all_plots(groups, view)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from robust_nc.parsing import Radius
-from robust_nc.reports.groups import Group
+from robust_nc.reports.groups import Group, View
 from robust_nc.reports.runs import Run, units_of
 from robust_nc.results.conditions import Conditions
 from robust_nc.results.tables import perturbed_in_words
@@ -41,14 +41,30 @@ def refuse_unmeasured(runs: list[Run], asked: dict[str, Any]) -> None:
         )
 
 
-def tell_others(groups: list[Group]) -> None:
-    """A line for each group that was measured with other attacks or noise than are shown."""
+def tell_attacks(groups: list[Group], view: View) -> None:
+    """A line for each group that is drawn with others than the runs' own attack and noise.
+
+    And one where there are others beside them. What was asked for is in the figures' names.
+    """
     for group in groups:
+        foreign = dict.fromkeys(part for run in group.runs for part in foreign_in_words(run))
+        if foreign and not view.asked:
+            logger.info(
+                f"{group.file_name()}: drawn is not the runs' own attack or noise, but "
+                f"{'; '.join(foreign)}"
+            )
         others = dict.fromkeys(part for run in group.runs for part in others_in_words(run))
         if others:
             logger.info(
                 f"{group.file_name()}: measured as well, and not drawn: {'; '.join(others)}"
             )
+
+
+def foreign_in_words(run: Run) -> list[str]:
+    """The attacks and levels of noise that are shown, and are not those of the run's training."""
+    own, unit = run.folder.trained_under(), units_of(run.setting.dataset)
+    rows = [row for row in (*run.records, *run.layers, *run.centres) if not own.made(row)]
+    return [perturbed_in_words(row, unit) for row in rows] if own.steps else []
 
 
 def others_in_words(run: Run) -> list[str]:

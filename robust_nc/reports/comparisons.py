@@ -18,7 +18,13 @@ from robust_nc.reports.groups import (
     in_words,
 )
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
-from robust_nc.reports.runs import PERTURBED, safe, seeds_in_words, unit_of
+from robust_nc.reports.runs import (
+    PERTURBED,
+    radius_in_words,
+    safe,
+    seeds_in_words,
+    unit_of,
+)
 from robust_nc.reports.style import (
     MORE_COLORS,
     MORE_MARKERS,
@@ -173,6 +179,7 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
     for group in groups:
         part = group.measured(lambda run: len({radius_of(row) for row in run.records} - {0.0}) > 1)
         lines = radius_lines(part, view)
+        tell_other_radii(part, lines)
         if lines:
             setting = part.setting
             shared[setting.dataset, setting.model, setting.norm].append((part, lines))
@@ -198,6 +205,15 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
         x_label = f"epsilon of the attack ({'in ' if unit == '[0, 1]' else ''}{unit})"
         plots.append(Plot(file_name, title, together, list(panels.items()), x_label))
     return plots
+
+
+def tell_other_radii(group: Group, lines: dict[RadiusLine, Line]) -> None:
+    """A line on radii that not all seeds were attacked at."""
+    radii = {radius for line in lines.values() for radius in set().union(*line) - {*common(line)}}
+    if radii:
+        words = [radius_in_words(radius, group.setting.dataset) for radius in sorted(radii)]
+        name = group.file_name("epsilon")
+        logger.info(f"{name}: left out, not measured by all seeds: PGD of {', '.join(words)}")
 
 
 def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:

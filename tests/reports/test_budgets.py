@@ -159,6 +159,20 @@ def test_lines_of_another_precision_say_so(run_script):
     assert [line.split(" | ")[3] for line in lines] == ["train, clean", "train, PGD, n = 100, fp32"]
 
 
+def test_what_is_not_the_run_s_own_is_told(run_script):
+    path = run_of(pgd(0.5, steps=50), noisy(0.6, 4.0))
+    told = "drawn is not the runs' own attack or noise, but PGD-50, 8/255, step 2/255; noise 4/255"
+    assert f"{NAME}: {told}" in run_script(plot, str(path))[1]
+    assert told not in run_script(plot, f"{path} --attack-iters 50 --noise-level 4")[1]
+
+
+def test_radii_of_some_seeds_alone_are_told(run_script):
+    rows = [pgd(0.5), pgd(0.75, 4.0, 1.0)]
+    paths = [run_of(*rows, pgd(0.1, 16.0, 4.0)), run_of(*rows, seed=2)]
+    output = run_script(plot, f"{paths[0]} {paths[1]}")[1]
+    assert "left out, not measured by all seeds: PGD of 16/255" in output
+
+
 def test_numbers_that_not_all_seeds_have_say_of_how_many_they_are():
     paths = [run_of(pgd(0.5), seed=seed) for seed in (1, 2)]
     table = paths[1] / "results/metrics.csv"
