@@ -14,7 +14,7 @@ from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS, train_parser
 from robust_nc.networks.architectures import build_model
 from robust_nc.networks.network import weight_bytes
-from robust_nc.reports.criteria import AT, BATCH, FROZEN, MART, ST
+from robust_nc.reports.readings import AT, BATCH, FROZEN, MART, ST
 from robust_nc.results.tables import markdown
 from robust_nc.settings import (
     STATISTICS,

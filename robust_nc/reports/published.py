@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_nc.reports.criteria import ST
+from robust_nc.reports.readings import ST
 from robust_nc.reports.runs import Run, seeds_in_words
 from robust_nc.results.files import read_rows
 from robust_nc.results.series import published_series

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.claims import CLAIMS, Finding
+from robust_nc.reports.claims import CLAIMS, NOT_TESTABLE, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.runs import Run, Setting, radius_in_words
 from robust_nc.results.metrics import METRICS
@@ -33,13 +33,15 @@ def finding_row(finding: Finding) -> dict[str, Any]:
         "claim": finding.criterion.claim,
         "criterion": finding.criterion.text,
         **finding.setting._asdict(),
-        "bound": finding.criterion.bound,
+        "bound": finding.criterion.bound_in_words,
         "added_later": finding.criterion.later,
         "mean": "" if math.isnan(finding.mean) else finding.mean,
         "std": "" if math.isnan(finding.std) else finding.std,
         "seeds": " ".join(map(str, finding.values)),
         "values": " ".join(map(repr, finding.values.values())),
+        "random": "" if math.isnan(finding.scale) else finding.scale,
         "verdict": finding.verdict,
+        "not_testable": finding.failed,
     } | ({"differs": finding.differs} if finding.differs else {})
 
 
@@ -80,29 +82,44 @@ def findings_in_words(findings: list[Finding]) -> str:
 
     A criterion that was not measured in a setting has no line for it, and one line if in none.
     """
-    listed = {finding.criterion for finding in findings if finding.values}
+    listed = {finding.criterion for finding in findings if finding.outcomes}
     parts = []
     for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
         rows = []
         for finding in findings:
             criterion = finding.criterion
-            if criterion.claim != claim or (not finding.values and criterion in listed):
+            if criterion.claim != claim or (not finding.outcomes and criterion in listed):
                 continue
             listed.add(criterion)
             rows.append(
                 (
                     criterion.text + (" (added later)" if criterion.later else ""),
-                    setting_in_words(finding.setting, finding.differs) if finding.values else "-",
-                    criterion.bound,
-                    with_spread(finding.mean, finding.std, ".4g", ".3g"),
+                    setting_in_words(finding.setting, finding.differs) if finding.outcomes else "-",
+                    criterion.bound_in_words,
+                    value_in_words(finding),
                     str(len(finding.values) or "-"),
-                    finding.verdict,
+                    verdict_in_words(finding),
                 )
             )
         heads = ("criterion", "setting", "bound", "measured", "seeds", "verdict")
         table = markdown(heads, rows, ("setting", "bound", "verdict"))
         parts.append(f"## Claim {claim}: {CLAIMS[claim]}\n\n{table}")
     return "\n".join(parts)
+
+
+def value_in_words(finding: Finding) -> str:
+    """Mean and deviation over the seeds, beside the value of random class means."""
+    value = with_spread(finding.mean, finding.std, ".4g", ".3g")
+    return value if math.isnan(finding.scale) else f"{value} (random: {finding.scale:.3g})"
+
+
+def verdict_in_words(finding: Finding) -> str:
+    """The verdict, with what is not testable and why."""
+    if not finding.failed:
+        return finding.verdict
+    if finding.kind == NOT_TESTABLE:
+        return f"{finding.verdict}: {finding.failed}"
+    return f"{finding.verdict}; {NOT_TESTABLE} of {finding.failed}"
 
 
 def first_cells(group: Group) -> tuple[str, str]:
