@@ -7,9 +7,9 @@
     python reproduce.py --report --runs FOLDER...               # on runs of your own, into report/
     python reproduce.py --published st --runs FOLDER...         # and the published code's numbers
 
-Started again, it goes on. The report is in reproduction/SCALE/, or report/: claims.md and
-claims.csv, tables of last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/
-with the tables of every run.
+The same command again goes on where it was stopped. The report is in reproduction/SCALE/, or
+report/: verdicts.md, claims.md and claims.csv, tables of last values, blocks, nearest centres and
+radii, figures/, runs.csv, and runs/ with the tables of every run.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from robust_nc.reports.plan import (
 from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
 from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
+from robust_nc.reports.verdicts import verdicts_in_words
 from robust_nc.results.files import free_disk, read_json, read_rows
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import TABLES
@@ -87,8 +88,8 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="with --report: on the runs in these folders, however they were trained, instead of "
-        "those of the scale; with --published: the runs to compare",
+        help="with --report: on the runs in these folders and below them, however they were "
+        "trained, instead of those of the scale; with --published: the runs to compare",
     )
     parser.add_argument(
         "--tables",
@@ -294,6 +295,7 @@ def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
     claims = findings_in_words(findings)
     where = "in the runs that were named" if args.runs else f"at the {args.scale} scale"
     write(out / "claims.md", f"# The claims, {where}\n\n{claims}")
+    write(out / "verdicts.md", f"# The verdicts, {where}\n\n{verdicts_in_words(findings, runs)}")
     for name, (heading, in_words) in REPORT_TABLES.items():
         write(out / name, f"# {heading}\n\n{in_words(runs)}")
     logger.info(claims)
@@ -325,20 +327,20 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def given_runs(folders: list[Path]) -> list[Run]:
-    """The runs of --runs: each folder must hold one, and no two the same."""
+    """The runs of --runs: a folder holds one, or runs below it, and no two are the same."""
     given: list[Run] = []
     for folder in folders:
-        runs = read_runs([folder])
+        runs = read_runs([folder]) or read_runs(sorted(p.parent for p in folder.rglob("args.json")))
         if not runs:
             raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-        [run] = runs
-        twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
-        if twin is None:
-            given.append(run)
-        elif twin.path.resolve() != folder.resolve():
-            raise InputError(
-                f"--runs {folder}: of the same setting and seed as {twin.path}: give one"
-            )
+        for run in runs:
+            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
+            if twin is None:
+                given.append(run)
+            elif twin.path.resolve() != run.path.resolve():
+                raise InputError(
+                    f"--runs {run.path}: of the same setting and seed as {twin.path}: give one"
+                )
     return given
 
 

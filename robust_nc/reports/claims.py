@@ -59,17 +59,20 @@ class Finding:
     @property
     def values(self) -> dict[int, float]:
         """Seed -> value: of those that are testable; of all, where none is."""
-        shown = self.testable or self.outcomes
-        return {seed: o.value for seed, o in shown.items() if math.isfinite(o.value)}
+        return {seed: o.value for seed, o in (self.testable or self.outcomes).items()}
+
+    @property
+    def finite(self) -> list[float]:
+        return [value for value in self.values.values() if math.isfinite(value)]
 
     @property
     def mean(self) -> float:
-        return mean_and_std(list(self.values.values()))[0]
+        return mean_and_std(self.finite)[0]
 
     @property
     def std(self) -> float:
         """Unbiased, over the seeds; NaN of one seed."""
-        return mean_and_std(list(self.values.values()))[1]
+        return mean_and_std(self.finite)[1]
 
     @property
     def scale(self) -> float:
@@ -108,7 +111,7 @@ class Finding:
         seeds = [seed for seed, outcome in self.outcomes.items() if outcome.failed]
         where = f"{seeds_in_words(seeds)}: " if seeds and self.testable else ""
         return where + "; ".join(
-            f"{need.text} is {mean_and_std(of_need)[0]:.4g}, must be {need.bound}"
+            f"{need.text} {mean_and_std(of_need)[0]:.4g}, needs {need.bound}"
             for need, of_need in values.items()
         )
 

@@ -66,6 +66,16 @@ class Criterion:
     main: bool = True
 
     @property
+    def name(self) -> str:
+        """The text without the part."""
+        return self.text.removeprefix(f"{self.part}: ")
+
+    @property
+    def control(self) -> bool:
+        """Whether it is on what the claim may be due to, and not on the claim itself."""
+        return self.part.startswith("control")
+
+    @property
     def bound_in_words(self) -> str:
         return self.bound + (" of random" if self.scale else "")
 

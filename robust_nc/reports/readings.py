@@ -17,7 +17,6 @@ ST, AT = "std_train", "pgd_train"
 FROZEN, BATCH = "pgd_train_TRADES", "pgd_train_TRADES_batch"
 MART = "pgd_train_MART"
 ST_FROZEN, AT_FROZEN = "std_train_frozen", "pgd_train_frozen"
-COMING = {"vertex_agreement", "vertex_distance"}  # columns that tables do not have yet
 FITTED = 0.999  # training accuracy from which on a network is in the terminal phase
 
 
@@ -57,8 +56,6 @@ class Reading:
 
     def __call__(self, study: Study) -> float:
         rows = self.rows(study[self.mode])
-        if self.metric in COMING:
-            rows = [row for row in rows if hasattr(row, self.metric)]
         values = [getattr(row, self.metric) for row in rows]
         return float(np.mean(values)) if values else math.nan
 

@@ -12,7 +12,7 @@ from typing import Any
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, NOT_TESTABLE, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
-from robust_nc.reports.runs import Run, Setting, radius_in_words
+from robust_nc.reports.runs import Run, Setting, name_of_copy, radius_in_words
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
@@ -74,6 +74,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "torch": run.arguments.get("torch"),
         "ran_on": run.arguments.get("ran_on"),
         "machine": platform.machine(),
+        "folder": name_of_copy(run).as_posix(),
     }
 
 
@@ -107,9 +108,9 @@ def findings_in_words(findings: list[Finding]) -> str:
     return "\n".join(parts)
 
 
-def value_in_words(finding: Finding) -> str:
+def value_in_words(finding: Finding, form: str = ".4g", std_form: str = ".3g") -> str:
     """Mean and deviation over the seeds, beside the value of random class means."""
-    value = with_spread(finding.mean, finding.std, ".4g", ".3g")
+    value = with_spread(finding.mean, finding.std, form, std_form)
     return value if math.isnan(finding.scale) else f"{value} (random: {finding.scale:.3g})"
 
 
