@@ -36,7 +36,7 @@ from robust_nc.reports.plan import (
     sweep_passes,
     training_passes,
 )
-from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
+from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published, seeds_beside
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
 from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
 from robust_nc.reports.verdicts import verdicts_in_words
@@ -79,9 +79,9 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--published",
-        choices=PUBLISHED_RUNS,
+        choices=(*PUBLISHED_RUNS, "seeds"),
         help="print the published code's own numbers of that run beside those of --runs, which "
-        "differ in the seed, and run nothing",
+        "differ in the seed (seeds: those of three seeds of each), and run nothing",
     )
     parser.add_argument(
         "--runs",
@@ -171,7 +171,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--report is on all that has been run: drop --only")
     if args.runs and not args.report and not args.published:
         parser.error("--runs is for a report on what was run already: give --report as well")
-    if args.published and not args.runs:
+    if args.published in PUBLISHED_RUNS and not args.runs:
         parser.error("--published compares with runs: give --runs as well")
     if args.published and args.scale:
         parser.error("--published is of no scale: drop --scale")
@@ -346,6 +346,9 @@ def given_runs(folders: list[Path]) -> list[Run]:
 
 def print_published(args: argparse.Namespace) -> None:
     """The published code's numbers beside those of --runs, which are averaged."""
+    if args.published not in PUBLISHED_RUNS:
+        print(seeds_beside(), end="")
+        return
     runs = given_runs(args.runs)
     other = next((run for run in runs if not agree(run, runs[0])), None)
     if other:

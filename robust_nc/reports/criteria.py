@@ -275,6 +275,7 @@ def early_layers() -> list[Criterion]:
             last_block(AT, "pgd", "clean_angle"),
             ALIGNED,
             (fits(AT),),
+            later=True,  # with this bound
         ),
         Criterion(
             6,

@@ -8,6 +8,8 @@ import math
 
 from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.reports.readings import Study, Value, number_of_classes
+from robust_nc.reports.runs import Run
+from robust_nc.results.tables import markdown
 
 # The dimension of the features of all of ARCHITECTURES.
 DIMENSION = 512
@@ -48,3 +50,27 @@ def of_random_means(mode: str, metric: str) -> Value:
         return random_nc1(images[0], int(classes)) if images else math.nan
 
     return value
+
+
+def scale_in_words(runs: list[Run]) -> str:
+    """scale.md: what the metrics are when all has collapsed, and of random class means."""
+    images = {row.images for run in runs for row in run.records if row.split == "train"} - {0}
+    of_nc1 = [f"{random_nc1(number, 10):.3g} ({number:,} images)" for number in sorted(images)]
+    random = RANDOM_MEANS[10]
+    rows = [
+        ("NC1 = tr(Σ_W Σ_B⁺)", "scatter of the features within classes over between", "0"),
+        ("NC2 norm", "deviation over mean of the norms of the class means", "0"),
+        ("NC2 angle", "mean distance of their cosines to those of a simplex", "0"),
+        ("NC3", "squared distance of normalised classifier and class means", "0"),
+        ("NC4", "share of images where nearest class mean and network differ", "0"),
+        ("angle to the clean class means", "radians; of perturbed class means", "0"),
+    ]
+    values = (
+        ", ".join(of_nc1),
+        *(f"{random[f]:.3g}" for f in ("nc2_norm_activation", "nc2_angle_activation", "nc3")),
+        f"{random['nc4']:.1f}",
+        "1.57",
+    )
+    lines = [(*row, value) for row, value in zip(rows, values, strict=True)]
+    heads = ("metric", "what it is", "collapsed", f"random class means, {DIMENSION} dimensions")
+    return markdown(heads, lines, heads)

@@ -12,6 +12,7 @@ from typing import Any
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, NOT_TESTABLE, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
+from robust_nc.reports.random_means import scale_in_words
 from robust_nc.reports.runs import Run, Setting, name_of_copy, radius_in_words
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS
@@ -227,6 +228,7 @@ def radii_in_words(runs: list[Run]) -> str:
 
 # Files of the report beside claims.md, with their headings.
 REPORT_TABLES = {
+    "scale.md": ("The scale of the metrics, for ten classes", scale_in_words),
     "summary.md": ("After the last epoch", summary_in_words),
     "blocks.md": ("Blocks, after the last epoch", blocks_in_words),
     "centres.md": ("Nearest-centre classifiers, after the last epoch", centres_in_words),

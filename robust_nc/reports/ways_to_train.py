@@ -61,6 +61,7 @@ def compared(mode: str, other: str, part: str, whose: str) -> list[Criterion]:
             LESS_COLLAPSED,
             fit,
             part=part,
+            later=True,  # with this bound
         ),
         *(
             Criterion(
@@ -97,6 +98,7 @@ def against_at(mode: str) -> list[Criterion]:
                 LESS_COLLAPSED,
                 (fits(mode), fits(AT)),
                 part=part,
+                later=True,  # with this bound
                 main=input == "pgd",
             )
             for input, images in (("seen", ADVERSARIAL), ("pgd", "PGD on the checkpoint"))
