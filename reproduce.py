@@ -26,7 +26,7 @@ from typing import Any
 from robust_nc.flags import PRECISIONS
 from robust_nc.parsing import Parser, positive_int, seed_number
 from robust_nc.reports.claims import CLAIMS, judge
-from robust_nc.reports.groups import agree
+from robust_nc.reports.groups import agree, given_runs
 from robust_nc.reports.plan import (
     Planned,
     cost_in_words,
@@ -324,24 +324,6 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return lines.getvalue()
-
-
-def given_runs(folders: list[Path]) -> list[Run]:
-    """The runs of --runs: a folder holds one, or runs below it, and no two are the same."""
-    given: list[Run] = []
-    for folder in folders:
-        runs = read_runs([folder]) or read_runs(sorted(p.parent for p in folder.rglob("args.json")))
-        if not runs:
-            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-        for run in runs:
-            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
-            if twin is None:
-                given.append(run)
-            elif twin.path.resolve() != run.path.resolve():
-                raise InputError(
-                    f"--runs {run.path}: of the same setting and seed as {twin.path}: give one"
-                )
-    return given
 
 
 def print_published(args: argparse.Namespace) -> None:
