@@ -173,6 +173,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--runs is for a report on what was run already: give --report as well")
     if args.published in PUBLISHED_RUNS and not args.runs:
         parser.error("--published compares with runs: give --runs as well")
+    if args.published == "seeds" and (args.runs or args.tables):
+        parser.error("--published seeds has runs of its own: drop --runs and --tables")
     if args.published and args.scale:
         parser.error("--published is of no scale: drop --scale")
     if args.tables and not args.published:

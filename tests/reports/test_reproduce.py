@@ -16,6 +16,7 @@ import plot
 import reproduce
 import train
 from robust_nc import build
+from robust_nc.networks.architectures import build_model
 from robust_nc.reports import claims, plan, report
 from robust_nc.reports.claims import judge
 from robust_nc.reports.criteria import CRITERIA
@@ -402,6 +403,7 @@ def in_process(run_script, monkeypatch, tiny_models):
     monkeypatch.setattr(plot, "draw", lambda _: Figure(figsize=(1, 1)))
     few = tuple(e for e in plan.SMALL if (e.model, e.norm, e.dataset) == ("vgg11bn", "l_inf", None))
     monkeypatch.setattr(plan, "SMALL", few)
+    monkeypatch.setattr(plan, "EARLY_BLOCK", {"vgg11bn": "stem"})  # of the tiny network
     return called
 
 
@@ -585,6 +587,12 @@ def test_a_report_on_ones_own_runs_never_takes_the_place_of_the_reproduction(
     assert in_process[-1].endswith(f"--out {place}/figures --table")
 
 
+def test_the_block_that_is_attacked_itself_is_an_early_one():
+    for model, name in plan.EARLY_BLOCK.items():
+        blocks = [block for block, _ in build_model(model, 32, 3, 10).blocks()]
+        assert name in blocks[: len(blocks) // 2], blocks
+
+
 def test_only_what_the_claims_need_is_measured():
     def commands(flags):
         args = reproduce.parse_args(f"--scale small {flags}".split())
@@ -613,6 +621,8 @@ def test_bad_input_is_told_in_one_line(here, run_script):
         ("--published st", "--runs"),
         ("--published trades --runs models", "--published"),
         ("--published st --runs models --scale full", "--scale"),
+        ("--published seeds --runs models", "--runs"),
+        ("--published seeds --tables copies", "--runs"),
         ("--published st --runs models --report", "--published"),
         ("--scale full --report --runs models --tables copies", "--tables"),
         ("--scale small --data-dir nowhere", "--data-dir"),
