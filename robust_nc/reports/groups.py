@@ -3,12 +3,13 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.runs import PERTURBED, Run, safe, seeds_in_words
+from robust_nc.reports.runs import PERTURBED, Run, read_runs, safe, seeds_in_words
 from robust_nc.results.records import ADAPTIVE, SPLITS
 from robust_nc.training.modes import MODES
 from utils import InputError
@@ -163,6 +164,31 @@ def agree(run: Run, other: Run) -> bool:
         and run.setting._replace(limit_train=None) == other.setting._replace(limit_train=None)
         and all(run.flags[name] == other.flags[name] for name in known_of_both)
     )
+
+
+def given_runs(folders: list[Path]) -> list[Run]:
+    """The runs of --runs: a folder holds one, or runs below it, and no two are the same."""
+    given: list[Run] = []
+    for folder in folders:
+        runs = read_runs([folder]) or runs_below(folder)
+        if not runs:
+            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
+        for run in runs:
+            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
+            if twin is None:
+                given.append(run)
+            elif twin.path.resolve() != run.path.resolve():
+                raise InputError(
+                    f"--runs {run.path}: of the same setting and seed as {twin.path}: give one"
+                )
+    return given
+
+
+def runs_below(folder: Path) -> list[Run]:
+    """In the order of their paths, but for the ways to train, which are in that of MODES."""
+    runs = read_runs(path.parent for path in folder.rglob("args.json"))
+    modes = list(MODES)
+    return sorted(runs, key=lambda r: (r.path.parents[1], modes.index(r.mode), r.path))
 
 
 def by_setting(groups: list[Group]) -> list[list[Group]]:

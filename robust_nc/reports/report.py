@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.claims import CLAIMS, Finding
+from robust_nc.reports.claims import CLAIMS, NOT_TESTABLE, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
-from robust_nc.reports.runs import Run, Setting, radius_in_words
+from robust_nc.reports.random_means import scale_in_words
+from robust_nc.reports.runs import Run, Setting, name_of_copy, radius_in_words
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS, measured_alike
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
@@ -34,13 +35,15 @@ def finding_row(finding: Finding) -> dict[str, Any]:
         "claim": finding.criterion.claim,
         "criterion": finding.criterion.text,
         **finding.setting._asdict(),
-        "bound": finding.criterion.bound,
+        "bound": finding.criterion.bound_in_words,
         "added_later": finding.criterion.later,
         "mean": "" if math.isnan(finding.mean) else finding.mean,
         "std": "" if math.isnan(finding.std) else finding.std,
         "seeds": " ".join(map(str, finding.values)),
         "values": " ".join(map(repr, finding.values.values())),
+        "random": "" if math.isnan(finding.scale) else finding.scale,
         "verdict": finding.verdict,
+        "not_testable": finding.failed,
     } | ({"differs": finding.differs} if finding.differs else {})
 
 
@@ -73,6 +76,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "torch": run.arguments.get("torch"),
         "ran_on": run.arguments.get("ran_on"),
         "machine": platform.machine(),
+        "folder": name_of_copy(run).as_posix(),
     }
 
 
@@ -81,29 +85,44 @@ def findings_in_words(findings: list[Finding]) -> str:
 
     A criterion that was not measured in a setting has no line for it, and one line if in none.
     """
-    listed = {finding.criterion for finding in findings if finding.values}
+    listed = {finding.criterion for finding in findings if finding.outcomes}
     parts = []
     for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
         rows = []
         for finding in findings:
             criterion = finding.criterion
-            if criterion.claim != claim or (not finding.values and criterion in listed):
+            if criterion.claim != claim or (not finding.outcomes and criterion in listed):
                 continue
             listed.add(criterion)
             rows.append(
                 (
                     criterion.text + (" (added later)" if criterion.later else ""),
-                    setting_in_words(finding.setting, finding.differs) if finding.values else "-",
-                    criterion.bound,
-                    with_spread(finding.mean, finding.std, ".4g", ".3g"),
+                    setting_in_words(finding.setting, finding.differs) if finding.outcomes else "-",
+                    criterion.bound_in_words,
+                    value_in_words(finding),
                     str(len(finding.values) or "-"),
-                    finding.verdict,
+                    verdict_in_words(finding),
                 )
             )
         heads = ("criterion", "setting", "bound", "measured", "seeds", "verdict")
         table = markdown(heads, rows, ("setting", "bound", "verdict"))
         parts.append(f"## Claim {claim}: {CLAIMS[claim]}\n\n{table}")
     return "\n".join(parts)
+
+
+def value_in_words(finding: Finding, form: str = ".4g", std_form: str = ".3g") -> str:
+    """Mean and deviation over the seeds, beside the value of random class means."""
+    value = with_spread(finding.mean, finding.std, form, std_form)
+    return value if math.isnan(finding.scale) else f"{value} (random: {finding.scale:.3g})"
+
+
+def verdict_in_words(finding: Finding) -> str:
+    """The verdict, with what is not testable and why."""
+    if not finding.failed:
+        return finding.verdict
+    if finding.kind == NOT_TESTABLE:
+        return f"{finding.verdict}: {finding.failed}"
+    return f"{finding.verdict}; {NOT_TESTABLE} of {finding.failed}"
 
 
 def first_cells(group: Group) -> tuple[str, str]:
@@ -229,6 +248,7 @@ def radii_in_words(runs: list[Run]) -> str:
 
 # Files of the report beside claims.md, with their headings.
 REPORT_TABLES = {
+    "scale.md": ("The scale of the metrics, for ten classes", scale_in_words),
     "summary.md": ("After the last epoch", summary_in_words),
     "blocks.md": ("Blocks, after the last epoch", blocks_in_words),
     "centres.md": ("Nearest-centre classifiers, after the last epoch", centres_in_words),

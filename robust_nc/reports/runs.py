@@ -188,13 +188,20 @@ class Run:
         clean = [row for row in rows if row.input == "clean" and measured_alike([row, *attacked])]
         return {radius_of(row): row for row in (*clean, *attacked)}
 
-    def centre_row(self, input: str) -> CentreRecord | None:
-        """The nearest clean class mean of the features on test images, after the last epoch."""
-        key = (self.last_epoch, "clean", input, "features")
+    def centre_row(
+        self, input: str, epsilon: float | None = None, layer: str = "features"
+    ) -> CentreRecord | None:
+        """The nearest clean class mean in a layer on test images, after the last epoch.
+
+        epsilon: of the attack, instead of the run's own.
+        """
+        radius = self.setting.epsilon if epsilon is None else epsilon
+        key = (self.last_epoch, "clean", input, layer)
         rows = [
             row
-            for row in self.at_own_epsilon(self.centres)
+            for row in self.centres
             if (row.epoch, row.means, row.input, row.layer) == key
+            if math.isnan(row.epsilon) or math.isclose(row.epsilon, radius)
         ]
         return rows[0] if rows else None
 
