@@ -6,17 +6,23 @@ mean and unbiased standard deviation over those seeds that were measured, and ho
 
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, NOT_TESTABLE, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.random_means import scale_in_words
-from robust_nc.reports.runs import Run, Setting, name_of_copy, radius_in_words
+from robust_nc.reports.runs import Run, Setting, name_of_copy, radius_in_words, units_of
 from robust_nc.results.metrics import METRICS, Column
-from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS, measured_alike
-from robust_nc.results.tables import markdown, mean_and_std, with_spread
+from robust_nc.results.records import (
+    CENTRE_LABELS,
+    LAYER_METRICS,
+    SPLITS,
+    measured_alike,
+    radius_of,
+)
+from robust_nc.results.tables import markdown, mean_and_std, perturbed_in_words, with_spread
 from robust_nc.training.modes import MODES
 
 # Field -> column of the metrics of a report, in summary.md and as lines of blocks.md.
@@ -142,10 +148,34 @@ def over_seeds(values: Iterable[float], form: str) -> str:
     return with_spread(*mean_and_std(values), form) + part
 
 
+class AttackNames:
+    """The attacks and noise of rows in words, where those of a setting are of several.
+
+    Rows of groups that were trained in different ways stand in one table.
+    """
+
+    def __init__(self, groups: list[Group], rows: Callable[[Run], list]):
+        self.several: dict[tuple, set[tuple]] = {}
+        for group in groups:
+            for row in (row for run in group.runs for row in rows(run)):
+                if row.attacked or row.noisy:
+                    self.several.setdefault(self._place(group, row), set()).add(row.perturbed_by)
+
+    def _place(self, group: Group, row: Any) -> tuple:
+        return group.setting, row.input, radius_of(row)
+
+    def name(self, group: Group, row: Any) -> str:
+        """The end of a cell; "" where all are of one, or where there is none."""
+        if len(self.several.get(self._place(group, row), ())) < 2:
+            return ""
+        return f", {perturbed_in_words(row, units_of(group.setting.dataset)) or 'untold'}"
+
+
 def summary_in_words(runs: list[Run]) -> str:
     """summary.md: the metrics of every kind of input."""
-    rows = []
-    for group in group_runs(runs):
+    rows, groups = [], group_runs(runs)
+    names = AttackNames(groups, lambda run: run.own_records)
+    for group in groups:
         for split in SPLITS:
             first: list = []
             for input, kind in INPUTS.items():
@@ -157,7 +187,8 @@ def summary_in_words(runs: list[Run]) -> str:
                         for field, column in SUMMARY.items()
                     ]
                     first = first or measured
-                    images = f"{split}, {kind.label}{unlike_in_words(measured, first)}"
+                    images = f"{split}, {kind.label}{names.name(group, measured[0])}"
+                    images += unlike_in_words(measured, first)
                     rows.append((*first_cells(group), str(len(measured)), images, *cells))
     heads = (*FIRST_COLUMNS, *(column.name for column in SUMMARY.values()))
     return markdown(heads, rows, WORD_COLUMNS)
@@ -212,8 +243,9 @@ def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:
 
 def centres_in_words(runs: list[Run]) -> str:
     """centres.md: test accuracy of the nearest clean class mean, and of the network."""
-    rows = []
-    for group in group_runs(runs):
+    rows, groups = [], group_runs(runs)
+    names = AttackNames(groups, lambda run: run.at_own_epsilon(run.centres))
+    for group in groups:
         for input, label in CENTRE_LABELS.items():
             measured = [row for run in group.runs if (row := run.centre_row(input))]
             if measured:
@@ -221,14 +253,16 @@ def centres_in_words(runs: list[Run]) -> str:
                     over_seeds((row.ncc_accuracy for row in measured), ".3f"),
                     over_seeds((row.network_accuracy for row in measured), ".3f"),
                 )
-                rows.append((*first_cells(group), str(len(measured)), f"test, {label}", *cells))
+                images = f"test, {label}{names.name(group, measured[0])}"
+                rows.append((*first_cells(group), str(len(measured)), images, *cells))
     return markdown((*FIRST_COLUMNS, "nearest class mean", "network"), rows, WORD_COLUMNS)
 
 
 def radii_in_words(runs: list[Run]) -> str:
     """radii.md: accuracy, NC1 and angle under PGD of two radii or more, clean images in front."""
-    rows = []
-    for group in group_runs(runs):
+    rows, groups = [], group_runs(runs)
+    names = AttackNames(groups, lambda run: run.records)
+    for group in groups:
         for split in SPLITS:
             tables = [
                 table
@@ -237,6 +271,7 @@ def radii_in_words(runs: list[Run]) -> str:
             ]
             for radius in sorted(set.intersection(*map(set, tables))) if tables else ():
                 attack = radius_in_words(radius, group.setting.dataset) if radius else "clean"
+                attack += names.name(group, tables[0][radius])
                 cells = [
                     over_seeds((getattr(table[radius], field) for table in tables), column.form)
                     for field, column in OF_RADII.items()

@@ -159,6 +159,20 @@ def test_lines_of_another_precision_say_so(run_script):
     assert [line.split(" | ")[3] for line in lines] == ["train, clean", "train, PGD, n = 100, fp32"]
 
 
+def test_rows_of_one_table_name_their_attack_where_they_are_of_several():
+    at, trades = (
+        run_of(pgd(0.5, steps=steps), pgd(0.4, 4.0, 1.0, steps), mode=mode, attack_iters=steps)
+        for mode, steps in (("pgd_train", 10), ("pgd_train_TRADES", 3))
+    )
+    for paths, names in (((at,), [""]), ((at, trades), [", PGD-10, {}", ", PGD-3, {}"])):
+        runs = [read_run(path) for path in paths]
+        for words, cell in ((summary_in_words(runs), 3), (radii_in_words(runs), 4)):
+            cells = [line.split(" | ")[cell] for line in words.splitlines()[2:]]
+            found = [c for c in cells if "8/255" in c or c == "train, PGD"]
+            before = "train, PGD" if cell == 3 else "8/255"
+            assert found == [before + name.format("8/255, step 2/255") for name in names]
+
+
 def test_what_is_not_the_run_s_own_is_told(run_script):
     path = run_of(pgd(0.5, steps=50), noisy(0.6, 4.0))
     told = "drawn is not the runs' own attack or noise, but PGD-50, 8/255, step 2/255; noise 4/255"
