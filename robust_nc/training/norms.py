@@ -90,7 +90,7 @@ def biases_left_out(network: Network, pairs: Pairs) -> Iterator[Tensor | float]:
     for conv in convolutions:
         conv.bias = None
     try:
-        yield 0 * torch.cat(biases).sum()
+        yield (0 * torch.cat(biases)).sum()
     finally:
         for conv, bias in zip(convolutions, biases, strict=True):
             conv.bias = bias
