@@ -67,6 +67,8 @@ def pgd(
     direction, x = -1 if targeted else 1, x.detach()
     needs_score = restarts > 1 or (score and model.training)
     starts = _draw(x, lambda part: _random_starts(part, epsilon, norm, restarts))
+    # The l_inf ball is a box as well: what lies in both is a box, made once.
+    low, high = _bounds(x, epsilon if norm == "l_inf" else math.inf)
     best: tuple[Tensor, Tensor] | None = None
     with torch.enable_grad(), _frozen(model):
         for start in starts.unbind(1):
@@ -76,7 +78,7 @@ def pgd(
                 total = loss(model(x + delta), y, reduction="sum") / min(len(x), CHUNK)
                 (gradient,) = torch.autograd.grad(total, delta)
                 delta = _step(delta.detach(), gradient, direction * step_size, epsilon, norm)
-                delta = _clip_to_box(delta, x)
+                delta = delta.clamp(low, high)
             if not needs_score:
                 return delta
             with torch.no_grad():
@@ -127,6 +129,7 @@ def trades(
         draws = _draw(x, lambda part: _trades_draws(part, norm))
         start, noise = draws[:, 0], draws[:, -1]  # noise only under l_2
         perturbed = x + 0.001 * start
+        low, high = (x - epsilon).clamp(0, 1), (x + epsilon).clamp(0, 1)  # of the l_inf ball
         for _ in range(steps):
             perturbed.requires_grad_()
             log_probabilities = F.log_softmax(model(perturbed), dim=1)
@@ -134,8 +137,7 @@ def trades(
             (gradient,) = torch.autograd.grad(divergence, perturbed)
             perturbed = perturbed.detach()
             if norm == "l_inf":
-                perturbed = perturbed + step_size * gradient.sign()
-                perturbed = perturbed.clamp(x - epsilon, x + epsilon).clamp(0, 1)
+                perturbed = perturbed.add(gradient.sign(), alpha=step_size).clamp(low, high)
             else:
                 perturbed = (
                     perturbed + 2 * epsilon / steps * _unit_or_noise(gradient, noise)
@@ -199,9 +201,9 @@ def _random_starts(x: Tensor, epsilon: float, norm: str, restarts: int) -> Tenso
 
 
 def _step(delta: Tensor, gradient: Tensor, size: float, epsilon: float, norm: str) -> Tensor:
-    """One step along the gradient, or for a negative size against it, back in the epsilon-ball."""
+    """One step along the gradient, or for a negative size against it; l_2: back in the ball."""
     if norm == "l_inf":
-        return (delta + size * gradient.sign()).clamp(-epsilon, epsilon)
+        return delta.add(gradient.sign(), alpha=size)
     unit = gradient / (_image_norms(gradient) + 1e-10)
     return _renorm(delta + size * unit, epsilon)
 
@@ -222,6 +224,15 @@ def _best_of(
 def _clip_to_box(delta: Tensor, x: Tensor) -> Tensor:
     """The delta nearest to the given one with x + delta in [0, 1]."""
     return torch.clamp(delta, -x, 1 - x)
+
+
+def _bounds(x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The least and the largest delta within `radius`, as near as x + delta in [0, 1] allows.
+
+    Clamping to them once is clamping to -radius and radius, then to the box, to the last bit.
+    """
+    low, high = (_clip_to_box(torch.full_like(x, end), x) for end in (-radius, radius))
+    return low, high
 
 
 def _image_norms(delta: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import baseline
+from switches import set_switches
 
 from attacks import pgd
 from nc_metrics import neural_collapse
@@ -181,6 +182,7 @@ def baseline_collapse(classes: int, device: torch.device) -> None:
 
 def our_settings(variant: str, mode: str, model: str, device: torch.device) -> Settings:
     """The flags of a run on the random images: train.py's defaults but for these."""
+    set_switches()
     precision, *switches = variant.split("+")
     words = ["--model", model, "--train-mode", mode, "--precision", precision]
     words += ["--device", device.type, "--lr-max", "0.001"]

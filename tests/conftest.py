@@ -6,12 +6,14 @@ import os
 import pickle
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import utils
 from robust_nc.data.datasets import DATASETS
@@ -108,6 +110,26 @@ class TinyNet(torch.nn.Module):
 
     def blocks(self):
         return [("stem", self.norm), ("features", self.features)]
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name and by the type of what they give, or else of what they change.
+
+    Args:
+        shape: only those that give a tensor of this shape.
+    """
+
+    def __init__(self, shape=None):
+        super().__init__()
+        self.shape, self.counts = shape, Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        value = args[0] if result is None else result
+        value = value[0] if isinstance(value, list | tuple) else value
+        if self.shape in (None, getattr(value, "shape", None)):
+            self.counts[str(function).split(".")[1], getattr(value, "dtype", None)] += 1
+        return result
 
 
 @pytest.fixture

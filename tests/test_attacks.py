@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN_SEED, images_and_labels
+from conftest import GOLDEN_SEED, Operations, images_and_labels
 
 from attacks import gaussian_noise, l2_noise, pgd, sign_noise, trades
 
@@ -253,3 +253,85 @@ def test_what_was_made_under_inference_mode_is_refused(name, tiny_net):
     else:  # these it only reads
         trades(tiny_net, x, clean_logits=logits, **L_INF)
     ATTACKS[name](tiny_net, made.clone(), labels.clone())
+
+
+EDGES = (
+    0.0,
+    1.0,
+    0.5,
+    8 / 255,
+    1 - 8 / 255,
+    1 / 255,
+    -1e-4,
+    1 + 1e-4,
+)  # a hair outside is let pass
+
+
+def images_at_the_edges(dtype):
+    """Random pixels, each of EDGES among them."""
+    x = torch.rand(16, 3, 16, 16, dtype=dtype)
+    edges = torch.tensor(EDGES, dtype=dtype)[torch.randint(len(EDGES), x.shape)]
+    return torch.where(torch.rand_like(x) < 0.5, edges, x)
+
+
+class WithZeroGradients(torch.nn.Module):
+    """Logits whose gradient by the pixels is zero here and there."""
+
+    def forward(self, x):
+        pixels = x * torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).view(x[0].shape).round()
+        return pixels.sin().flatten(1).unflatten(1, (4, -1)).sum(2)
+
+
+def pgd_in_two_clamps(model, x, y, delta, *, epsilon, step_size, steps):
+    """Published: to the ball first, then to the box."""
+    for _ in range(steps):
+        delta.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y), delta)
+        delta = (delta.detach() + step_size * gradient.sign()).clamp(-epsilon, epsilon)
+        delta = delta.clamp(-x, 1 - x)
+    return delta
+
+
+def trades_in_two_clamps(model, x, perturbed, *, epsilon, step_size, steps):
+    clean = F.softmax(model(x), 1)
+    for _ in range(steps):
+        perturbed.requires_grad_()
+        loss = F.kl_div(F.log_softmax(model(perturbed), 1), clean, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, perturbed)
+        perturbed = perturbed.detach() + step_size * gradient.sign()
+        perturbed = perturbed.clamp(x - epsilon, x + epsilon).clamp(0, 1)
+    return perturbed.clamp(0, 1) - x
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("epsilon", (0.0, 1e-5, 8 / 255, 0.7, 1.0))
+def test_one_clamp_is_that_to_the_ball_and_that_to_the_box_to_the_last_bit(epsilon, dtype):
+    torch.manual_seed(0)
+    x, y, model = images_at_the_edges(dtype), torch.arange(16) % 4, WithZeroGradients().eval()
+    settings = {"epsilon": epsilon, "step_size": 2 / 255, "steps": 6}
+    torch.manual_seed(1)
+    found = pgd(model, x, y, **settings)
+    torch.manual_seed(1)
+    start = torch.empty_like(x).uniform_(-epsilon, epsilon).clamp(-x, 1 - x)
+    assert torch.equal(found, pgd_in_two_clamps(model, x, y, start, **settings))
+    torch.manual_seed(1)
+    found = trades(model, x, **settings)
+    torch.manual_seed(1)
+    start = x + 0.001 * torch.randn_like(x)
+    assert torch.equal(found, trades_in_two_clamps(model, x, start, **settings))
+
+
+@pytest.mark.parametrize(("attack", "added"), (("pgd", 2), ("trades", 1)))
+def test_a_step_of_l_inf_is_three_operations_on_the_images(attack, added, tiny_net):
+    """Beside x + delta of pgd, which the model is given."""
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    tiny_net.eval()
+    counts = []
+    for steps in (3, 4):
+        settings = L_INF | {"steps": steps}
+        with Operations(x.shape) as operations:
+            pgd(tiny_net, x, y, **settings) if attack == "pgd" else trades(tiny_net, x, **settings)
+        counts.append(operations.counts)
+    more = {name: count for (name, _), count in (counts[1] - counts[0]).items()}
+    assert more.pop("convolution_backward") == 1 and more.pop("detach", 1)
+    assert more == {"sign": 1, "add": added, "clamp": 1}

@@ -1,5 +1,6 @@
 """The baseline computes what is compared with it, and the benchmark runs."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -7,15 +8,18 @@ import sys
 import baseline
 import pytest
 import sides
+import switches
 import torch
 from conftest import BENCHMARKS, CIFAR_STATISTICS, HAS_BF16
 from test_attacks import L_INF, share_equal
+from test_fast_paths import make_learner
 
 from attacks import pgd, trades
 from nc_metrics import neural_collapse
 from robust_nc.build import strength
 from robust_nc.networks.network import Network
 from robust_nc.training.cuda_graphs import ReplayedStep
+from robust_nc.training.modes import MODES
 from train import parse_args
 
 SETTINGS = {key: L_INF[key] for key in ("epsilon", "step_size", "steps")}
@@ -182,3 +186,23 @@ def test_the_benchmark_trains_with_the_defaults_of_train_py():
     defaults = vars(parse_args(["--device", "cpu"]))
     differing = {name for name, value in defaults.items() if ours[name] != value}
     assert differing == {"precision", "train_mode", "lr_max"}
+
+
+@pytest.mark.parametrize("name", switches.SWITCHES)
+def test_a_switch_changes_nothing_but_the_time(name, tiny_net, monkeypatch):
+    weights = []
+    for names in ("", name):
+        monkeypatch.setattr(*switches.SWITCHES[name][:2], getattr(*switches.SWITCHES[name][:2]))
+        switches.set_switches(names)
+        network = Network(copy.deepcopy(tiny_net), *CIFAR_STATISTICS).train()
+        torch.manual_seed(0)
+        x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
+        MODES["pgd_train"].step(make_learner(network, lr=0.1), x, y)
+        weights.append(network.state_dict())
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, msg=key)
+
+
+def test_an_unknown_switch_is_refused():
+    with pytest.raises(SystemExit, match="no 'nothing'; there are no-biases-left-out, "):
+        switches.set_switches("nothing")

@@ -50,8 +50,8 @@ class FoldedNetwork(Network):
         self._source = [network]  # in a list: not a part of this module
         if isinstance(pairs, str):
             pairs = exact_pairs(network)
-        self._pairs = pairs or []
-        for conv_name, norm_name in self._pairs:
+        self.pairs = pairs or []
+        for conv_name, norm_name in self.pairs:
             conv = self.model.get_submodule(conv_name)
             if conv.bias is None:
                 conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
@@ -76,7 +76,7 @@ class FoldedNetwork(Network):
         self.std.copy_(network.std)
         model = network.model
         state = model.state_dict()
-        for conv_name, norm_name in self._pairs:
+        for conv_name, norm_name in self.pairs:
             conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
             state[f"{conv_name}.weight"], state[f"{conv_name}.bias"] = fuse_conv_bn_weights(
                 conv.weight,
@@ -87,12 +87,18 @@ class FoldedNetwork(Network):
                 norm.weight,
                 norm.bias,
             )
+        # A list for each pair of types, which is copied by one kernel on a GPU.
+        copies: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
         for name, value in self.model.state_dict().items():
             owner, _, last = name.rpartition(".")
             if last == EXTRA_STATE:
                 self.model.get_submodule(owner).set_extra_state(copy.deepcopy(state[name]))
             else:
-                value.copy_(state[name])
+                kinds = value.dtype, state[name].dtype
+                copies.setdefault(kinds, []).append((value, state[name]))
+        for pairs in copies.values():
+            targets, sources = zip(*pairs, strict=True)
+            torch._foreach_copy_(targets, sources)
         return self
 
 

@@ -1,6 +1,7 @@
 """A network: a model behind the normalisation of its images, so that attacks see pixels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +60,30 @@ class Network(nn.Module):
             else:
                 logits, features = self.anatomy.outputs(self.model, x)
         return (logits.float(), features.float()) if return_activations else logits.float()
+
+    @contextmanager
+    def weights_cast(self) -> Iterator[None]:
+        """With `bf16`, weights are cast here and not in every pass inside, to the same bits.
+
+        For attacks in train mode, which differentiate the input alone: autocast keeps no cast of a
+        weight that needs no gradient. In eval mode, and of other packages, weights stay as they
+        are: attacks have a FoldedNetwork there, and a model may read its weights itself.
+        """
+        wanted = self.bf16 and self.training and self.anatomy is None
+        weights = [
+            (module, name, weight)
+            for module in self.modules()
+            if wanted and isinstance(module, nn.Conv2d | nn.Linear)
+            for name, weight in module.named_parameters(recurse=False)
+        ]
+        for module, name, weight in weights:
+            cast = nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+            module.register_parameter(name, cast)
+        try:
+            yield
+        finally:
+            for module, name, weight in weights:
+                module.register_parameter(name, weight)
 
     def to_channels_last(self) -> "Network":
         """Lay out weights, activations and images so; returns itself.

@@ -8,8 +8,7 @@ its initial running statistics, for which the network stays in eval mode all alo
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from robust_nc.data.inputs import Strength
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
 from robust_nc.settings import Settings
+from robust_nc.training.norms import biases_left_out, counted_once, statistics_moved
 
 TRADES_BETA = 6.0  # weight of the KL term: Zhang et al. 2019, section 5, and the paper
 MART_LAMBDA = 5.0  # weight of the KL term: Wang et al. 2020
@@ -57,8 +57,10 @@ class Step:
 
 def standard_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
     """ST: one step on the cross-entropy of the clean images."""
-    logits = learner.network(x)
-    loss = F.cross_entropy(logits, y)
+    network, pairs = learner.network, learner.folded.pairs
+    with counted_once(network, passes=1), biases_left_out(network, pairs) as zero:
+        logits = network(x)
+    loss = F.cross_entropy(logits, y) + zero
     return Step(clean_means(loss, logits, y) | update(learner.optimizer, loss))
 
 
@@ -70,43 +72,21 @@ def adversarial_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
     There the pass that scores a single restart and the one that is stepped on are the same; here it
     is made once and moves the statistics twice.
     """
-    network, restarts = learner.network, learner.strength.restarts
+    network, restarts, attack = learner.network, learner.strength.restarts, learner.strength.attack
     attacked = network if network.training else learner.folded.refold()
-    delta = pgd(attacked, x, y, restarts=restarts, score=False, **learner.strength.attack)
-    perturbed = x + delta
-    with statistics_moved(network, times=2 if restarts == 1 else 1):
-        logits = network(perturbed)
-    loss = F.cross_entropy(logits, y)
-    with torch.no_grad():
-        clean_logits = network(x)
-        clean_loss = F.cross_entropy(clean_logits, y)
+    passes = restarts * (attack["steps"] + 1) + 2
+    with counted_once(network, passes), biases_left_out(network, learner.folded.pairs) as zero:
+        with attacked.weights_cast():
+            delta = pgd(attacked, x, y, restarts=restarts, score=False, **attack)
+        perturbed = x + delta
+        with statistics_moved(network, times=2 if restarts == 1 else 1):
+            logits = network(perturbed)
+        with torch.no_grad():
+            clean_logits = network(x)
+    loss = F.cross_entropy(logits, y) + zero
+    clean_loss = F.cross_entropy(clean_logits, y)
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)
-
-
-@contextmanager
-def statistics_moved(network: nn.Module, times: int) -> Iterator[None]:
-    """A pass in train mode moves the running statistics as far as `times` equal passes would.
-
-    Norms in eval mode have nothing moved.
-    """
-    norms = [
-        module
-        for module in network.modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
-    ]
-    # One without a momentum averages over all batches: it counts the pass once.
-    norms = [norm for norm in norms if norm.momentum is not None]
-    momenta = [norm.momentum or 0.0 for norm in norms]
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = 1 - (1 - momentum) ** times
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked += times - 1
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step:
@@ -117,16 +97,14 @@ def trades_step(learner: Learner, x: Tensor, y: Tensor, *, frozen: bool) -> Step
     step use batch statistics.
     """
     network, attack = learner.network, learner.strength.attack
-    if frozen:
-        network.eval()
-        clean_logits = network(x)
-        perturbed = x + trades(learner.folded.refold(), x, clean_logits=clean_logits, **attack)
-    else:
-        perturbed = x + trades(learner.folded.refold(), x, **attack)
-        clean_logits = network(x)
-    logits = network(perturbed)
+    clean_logits = network.eval()(x) if frozen else None
+    perturbed = x + trades(learner.folded.refold(), x, clean_logits=clean_logits, **attack)
+    with counted_once(network, passes=2), biases_left_out(network, learner.folded.pairs) as zero:
+        if clean_logits is None:
+            clean_logits = network(x)
+        logits = network(perturbed)
     clean_loss = F.cross_entropy(clean_logits, y)
-    loss = clean_loss + learner.settings.trades_beta * divergence(clean_logits, logits)
+    loss = clean_loss + learner.settings.trades_beta * divergence(clean_logits, logits) + zero
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)
 
@@ -154,9 +132,10 @@ def mart_step(learner: Learner, x: Tensor, y: Tensor) -> Step:
     network, strength = learner.network, learner.strength
     folded = learner.folded.refold()
     perturbed = x + pgd(folded, x, y, restarts=strength.restarts, **strength.attack)
-    clean_logits = network(x)
-    logits = network(perturbed)
-    loss = mart_objective(clean_logits, logits, y, learner.settings.mart_lambda)
+    with counted_once(network, passes=2), biases_left_out(network, folded.pairs) as zero:
+        clean_logits = network(x)
+        logits = network(perturbed)
+    loss = mart_objective(clean_logits, logits, y, learner.settings.mart_lambda) + zero
     clean_loss = F.cross_entropy(clean_logits.detach(), y)
     means = clean_means(clean_loss, clean_logits, y) | robust_means(loss, logits, y)
     return Step(means | update(learner.optimizer, loss), perturbed)

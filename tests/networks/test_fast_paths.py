@@ -393,6 +393,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
         # the eval-mode passes of the test and the training images.
         ("std_train", 1 * 2 + 2),
         ("pgd_train", 3 * 2 + 2),
+        ("pgd_train --precision bf16", 3 * 2 + 2),
         ("pgd_train_TRADES", 2 * 2 + 2),
         ("pgd_train_TRADES --trades-bn batch", 3 * 2 + 2),
         ("pgd_train_MART", 2 * 2 + 2),
