@@ -1,6 +1,7 @@
 """A network: a model behind the normalisation of its images, so that attacks see pixels."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Network(nn.Module):
     model: Any
     mean: Tensor
     std: Tensor
+    compiled = False
 
     def __init__(
         self,
@@ -59,6 +61,21 @@ class Network(nn.Module):
             else:
                 logits, features = self.anatomy.outputs(self.model, x)
         return (logits.float(), features.float()) if return_activations else logits.float()
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As nn.Module.compile; `compiled_for` then says which batches are worth it."""
+        self.compiled = True
+        super().compile(*args, **options)
+
+    def compiled_for(self, full: bool) -> AbstractContextManager[Any]:
+        """Inside, compiled code runs a full batch alone: any other size runs as it is.
+
+        Each size is compiled anew, which takes longer than the few batches of that size gain. It
+        holds for every network in the process.
+        """
+        if full or not self.compiled:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     def to_channels_last(self) -> "Network":
         """Lay out weights, activations and images so; returns itself.
