@@ -37,8 +37,8 @@ TRAINING = (
         "--cuda-graph",
         Means.FREE,
         action="store_true",
-        help="on a GPU, capture the training step as a CUDA graph and replay it without Python also "
-        "where that is not the default: with networks of other packages and modes of one's own",
+        help="on a GPU, capture the training step as a CUDA graph and replay it without Python: "
+        "the default but for networks of other packages and modes of one's own",
     ),
     flag(
         "--no-cuda-graph",

@@ -347,7 +347,8 @@ def test_a_run_goes_on_on_another_device(optimizer, switch, run_script):
 def test_a_compiled_run_compiles_in_its_first_epoch_alone():
     set_precision("tf32")
     torch.compiler.reset()
-    training, stats = make_training("--compile --no-cuda-graph"), torch._dynamo.utils.counters["stats"]
+    training = make_training("--compile --no-cuda-graph")
+    stats = torch._dynamo.utils.counters["stats"]
     before = stats["unique_graphs"]
     run_epoch(training, 0)
     first = stats["unique_graphs"]

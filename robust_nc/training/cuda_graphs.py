@@ -28,9 +28,7 @@ def is_replayed(settings: Settings, mode: TrainingMode, network: Network) -> boo
     return reason is None
 
 
-def reason_for_plain_steps(
-    settings: Settings, mode: TrainingMode, network: Network
-) -> str | None:
+def reason_for_plain_steps(settings: Settings, mode: TrainingMode, network: Network) -> str | None:
     """Why a step is not replayed on a GPU, in words; None: it is.
 
     A replay does what was captured. Networks of other packages, and modes of one's own, may decide
