@@ -21,11 +21,11 @@ END=540  # seconds after which a part only saves
 DATA=cifar FLAGS="--dataset cifar --precision bf16"
 [ "$IMAGES" ] && DATA=cifar10 FLAGS="--dataset folder --data-dir $IMAGES --data-name cifar10 --precision bf16"
 GRID="--scale small --data-dir $IMAGES --mnist-dir ${MNIST:-data} --epochs 400 --precision bf16"
-ST_LAST=399 AT_LAST=69 COMPILE=--compile CPU= TRIED=
+ST_LAST=399 AT_LAST=69 COMPILE=--compile CPU= TRIED= SOME=
 SWEPT=0,1,2,4,7,10,15,20,30,40,60,80,99,101,120,149,160,200,300,399
 if [ "$TRY" ]; then
     CPU="--device cpu" DATA=digits FLAGS="--dataset digits --limit-train 20 --limit-test 10 --attack-iters 1"
-    GRID="--scale small --only 4 --seeds 1 --epochs 2 --limit-train 20 --limit-test 10"
+    GRID="--scale small --epochs 2 --limit-train 20 --limit-test 10" SOME="--only 4 --seeds 1"
     ST_LAST=1 AT_LAST=1 COMPILE= TRIED=--try SWEPT=0,1
 fi
 
@@ -52,7 +52,7 @@ evidence() {
     experiment pgd_train_TRADES $AT_LAST $noise --train-mode pgd_train_TRADES $adversary
     experiment pgd_train_TRADES_batch $AT_LAST $noise --train-mode pgd_train_TRADES --bn batch $adversary
     experiment pgd_train_frozen $AT_LAST $noise --train-mode pgd_train --bn frozen $adversary
-    [ "$IMAGES$TRY" ] && $PYTHON reproduce.py $GRID --models-dir "$MODELS/grid" --out "$MODELS/report"
+    [ "$IMAGES$TRY" ] && $PYTHON reproduce.py $GRID $SOME --models-dir "$MODELS/grid" --out "$MODELS/report"
     touch "$MODELS/ended"
 }
 
