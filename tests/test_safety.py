@@ -740,7 +740,8 @@ BAD = {
     "overwrite": SWITCHES,
 }
 BAD_TRAIN = {
-    "cuda_graph": SWITCHES,
+    "cuda_graph": (*SWITCHES, " --no-cuda-graph"),
+    "no_cuda_graph": (*SWITCHES, " --cuda-graph"),
     "batch_size": COUNTS,
     "optimizer": WORDS,
     "weight_decay": NUMBERS,

@@ -218,9 +218,10 @@ class Evaluator:
         def next_batch() -> tuple[Result, int]:
             end = start + self.batch_size
             x, y = as_float(images[start:end]), labels[start:end]
-            if perturb is not None:
-                x = x + perturb(x, y)
-            return work(x, y), len(y)
+            with self.network.compiled_for(full=len(y) == self.batch_size):
+                if perturb is not None:
+                    x = x + perturb(x, y)
+                return work(x, y), len(y)
 
         while start < len(labels):
             result, size = self._retried(next_batch, len(labels))

@@ -128,7 +128,8 @@ def train_epoch(
         for i in range(first, len(parts)):
             set_rate(learner.optimizer, rate_of_step(settings, epoch, i, len(parts)))
             x, y = as_float(data.images[parts[i]]), data.labels[parts[i]]
-            result = training.step(learner, x, y)
+            with learner.network.compiled_for(full=len(y) == settings.batch_size):
+                result = training.step(learner, x, y)
             if i == first:
                 check_columns(settings, result.means.keys())
             for name, value in result.means.items():
