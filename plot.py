@@ -19,8 +19,10 @@ import matplotlib
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.parsing import Parser
-from robust_nc.reports.drawing import RC, draw
-from robust_nc.reports.figures import all_plots
+from robust_nc.reports.captions import caption_of
+from robust_nc.reports.comparisons import compare_plot, tell_swept
+from robust_nc.reports.drawing import draw
+from robust_nc.reports.figures import all_plots, finished
 from robust_nc.reports.groups import (
     NO_FLAGS,
     Group,
@@ -34,7 +36,9 @@ from robust_nc.reports.groups import (
     group_runs,
     in_words,
 )
+from robust_nc.reports.panels import Plot
 from robust_nc.reports.runs import PERTURBED, Run, radius_in_words, read_run
+from robust_nc.reports.style import RC
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS, AutoAttackRecord, Record, radius_of
 from robust_nc.results.run_folder import RunFolder
@@ -73,6 +77,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="which perturbed images of AT, TRADES and MART: those seen in training, as the paper "
         "draws them, or PGD on the checkpoint (default: %(default)s)",
     )
+    parser.add_argument(
+        "--panels",
+        choices=("main", "all"),
+        default="main",
+        help="draw the main panels, or all metrics: loss, CDNV, Zhu's NC2 and NC3, ... "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="draw the collapse of all runs in one figure, a line for each setting",
+    )
     args = parser.parse_args(argv)
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
@@ -81,28 +97,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    view = View(args.split, args.perturbed)
+    view = View(args.split, args.perturbed, args.panels)
     groups = group_runs([read_measured(path) for path in args.runs])
-    tell_differences(groups)
-    for group in groups:
-        tell_gaps(group, view)
-    plots = all_plots(groups, view)
+    if args.compare:
+        tell_swept(groups, view)
+        compared = finished(compare_plot(groups, view))
+        plots = [compared] if compared.panels else []
+    else:
+        tell_differences(groups)
+        for group in groups:
+            tell_gaps(group, view)
+        plots = all_plots(groups, view)
     if not plots:
         images = "" if args.split == "train" else f" with --split {args.split}"
         raise InputError(f"{args.runs[0]}: holds nothing to draw{images}; run eval.py on it first")
     args.out.mkdir(parents=True, exist_ok=True)
     for plot in plots:
-        with matplotlib.rc_context(RC):
-            figure = draw(plot)
-            for kind in ("png", "pdf"):
-                content = io.BytesIO()
-                figure.savefig(content, format=kind)
-                write(args.out / f"{plot.name}.{kind}", content.getvalue())
+        draw_plot(plot, args.out)
     if args.table:
         words, table = tables(groups, view)
         logger.info(words)
         write(args.out / "table.md", words.encode())
         write(args.out / "table.csv", table.encode())
+
+
+def draw_plot(plot: Plot, out: Path) -> None:
+    """A figure as PNG and PDF, with its caption beside it."""
+    with matplotlib.rc_context(RC):
+        figure = draw(plot)
+        for kind in ("png", "pdf"):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind)
+            write(out / f"{plot.name}.{kind}", content.getvalue())
+    caption = caption_of(plot)
+    logger.info(caption)
+    write(out / f"{plot.name}.txt", f"{caption}\n".encode())
 
 
 def read_measured(path: Path) -> Run:

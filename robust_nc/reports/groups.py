@@ -39,10 +39,11 @@ class LineName(NamedTuple):
 
 
 class View(NamedTuple):
-    """What of a group its figures show: --split, and which perturbed training images."""
+    """What of a group its figures show: --split, which perturbed training images, --panels."""
 
     split: str = "train"
     perturbed: str = "seen"
+    panels: str = "main"
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.conditions import Conditions
 from robust_nc.results.metrics import (
-    NC1_LABEL,
-    NC2_ANGLE_LABEL,
-    NC2_NORM_LABEL,
+    NC1_MEANING,
+    NC2_ANGLE_MEANING,
+    NC2_NORM_MEANING,
     Column,
     Metrics,
     metric,
@@ -174,41 +174,57 @@ class LayerRecord(Row):
     nc1: float = metric(
         "NC1",
         required=True,
-        label=NC1_LABEL,
+        label="NC1",
+        meaning=NC1_MEANING,
         scale="log",
         table=Column("NC1", ".2e"),
         report=Column("NC1", ".3g"),
         figures=("layers",),
+        more=("layers",),
         blocks=("clean", "pgd"),
     )
-    nc2_norm: float = metric("NC2 norm", required=True, label=NC2_NORM_LABEL, figures=("layers",))
+    nc2_norm: float = metric(
+        "NC2 norm",
+        required=True,
+        label="NC2 norm",
+        meaning=NC2_NORM_MEANING,
+        figures=("layers",),
+        more=("layers",),
+    )
     nc2_angle: float = metric(
         "NC2 angle",
         required=True,
-        label=NC2_ANGLE_LABEL,
+        label="NC2 angle",
+        meaning=NC2_ANGLE_MEANING,
         report=Column("NC2 angle", ".2f"),
         figures=("layers",),
+        more=("layers",),
         blocks=("clean", "pgd"),
     )
     ncc_accuracy: float = metric(
         "",
         required=True,
-        label="NCC accuracy,\nclass means of the\nimages themselves",
+        label="NCC accuracy",
+        meaning="share nearest to their class's mean among the images' own class means",
         scale="share",
         figures=("layers",),
+        more=("layers",),
     )
     ncc_agreement: float = metric(
         "",
         required=True,
-        label="NCC agreement\nshare NCC = network",
+        label="NCC agreement",
+        meaning="share that the nearest class mean puts into the network's class",
         scale="share",
         figures=("layers",),
+        more=("layers",),
     )
     images: int = 0
     epsilon: float = math.nan
     centre_accuracy: float = metric(
         "",
-        label="Share nearest to own\nclean training\nclass mean",
+        label="Nearest to own",
+        meaning="share nearest to the clean training class mean of their label",
         scale="share",
         table=Column("centre", ".3f"),
         report=Column("share nearest to their own clean training class mean", ".3f"),
@@ -218,7 +234,8 @@ class LayerRecord(Row):
     )
     target_centre_accuracy: float = metric(
         "",
-        label="Share nearest to target's\nclean training\nclass mean",
+        label="Nearest to target's",
+        meaning="share nearest to the clean training class mean of their target",
         scale="share",
         table=Column("target", ".3f"),
         report=Column("share nearest to their target's clean training class mean", ".3f"),
@@ -229,14 +246,17 @@ class LayerRecord(Row):
     )
     clean_distance: float = metric(
         "",
-        label="Distance to\nclean training\nmean of label",
+        label="Distance to clean",
+        meaning="of class means to the clean training ones, targeted: of the target's class",
         scale="log",
         figures=("layers",),
+        more=("layers",),
         from_clean=True,
     )
     clean_angle: float = metric(
         "",
-        label="Angle to clean\ntraining mean\nof label [rad]",
+        label="Angle to clean [rad]",
+        meaning="of class means to the clean training ones, targeted: of the target's class",
         table=Column("angle", ".2f"),
         report=Column("angle to the clean training class means", ".2f"),
         figures=("layers",),
@@ -245,18 +265,22 @@ class LayerRecord(Row):
     )
     own_distance: float = metric(
         "",
-        label="Distance of targeted\nto clean training\nmean of own class",
+        label="Distance to own",
+        meaning="of targeted class means to the clean training ones of the images' own class",
         scale="log",
         figures=("layers",),
+        more=("layers",),
         from_clean=True,
         only_targeted=True,
     )
     own_angle: float = metric(
         "",
-        label="Angle of targeted\nto clean training mean\nof own class [rad]",
+        label="Angle to own [rad]",
+        meaning="of targeted class means to the clean training ones of the images' own class",
         table=Column("own angle", ".2f"),
         report=Column("angle to the clean training means of their own class", ".2f"),
         figures=("layers",),
+        more=("layers",),
         from_clean=True,
         only_targeted=True,
         blocks=("targeted",),
