@@ -247,6 +247,8 @@ class Metrics:
         from_clean=True,
         only_targeted=True,
     )
+    vertex_agreement: float = metric("nearest to the vertex of the network's class")
+    vertex_distance: float = metric("distance to the vertex of the network's class")
 
 
 # As they are shown: the accuracy first, though its column comes after that of the loss.

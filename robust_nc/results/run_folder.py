@@ -32,7 +32,8 @@ from robust_nc.results.files import (
     write_rows,
 )
 from robust_nc.results.history import EpochSummary
-from robust_nc.results.records import TABLES, Record, Row, at_epsilon
+from robust_nc.results.records import TABLES, Record, at_epsilon
+from robust_nc.results.rows import Row
 from robust_nc.results.series import published_series, series_names
 from utils import InputError, atomic_open
 

@@ -9,7 +9,8 @@ from test_scripts import make_folder, make_record
 from robust_nc.results import run_folder
 from robust_nc.results.conditions import conditions_of, shown_rows
 from robust_nc.results.files import read_rows, write_rows
-from robust_nc.results.records import TABLES, UNTOLD, Record, Row, at_epsilon, radius_of
+from robust_nc.results.records import TABLES, Record, at_epsilon
+from robust_nc.results.rows import UNTOLD, Row, radius_of
 from robust_nc.results.run_folder import RunFolder
 from utils import InputError
 
@@ -92,7 +93,7 @@ def test_copies_of_the_tables_have_it(folder, tmp_path):
 
 def test_no_two_row_types_share_a_table():
     names = [row_type.file for row_type in TABLES]
-    assert len(set(names)) == len(names) == 4
+    assert len(set(names)) == len(names) == 6
 
 
 @pytest.mark.parametrize("row_type", TABLES)
