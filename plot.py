@@ -22,7 +22,7 @@ from robust_nc.parsing import Parser
 from robust_nc.reports.captions import caption_of
 from robust_nc.reports.comparisons import compare_plot, tell_swept
 from robust_nc.reports.drawing import draw
-from robust_nc.reports.figures import all_plots, finished
+from robust_nc.reports.figures import all_pictures, finished, in_order
 from robust_nc.reports.groups import (
     NO_FLAGS,
     Group,
@@ -36,7 +36,7 @@ from robust_nc.reports.groups import (
     group_runs,
     in_words,
 )
-from robust_nc.reports.panels import Plot
+from robust_nc.reports.panels import Picture, Plot
 from robust_nc.reports.runs import PERTURBED, Run, radius_in_words, read_run
 from robust_nc.reports.style import RC
 from robust_nc.results.metrics import METRICS
@@ -97,17 +97,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    view = View(args.split, args.perturbed, args.panels)
+    view = View(args.split, args.perturbed, panels=args.panels)
     groups = group_runs([read_measured(path) for path in args.runs])
     if args.compare:
         tell_swept(groups, view)
-        compared = finished(compare_plot(groups, view))
-        plots = [compared] if compared.panels else []
+        compared = finished(compare_plot(in_order(groups), view))
+        plots: list[Plot | Picture] = [compared] if compared.panels else []
     else:
         tell_differences(groups)
         for group in groups:
             tell_gaps(group, view)
-        plots = all_plots(groups, view)
+        plots = all_pictures(groups, view)
     if not plots:
         images = "" if args.split == "train" else f" with --split {args.split}"
         raise InputError(f"{args.runs[0]}: holds nothing to draw{images}; run eval.py on it first")
@@ -121,7 +121,7 @@ def main() -> None:
         write(args.out / "table.csv", table.encode())
 
 
-def draw_plot(plot: Plot, out: Path) -> None:
+def draw_plot(plot: Plot | Picture, out: Path) -> None:
     """A figure as PNG and PDF, with its caption beside it."""
     with matplotlib.rc_context(RC):
         figure = draw(plot)

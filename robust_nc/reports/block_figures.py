@@ -1,13 +1,20 @@
 """Figures of the blocks: how images lie to clean class means, and nearest-centre classifiers."""
 
 import math
+import textwrap
 from collections import defaultdict
 from typing import NamedTuple
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.comparisons import by_place, mode_styles, names_of, settings_in_words
+from robust_nc.reports.comparisons import (
+    after_epochs,
+    by_place,
+    mode_styles,
+    names_of,
+    settings_in_words,
+)
 from robust_nc.reports.groups import Group, Line, LineName, View, collect, common
-from robust_nc.reports.panels import Curve, Panel, Plot, autoattack_curves, left_out
+from robust_nc.reports.panels import Curve, Panel, Plot, autoattack_curves, tell_left_out
 from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
 from robust_nc.results.records import (
     CENTRE_INPUTS,
@@ -31,8 +38,8 @@ TO_CLEAN_NOTE = (
     "class means to it; dashed with hollow markers, of targeted images: to that of their target"
 )
 CENTRES_NOTE = (
-    "Share of test images that the nearest class mean of {images}clean, or PGD, training images puts "
-    "into the right class, and the network"
+    "Share of test images that are put into their class by the nearest class mean of {images}"
+    "clean, or PGD, training images, and by the network"
 )
 
 
@@ -66,7 +73,8 @@ def block_lines(group: Group, view: View) -> BlockLines | None:
     tables = [run.at_own_epsilon(run.layers) for run in group.runs]
     epochs = common([{row.epoch: row for row in table} for table in tables])
     if not epochs:
-        return left_out(group, "layers", any(tables))
+        tell_left_out(group, "layers", any(tables))
+        return None
     tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
     lines = collect(
         tables, lambda row: LineName(row.split, row.input, row.images), lambda row: row.index
@@ -79,7 +87,7 @@ def block_lines(group: Group, view: View) -> BlockLines | None:
 def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
     """Metric by metric a panel for each group."""
     groups = [part.group for part in measured]
-    heads = [style.label for style in mode_styles(groups)] if len(groups) > 1 else [""]
+    heads = heads_of(groups)
     panels = []
     for metric in LAYER_METRICS.values():
         if metric.field in OF_TARGETED or not metric.shown_in("layers", view.panels):
@@ -92,8 +100,7 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
     numbers = sorted({index for part in measured for index in part.blocks})
     step = math.ceil(len(numbers) / MOST_BLOCK_NUMBERS)
     blocks = ", ".join(f"{index + 1} {layer}" for index, layer in measured[0].blocks.items())
-    at_epochs = dict.fromkeys(part.epoch for part in measured)
-    epoch = ", ".join(map(str, at_epochs))
+    epoch = after_epochs([(head, part.epoch) for head, part in zip(heads, measured, strict=True)])
     return Plot(
         name,
         f"Blocks after epoch {epoch}: {names_of(groups)}; {settings_in_words(groups)}",
@@ -104,6 +111,13 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
         columns=0 if len(panels) <= GROUPS_PER_FIGURE else len(groups) if len(groups) > 1 else 4,
         notes=(TO_CLEAN_NOTE, f"Blocks: {blocks}"),
     )
+
+
+def heads_of(groups: list[Group]) -> list[str]:
+    """What stands above the panels of each group, broken where these are narrow."""
+    width = 60 // len(groups)
+    names = [style.label for style in mode_styles(groups)] if len(groups) > 1 else [""]
+    return [textwrap.fill(name, width) for name in names]
 
 
 def layer_curves(lines: dict[LineName, Line], field: str, own: str, targets: str) -> list[Curve]:
@@ -162,7 +176,8 @@ def centres_of(group: Group) -> Centres | None:
     tables = [run.at_own_epsilon(run.centres) for run in group.runs]
     epochs = common([{row.epoch: row for row in table} for table in tables])
     if not epochs:
-        return left_out(group, "ncc", any(tables))
+        tell_left_out(group, "ncc", any(tables))
+        return None
     tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
     names = [{row.layer for row in table} for table in tables]
     shared = set.intersection(*names)
@@ -179,21 +194,21 @@ def centres_of(group: Group) -> Centres | None:
 def centre_plot(name: str, measured: list[Centres]) -> Plot:
     """Bars of the last layer, a panel for each group."""
     groups = [part.group for part in measured]
-    heads = [style.label for style in mode_styles(groups)] if len(groups) > 1 else [""]
+    heads = heads_of(groups)
     kinds = {row.means for part in measured for table in part.tables for row in table}
     means = [kind for kind in INPUTS if kind in kinds]
     panels = []
     for head, part in zip(heads, measured, strict=True):
         panel = Panel("value", "nearest centre", "Test accuracy", "share", head=head)
         panels.append((panel, bar_curves(part, means)))
-    names = [*(f"{INPUTS[kind].label}\nmeans" for kind in means), "network"]
-    epochs = ", ".join(map(str, dict.fromkeys(part.epoch for part in measured)))
+    names = [*(f"{INPUTS[kind].label} means" for kind in means), "network"]
+    epoch = after_epochs([(head, part.epoch) for head, part in zip(heads, measured, strict=True)])
     counts = sorted({r.centre_images for part in measured for t in part.tables for r in t})
     of_images = " or ".join(str(count) for count in counts if count)
     note = CENTRES_NOTE.format(images=f"{of_images} " if of_images else "")
     return Plot(
         name,
-        f"Nearest-centre classifiers after epoch {epochs}: {names_of(groups)}; "
+        f"Nearest-centre classifiers after epoch {epoch}: {names_of(groups)}; "
         f"{settings_in_words(groups)}",
         groups,
         panels,

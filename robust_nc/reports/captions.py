@@ -3,7 +3,7 @@
 import re
 
 from robust_nc.reports.drawing import drops_of
-from robust_nc.reports.panels import Plot
+from robust_nc.reports.panels import Picture, Plot
 from robust_nc.results.records import SPLITS
 
 # Flags whose names are not what papers call them.
@@ -20,6 +20,7 @@ WORDS = {
     "limit-test": "test images",
     "run-name": "run",
 }
+ALONE = ("dataset", "model", "norm")  # whose values say what they are
 
 
 def in_words(differs: dict[str, str]) -> str:
@@ -29,10 +30,11 @@ def in_words(differs: dict[str, str]) -> str:
     )
 
 
-def caption_of(plot: Plot) -> str:
+def caption_of(plot: Plot | Picture) -> str:
     """One paragraph: what is drawn and of whom, what the panels are, what else is to be seen."""
-    parts = [plot.caption, *plot.notes]
-    meanings = dict.fromkeys((p.name or p.label, p.meaning) for p, _ in plot.panels if p.meaning)
+    parts = [plot.title, *plot.notes]
+    shown = (panel for panel, _ in plot.panels if panel.meaning)
+    meanings = dict.fromkeys((p.label.removesuffix(" [rad]"), p.meaning) for p in shown)
     if meanings:
         parts.append("; ".join(f"{name}: {meaning}" for name, meaning in meanings))
     if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):

@@ -2,16 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.captions import in_words
-from robust_nc.reports.groups import Group, Line, LineName, View, collect, common, differences
+from robust_nc.reports.groups import Group, Line, LineName, View, differences
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
-from robust_nc.reports.runs import PERTURBED, safe, seeds_in_words, unit_of
+from robust_nc.reports.runs import PERTURBED
 from robust_nc.reports.style import (
     MORE_COLORS,
     MORE_MARKERS,
@@ -22,11 +21,8 @@ from robust_nc.reports.style import (
     split_style,
 )
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, radius_of
 from utils import logger
 
-# What the lines of a figure are named by in other ways, or what would name them all.
-NOT_IN_LABELS = ("train_mode", "bn", "perturbed")
 LOSS_LABEL = "Cross-entropy of the same images"
 
 
@@ -72,10 +68,10 @@ def collapse_plot(name: str, groups: list[Group], view: View) -> Plot:
         (panel, [Curve(one.style, one.line, panel.field) for one in lines])
         for panel in panels_of(METRICS.values(), "modes", view.panels)
     ]
-    caption = f"Neural collapse of {names_of(groups)}; {settings_in_words(groups)}"
+    title = f"Neural collapse of {names_of(groups)}; {settings_in_words(groups)}"
     return Plot(
         view.file_name(name),
-        caption,
+        title,
         groups,
         panels,
         legend=collapse_legend(groups, lines),
@@ -121,7 +117,8 @@ def kind_lines(groups: list[Group], view: View) -> list[KindLine]:
                 continue
             seen.add((name.split, name.input))
             perturbed = name.input != "clean"
-            own = style._replace(label=f"{style.label}: {INPUTS[name.input].label}", line="-")
+            label = f"{style.label}: {INPUTS[name.input].label}"
+            own = style._replace(label=label, line="-", size=style.size - 1)
             own = perturbed_style(own) if perturbed else own
             if name.split != "train":
                 label, line_of_test = f"{own.label}, {name.split}", "-." if perturbed else ":"
@@ -196,13 +193,18 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
             for panel in panels_of(METRICS.values(), "distance", view.panels)
         ]
         which = INPUTS[kinds.pop()].label if len(kinds) == 1 else "perturbed"
-        caption = f"Class means, clean to {which}; {settings_in_words(together)}"
-        plots.append(Plot(view.file_name(f"distance_{place}"), caption, together, panels))
+        title = f"Class means, clean to {which}; {settings_in_words(together)}"
+        plots.append(Plot(view.file_name(f"distance_{place}"), title, together, panels))
     return plots
 
 
 def has_values(line: Line, field: str) -> bool:
     return bool(np.isfinite(Curve(Style("", ""), line, field).points()[1]).any())
+
+
+def seeds_of(groups: list[Group]) -> str:
+    seeds = [(style.label, g.seeds) for style, g in zip(mode_styles(groups), groups, strict=True)]
+    return by_value(seeds)
 
 
 def names_of(groups: list[Group]) -> str:
@@ -212,120 +214,60 @@ def names_of(groups: list[Group]) -> str:
 
 
 def settings_in_words(groups: list[Group]) -> str:
-    """The settings of one figure and all of its seeds; the legend tells which are whose."""
+    """The settings of one figure, and whose seeds are which."""
     settings = "; ".join(dict.fromkeys(group.setting.title for group in groups))
     return f"{settings}, {seeds_of(groups)}"
 
 
-def seeds_of(groups: list[Group]) -> str:
-    """The seeds of all of one figure; where they are not the same, the legend tells which."""
-    return seeds_in_words({run.seed for group in groups for run in group.runs})
+def by_value(values: list[tuple[str, str]]) -> str:
+    """(name, value) of each: the value if all have the same, or "30 (AT, MART), 40 (ST)"."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, value in values:
+        names[value].append(name)
+    if len(names) == 1:
+        return values[0][1]
+    return ", ".join(f"{value} ({', '.join(whose)})" for value, whose in names.items())
+
+
+def after_epochs(epochs: list[tuple[str, int]]) -> str:
+    """The last epoch of each, in words."""
+    return by_value([(name, str(epoch)) for name, epoch in epochs])
 
 
 def mode_styles(groups: list[Group]) -> list[Style]:
-    """A style for each group of one figure: its mode's, with what else differs in the label."""
-    told = [flags_of(group) for group in groups]
+    """A style for each group of one figure: its mode's, with what else differs in the label.
+
+    Of flags these are the ones that set groups of one mode apart: a way to train has flags that
+    others have not, and its name tells it.
+    """
     styles = []
     seen: dict[str, int] = defaultdict(int)
-    for group, differs in zip(groups, differences(told), strict=True):
+    for group, differs in zip(groups, differences(labelling_flags(groups)), strict=True):
         style = mode_style(group.mode)
         if seen[group.mode]:
             place = sum(max(count - 1, 0) for count in seen.values())
             marker, color = (names[place % len(names)] for names in (MORE_MARKERS, MORE_COLORS))
             style = style._replace(marker=marker, color=color)
         seen[group.mode] += 1
-        seeds = group.seeds if len({group.seeds for group in groups}) > 1 else ""
-        label = ", ".join(filter(None, (style.label, in_words(differs), seeds)))
+        label = ", ".join(filter(None, (style.label, in_words(differs))))
         styles.append(style._replace(label=label))
     return styles
 
 
-def flags_of(group: Group) -> dict[str, Any]:
-    """What may set a line apart from the others of a figure, beside the mode."""
-    setting = group.setting._asdict()
-    del setting["limit_train"]  # a flag as others are
-    return setting | {n: v for n, v in group.flags.items() if n not in NOT_IN_LABELS}
-
-
-class RadiusLine(NamedTuple):
-    """Which images a line against the radius is of, and after which epoch."""
-
-    split: str
-    images: int
-    epoch: int
-
-
-def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
-    """Metrics under PGD against its epsilon at the last common checkpoint, the modes together.
-
-    Of runs of one data set, model and norm that were swept at two radii or more.
-    """
-    shared = defaultdict(list)
+def labelling_flags(groups: list[Group]) -> list[dict[str, Any]]:
+    """Of each group what may be told in its label: the setting, and flags that vary in a mode."""
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for group in groups:
-        part = group.measured(lambda run: len({radius_of(row) for row in run.records} - {0.0}) > 1)
-        lines = radius_lines(part, view)
-        if lines:
-            setting = part.setting
-            shared[setting.dataset, setting.model, setting.norm].append((part, lines))
-    plots = []
-    for place, lines_of_groups in shared.items():
-        together = [group for group, _ in lines_of_groups]
-        epochs = set.intersection(*({name.epoch for name in lines} for _, lines in lines_of_groups))
-        radii = sorted(
-            {x for _, lines in lines_of_groups for line in lines.values() for x in common(line)}
-        )
-        shown = panels_of(METRICS.values(), "radii", view.panels)
-        panels: dict[Panel, list[Curve]] = {panel: [] for panel in shown}
-        for style, (group, lines) in zip(mode_styles(together), lines_of_groups, strict=True):
-            epoch = max(epochs or {name.epoch for name in lines})
-            if not epochs:
-                style = style._replace(label=f"{style.label}, epoch {epoch}")
-            for panel, curves in panels.items():
-                for name, line in lines.items():
-                    if name.epoch == epoch:
-                        curves.append(Curve(split_style(style, name.split), line, panel.field))
-                if panel.field == "accuracy":
-                    curves += autoattack_by_radius(group, epoch, style)
-        at_epoch = [f"epoch {max(epochs)}"] if epochs else []
-        caption = ", ".join(["PGD of several radii", *place, *at_epoch, seeds_of(together)])
-        file_name = view.file_name(safe("_".join(["epsilon", *place])))
-        unit = "[0, 1]" if unit_of(place[0]) == "[0, 1]" else "1/255"
-        note = f"Epsilon is in {'units of ' if unit == '1/255' else ''}{unit}; 0 is of clean images"
-        plots.append(
-            Plot(
-                file_name,
-                caption,
-                together,
-                list(panels.items()),
-                x_label=f"$\\epsilon$ ({'in ' if unit == '[0, 1]' else ''}{unit})",
-                x_ticks=tuple(radii),
-                notes=(note,),
-            )
-        )
-    return plots
-
-
-def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:
-    """Rows by epsilon: clean images at 0, and PGD of at least two."""
-    tables = [
-        [
-            # By definition clean class means are at no distance from themselves.
-            replace(row, clean_distance=0.0, clean_angle=0.0) if row.input == "clean" else row
-            for row in run.records
-            if row.split in view.splits and row.input in ("clean", "pgd")
-        ]
-        for run in group.runs
-    ]
-    lines = collect(tables, lambda row: RadiusLine(row.split, row.images, row.epoch), radius_of)
-    names = [name for name, line in lines.items() if len({*common(line)} - {0.0}) > 1]
-    names.sort(key=lambda name: (SPLITS.index(name.split), -name.images))
-    return {name: lines[name] for name in names}
-
-
-def autoattack_by_radius(group: Group, epoch: int, style: Style) -> list[Curve]:
-    """Accuracy under AutoAttack at one epoch, where it was measured, in a mode's style."""
-    tables = [[row for row in run.autoattack if row.epoch == epoch] for run in group.runs]
-    lines = collect(tables, lambda row: row.images, radius_of)
-    label = f"{style.label}: AutoAttack, test"
-    own = style._replace(label=label, marker="*", size=7, line="none", fill="white")
-    return [Curve(own, line, "robust_accuracy") for line in lines.values() if common(line)]
+        alike[group.mode].append(group.flags)
+    varying = {
+        name
+        for flags in alike.values()
+        for name in {name for one in flags for name in one}
+        if len({one[name] for one in flags if name in one}) > 1
+    }
+    told = []
+    for group in groups:
+        setting = group.setting._asdict()
+        del setting["limit_train"]  # a flag as others are
+        told.append(setting | {n: v for n, v in group.flags.items() if n in varying})
+    return told

@@ -7,6 +7,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -18,14 +19,15 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from robust_nc.reports.panels import Curve, Panel, Plot
+from robust_nc.reports.panels import Curve, Panel, Picture, Plot
 from robust_nc.reports.style import LR_DROP, WIDTH, Style
 from robust_nc.results.history import EpochSummary
 
 PANELS_PER_ROW = 5
 PANEL_HEIGHT = 1.15  # inches
-LEGEND_LINE, HEAD_HEIGHT, X_AXIS_HEIGHT = 0.15, 0.15, 0.36  # inches
-MARKERS_PER_LINE = 8
+LEGEND_LINE, HEAD_HEIGHT, X_AXIS_HEIGHT, Y_AXIS_WIDTH = 0.15, 0.15, 0.36, 0.4  # inches
+NAMES_HEIGHT = 0.3  # inches, of slanting names
+MARKERS_PER_LINE = 5
 FEW = (
     10  # epochs: so many are points that no line joins, for nothing is known of the course between
 )
@@ -33,25 +35,33 @@ CHARACTER = 0.057  # inches, on average
 BAND = "± one std over seeds"
 
 
-def draw(plot: Plot) -> Figure:
-    """Rows of up to five panels, with one legend below them."""
+def draw(plot: Plot | Picture) -> Figure:
+    """A figure: rows of up to five panels with one legend below them, or a picture."""
+    if isinstance(plot, Picture):
+        return plot.paint(plot.epochs[-1])
     columns = plot.columns or min(len(plot.panels), PANELS_PER_ROW)
     rows = math.ceil(len(plot.panels) / columns)
     drops = drops_of(plot)
     handles = legend_entries(plot, [LR_DROP] if drops else [])
     legend_columns = columns_of_legend(handles)
     height = rows * (PANEL_HEIGHT + X_AXIS_HEIGHT)
-    height += HEAD_HEIGHT * rows * any(panel.head for panel, _ in plot.panels)
+    heads = max(panel.head.count("\n") + bool(panel.head) for panel, _ in plot.panels)
+    height += HEAD_HEIGHT * heads
+    if plot.x_names and not fits(plot.x_names.values(), columns):
+        height += rows * NAMES_HEIGHT
     height += 0.05 + LEGEND_LINE * math.ceil(len(handles) / legend_columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax, (panel, curves) in zip(axes, plot.panels, strict=False):
+    for number, (ax, (panel, curves)) in enumerate(zip(axes, plot.panels, strict=False)):
         if plot.bars:
             draw_bars(ax, curves)
         for curve in () if plot.bars else curves:
             draw_line(ax, curve, panel.scale, joined=not (plot.over_epochs or plot.x_falls))
         finish_x_axis(ax, plot, columns)
         finish_y_axis(ax, panel)
+        ax.set_xlabel(plot.x_label if number >= len(plot.panels) - columns else "")
+        above = plot.panels[number - columns][0].head if number >= columns else ""
+        ax.set_title(panel.head if panel.head != above else "", linespacing=0.95)
         for epoch in drops:
             ax.axvline(epoch, color=LR_DROP.color, linestyle=LR_DROP.line, linewidth=0.7, zorder=0)
     drawn = axes[: len(plot.panels)]
@@ -62,7 +72,7 @@ def draw(plot: Plot) -> Figure:
     return figure
 
 
-def drops_of(plot: Plot) -> list[int]:
+def drops_of(plot: Plot | Picture) -> list[int]:
     """Where the learning rate of a run drops: of all runs at the same epochs, or of none."""
     runs = [run for group in plot.groups for run in group.runs if run.history]
     drops = {tuple(lr_drops(run.history)) for run in runs}
@@ -160,31 +170,64 @@ def draw_bars(ax: Axes, curves: list[Curve]) -> None:
     for number, curve in enumerate(curves):
         x, mean, std = curve.points()
         places = x + (number - (len(curves) - 1) / 2) * width
-        ax.bar(places, mean, width * 0.92, color=curve.style.color)
+        # The edge shows where a bar of no height is.
+        ax.bar(
+            places,
+            mean,
+            width * 0.85,
+            color=curve.style.color,
+            edgecolor=curve.style.color,
+            linewidth=0.5,
+        )
         if np.isfinite(std).any():
             ax.errorbar(places, mean, std, fmt="none", ecolor="black", elinewidth=0.7)
 
 
 def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
+    ax.margins(x=0.06)
     ax.autoscale_view()
-    ax.set_xlabel(plot.x_label)
     if plot.x_falls:
         ax.set_xscale("log")
         ax.invert_xaxis()
-        tick_log_axis(ax.xaxis, *sorted(ax.get_xlim()), most=5)
+        low, high = sorted(ax.get_xlim())
+        tick_log_axis(ax.xaxis, low, high)
     elif plot.x_names is not None:
         ax.set_xticks(list(plot.x_names), list(plot.x_names.values()))
         ax.tick_params("x", length=0)
+        if not fits(plot.x_names.values(), columns):
+            ax.tick_params("x", labelrotation=35)
+            for label in ax.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
     elif plot.x_ticks:
-        ax.set_xticks(plot.x_ticks, [f"{tick:g}" for tick in plot.x_ticks])
+        ax.set_xticks(plot.x_ticks, apart(plot.x_ticks, columns))
     else:
         bins = 3 if columns > 3 else 6
         ax.xaxis.set_major_locator(MaxNLocator(bins, integer=plot.over_epochs, min_n_ticks=1))
 
 
+def fits(names: Iterable[str], columns: int) -> bool:
+    """Whether names have place beside each other below a panel."""
+    names = list(names)
+    widest = max(map(len, names))
+    return widest <= 2 or len(names) * (widest + 1) * CHARACTER < WIDTH / columns - Y_AXIS_WIDTH
+
+
+def apart(ticks: Sequence[float], columns: int) -> list[str]:
+    """Labels of ticks; none of one that would touch the label before it."""
+    inch = (WIDTH / columns - Y_AXIS_WIDTH) / ((max(ticks) - min(ticks)) or 1)
+    labels: list[str] = []
+    end = -math.inf
+    for tick in ticks:
+        label = f"{tick:g}"
+        half = len(label) * CHARACTER / 2
+        free = tick * inch - half > end
+        labels.append(label if free else "")
+        end = tick * inch + half + CHARACTER if free else end
+    return labels
+
+
 def finish_y_axis(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel(panel.label)
-    ax.set_title(panel.head)
     low, high = panel.limits or ax.get_ylim()
     if panel.scale == "log" and (panel.limits or ax.dataLim.minposy < np.inf):
         ax.set_yscale("log")
@@ -208,9 +251,9 @@ def set_limits(ax: Axes, panel: Panel, low: float, high: float) -> None:
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def tick_log_axis(axis: Artist, low: float, high: float, most: int = 7) -> None:
+def tick_log_axis(axis: Axis, low: float, high: float) -> None:
     """Labelled ticks, and between them the small ones that tell a logarithmic axis."""
-    ticks = log_ticks(low, high)[:: 1 if most > 5 else 2]
+    ticks = log_ticks(low, high)
     powers = ticks[-1] >= 1000 * ticks[0]
     plain = StrMethodFormatter("{x:g}")
     axis.set_major_locator(FixedLocator(ticks))

@@ -8,26 +8,42 @@ import numpy as np
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.block_figures import centre_plots, layer_plots
 from robust_nc.reports.captions import images_in_words
-from robust_nc.reports.comparisons import distance_plots, epsilon_plots, mode_plots
+from robust_nc.reports.comparisons import distance_plots, mode_plots
 from robust_nc.reports.groups import Group, Line, LineName, View
 from robust_nc.reports.panels import (
     Curve,
     Panel,
+    Picture,
     Plot,
     autoattack_curves,
     line_styles,
     panels_of,
 )
+from robust_nc.reports.radius_figures import epsilon_plots
+from robust_nc.reports.runs import Setting
 from robust_nc.reports.style import CLASSIFIER, Style, spare_pair
+from robust_nc.reports.vertex_figures import leap_pictures, simplex_pictures
 from robust_nc.results.metrics import METRICS
+from robust_nc.training.modes import MODES
 from utils import logger
 
 # Noise that lies on other noise: not drawn beside it, but for --panels all.
 TWINS = {"sign": "gaussian"}
 
 
+def all_pictures(groups: list[Group], view: View) -> list[Plot | Picture]:
+    """Every figure of the groups, ST first."""
+    groups = in_order(groups)
+    return [*all_plots(groups, view), *simplex_pictures(groups, view), *leap_pictures(groups, view)]
+
+
+def in_order(groups: list[Group]) -> list[Group]:
+    """The groups as MODES orders them."""
+    return sorted(groups, key=lambda group: list(MODES).index(group.mode))
+
+
 def all_plots(groups: list[Group], view: View) -> list[Plot]:
-    """Every figure of the groups, each with the numbers of images that it is of."""
+    """Every figure of lines and bars, each with the numbers of images that it is of."""
     plots = [plot for group in groups for plot in epoch_plots(group, view)]
     plots += mode_plots(groups, view) + distance_plots(groups, view) + epsilon_plots(groups, view)
     plots += layer_plots(groups, view) + centre_plots(groups)
@@ -42,7 +58,7 @@ def finished(plot: Plot) -> Plot:
 
 def with_one_range(plots: list[Plot]) -> list[Plot]:
     """The figures that hold something; NC1 against epochs has one range in all of one setting."""
-    values = defaultdict(list)
+    values: dict[Setting, list[float]] = defaultdict(list)
     for plot in plots:
         for panel, curves in plot.panels if plot.over_epochs else ():
             if panel.field == "nc1":
@@ -80,7 +96,7 @@ def with_values(plot: Plot) -> Plot:
 
 
 def with_sizes(plot: Plot) -> Plot:
-    """The caption ends with how many images there are; lines of another number say so themselves."""
+    """The title ends with how many images there are; lines of another number say so themselves."""
     sizes: dict[str, int] = {}
     others: dict[str, None] = {}
 
@@ -99,8 +115,8 @@ def with_sizes(plot: Plot) -> Plot:
     if others:
         logger.info(f"{plot.name}: of {images}, but not all lines: {'; '.join(others)}")
         notes += (f"Not all lines are of as many: {'; '.join(others)}",)
-    caption = f"{plot.caption}; {images}"
-    return plot._replace(caption=caption, notes=notes, panels=with_own_looks(panels, others))
+    title = f"{plot.title}; {images}"
+    return plot._replace(title=title, notes=notes, panels=with_own_looks(panels, others))
 
 
 def with_own_looks(
@@ -147,7 +163,7 @@ def epoch_plot(group: Group, figure: str, lines: dict[LineName, Line], view: Vie
     """
     kinds = {name.input for name in lines}
     twins = {one for one, other in TWINS.items() if kinds.issuperset((one, other))}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if view.panels != "all" and twins:
         lines = {name: line for name, line in lines.items() if name.input not in twins}
         labels = ", ".join(INPUTS[name].label for name in sorted(twins))

@@ -1,13 +1,15 @@
 """What a figure is made of: panels with curves; and what lines of figures have in common."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from robust_nc.reports.groups import Group, Line, LineName, average, collect, common
 from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
-from robust_nc.results.metrics import Figure, Metric
+from robust_nc.results.metrics import Figure as Kind
+from robust_nc.results.metrics import Metric
 from utils import logger
 
 
@@ -28,7 +30,7 @@ class Panel(NamedTuple):
     limits: tuple[float, float] | None = None
 
 
-def panels_of(metrics: Iterable[Metric], figure: Figure, panels: str = "main") -> list[Panel]:
+def panels_of(metrics: Iterable[Metric], figure: Kind, panels: str = "main") -> list[Panel]:
     """A panel for each of the metrics that is shown in such figures with that --panels."""
     return [
         Panel(m.field, m.name, m.label, m.scale, m.meaning)
@@ -57,7 +59,7 @@ class Curve(NamedTuple):
 class Plot(NamedTuple):
     """A figure to draw: its panels, each with its lines, and whose it is.
 
-    caption: of what and of whose runs it is; notes: sentences that follow in its caption.
+    title: of what and of whose runs it is, with which its caption begins; notes: what follows.
     x_names: of the places on the x axis, where these are blocks or kinds of images.
     x_ticks: the places that were measured, where there are few.
     x_falls: whether the x axis is logarithmic and falls to the right.
@@ -66,7 +68,7 @@ class Plot(NamedTuple):
     """
 
     name: str
-    caption: str
+    title: str
     groups: list[Group]
     panels: list[tuple[Panel, list[Curve]]]
     x_label: str = "Epoch"
@@ -81,6 +83,23 @@ class Plot(NamedTuple):
     @property
     def over_epochs(self) -> bool:
         return self.x_label == "Epoch"
+
+
+class Picture(NamedTuple):
+    """A figure that is not made of lines; of Plot's fields it has those that captions need.
+
+    paint: from an epoch to what is drawn of it; `epochs` are those that it can be drawn of.
+    """
+
+    name: str
+    title: str
+    groups: list[Group]
+    paint: Callable[..., Figure]
+    epochs: list[int]
+    notes: tuple[str, ...] = ()
+    panels: tuple = ()
+    over_epochs: bool = False
+    bars: bool = False
 
 
 def line_styles(names: list[LineName]) -> dict[LineName, Style]:
@@ -101,7 +120,7 @@ def autoattack_curves(group: Group) -> list[Curve]:
     return [Curve(AUTOATTACK, line, "robust_accuracy") for line in lines.values() if common(line)]
 
 
-def left_out(group: Group, figure: str, recorded: bool) -> None:
+def tell_left_out(group: Group, figure: str, recorded: bool) -> None:
     """A line where there is something that could have been shown if all seeds had it."""
     if recorded:
         logger.info(f"{group.file_name(figure)}: left out, not measured by all seeds")

@@ -20,7 +20,9 @@ from robust_nc.results.records import (
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
+    LeapRecord,
     Record,
+    SimplexRecord,
     at_epsilon,
     radius_of,
 )
@@ -98,9 +100,9 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack: the rows at every epsilon, of one attack each. Of two
-        records of one input and epoch the last counts: what train.py measured comes after a
-        sweep's.
+    records, layers, centres, autoattack, leaps, simplex: the rows at every epsilon, of one attack
+        each. Of two records of one input and epoch the last counts: what train.py measured comes
+        after a sweep's.
     """
 
     folder: RunFolder
@@ -114,6 +116,8 @@ class Run:
     layers: list[LayerRecord]
     centres: list[CentreRecord]
     autoattack: list[AutoAttackRecord]
+    leaps: list[LeapRecord]
+    simplex: list[SimplexRecord]
 
     @property
     def path(self) -> Path:
@@ -250,6 +254,8 @@ def read_run(path: Path) -> Run:
         layers=layers,
         centres=centres,
         autoattack=shown[AutoAttackRecord],
+        leaps=shown[LeapRecord],
+        simplex=shown[SimplexRecord],
     )
 
 

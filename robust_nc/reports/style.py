@@ -11,8 +11,8 @@ from robust_nc.results.records import ADAPTIVE, CENTRE_LABELS
 from robust_nc.training.modes import MODES
 
 WIDTH = 5.5  # inches: a column of text
-# As papers are set: 8 points everywhere, in a face of the kind that their text has, which matplotlib
-# brings along.
+# As papers are set: 8 points everywhere, in a face like that of their text, which comes with
+# matplotlib.
 RC: Any = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
@@ -96,7 +96,7 @@ MODE_LOOKS = {
 }
 SPARE_LOOKS = (Look("#00767B", "d"), Look("#B8A100", "8"), Look("0.45", "H"))
 
-CLASSIFIER = Style("classifier $W$", "black", "", line="--")
+CLASSIFIER = Style("classifier $W$", "black", "x", 3.5, line="--")
 AUTOATTACK = Style("AutoAttack, test", "#44AA99", "p", 5, "none")
 LR_DROP = Style("learning-rate drop", "0.6", line=":")
 # Of further lines of one training mode in one figure.
