@@ -1,7 +1,7 @@
 """Results in words: tables for the end of a log, and values with their spread over seeds."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
     LAYER_METRICS,
-    SPLITS,
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
+    LeapRecord,
     Record,
-    radius_of,
+    SimplexRecord,
 )
+from robust_nc.results.rows import SPLITS, radius_of
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -170,11 +171,58 @@ def autoattack_table(rows: list[AutoAttackRecord]) -> list[str]:
     return lines
 
 
+def by_input(rows: list) -> Iterator[tuple[str, list]]:
+    """The rows of each split, kind of input and epoch, with the words that begin its line."""
+    groups: dict[tuple, list] = {}
+    for row in rows:
+        attack = radius_of(row), row.perturbed_by
+        groups.setdefault((row.split, row.input, attack, row.epoch), []).append(row)
+    for (split, input, _, epoch), group in groups.items():
+        yield f"{split:<5}  {input:<10} {epsilon_of(group[0]):>7}  {epoch:>5}", group
+
+
+BY_INPUT = "split  input      epsilon  epoch"
+
+
+def leap_table(rows: list[LeapRecord]) -> list[str]:
+    """A line per input: the share nearest to their own clean class mean, the commonest leaps."""
+    lines = [f"{BY_INPUT}  images  own class  commonest leaps"]
+    for place, group in by_input(rows):
+        shares = {(r.true_class, r.nearest_class): r.count / r.images for r in group}
+        own = sum(share for (true, nearest), share in shares.items() if true == nearest)
+        leaps = sorted((-share, pair) for pair, share in shares.items() if pair[0] != pair[1])
+        words = ", ".join(f"{a} to {b} {-share:.4f}" for share, (a, b) in leaps[:3])
+        if min(nearest for _, nearest in shares) < 0:
+            own, words = math.nan, "not known"
+        lines.append(f"{place}  {group[0].images:>6}  {own:>9.4f}  {words}{file_of(group[0])}")
+    return [*lines, LEAP_DEFINITION]
+
+
+LEAP_DEFINITION = (
+    "own class: share of images whose nearest clean training class mean is their true label's; "
+    "leaps: share of all images, from their label to the nearest one"
+)
+
+
+def simplex_table(rows: list[SimplexRecord]) -> list[str]:
+    """A line per input: how many images there are points of, and how far outside the plane."""
+    lines = [f"{BY_INPUT}  points  classes  mean share outside their plane"]
+    for place, group in by_input(rows):
+        shares = [row.outside for row in group if row.image >= 0]
+        mean = mean_and_std(shares)[0]
+        lines.append(
+            f"{place}  {len(shares):>6}  {group[0].classes:<7}  {mean:.4f}{file_of(group[0])}"
+        )
+    return lines
+
+
 TABLE_LINES: dict[type, Callable[[list], list[str]]] = {
     Record: input_table,
     LayerRecord: layer_table,
     CentreRecord: centre_table,
     AutoAttackRecord: autoattack_table,
+    LeapRecord: leap_table,
+    SimplexRecord: simplex_table,
 }
 
 

@@ -69,9 +69,10 @@ def run_epoch(
     means, perturbed = train_epoch(training, epoch, unfinished, signals)
     training.learner.folded.refold()
     test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
-    tested = training.evaluator.measure(test.images, test.labels)
+    collapse, vertices = measure_collapse(training, epoch, perturbed)
+    tested = training.evaluator.measure(test.images, test.labels, vertices=vertices)
     records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
-    records += measure_collapse(training, epoch, perturbed)
+    records += collapse
     summary = EpochSummary(
         epoch=epoch,
         lr=rate_of_step(training.settings, epoch, steps - 1, steps),
@@ -215,20 +216,27 @@ def check_losses(settings: Settings, epoch: int, means: dict[str, Tensor]) -> No
         )
 
 
-def measure_collapse(training: Training, epoch: int, perturbed: Tensor | None) -> list[Record]:
-    """The records that the --neural-collapse flags ask for, in eval mode after the epoch."""
+def measure_collapse(
+    training: Training, epoch: int, perturbed: Tensor | None
+) -> tuple[list[Record], Tensor | None]:
+    """The records that the --neural-collapse flags ask for, in eval mode after the epoch.
+
+    Returns:
+        Also the clean training class means (C, D), where the flags have them measured.
+    """
     settings, evaluator, data = training.settings, training.evaluator, training.data.train
     key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "train"}
-    records = []
+    records, vertices = [], None
     if settings.neural_collapse:
-        clean = evaluator.measure(data.images, data.labels)
+        clean = evaluator.measure_clean_training(data.images, data.labels)
+        vertices = clean.vertices
         records.append(make_record(clean, **key, input="clean"))
         if perturbed is not None:
-            robust = evaluator.measure(perturbed, data.labels)
+            robust = evaluator.measure(perturbed, data.labels, vertices=vertices)
             key_of_seen = key | {"input": "seen", "epsilon": training.learner.strength.radius}
             records.append(make_record(robust, clean.collapse.class_means, **key_of_seen))
     if settings.neural_collapse_gaussian:
         perturb = INPUTS["gaussian_l2"].bound(evaluator.network, training.learner.strength)
-        noisy = evaluator.measure(data.images, data.labels, perturb)
+        noisy = evaluator.measure(data.images, data.labels, perturb, vertices)
         records.append(make_record(noisy, **key, input="gaussian_l2"))
-    return records
+    return records, vertices
