@@ -12,13 +12,16 @@ import argparse
 import csv
 import io
 import math
+import sys
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.parsing import Parser
+from robust_nc.reports.animation import gif_of
 from robust_nc.reports.captions import caption_of
 from robust_nc.reports.comparisons import compare_plot, tell_swept
 from robust_nc.reports.drawing import draw
@@ -36,6 +39,7 @@ from robust_nc.reports.groups import (
     group_runs,
     in_words,
 )
+from robust_nc.reports.latex import latex_tables
 from robust_nc.reports.panels import Picture, Plot
 from robust_nc.reports.runs import PERTURBED, Run, radius_in_words, read_run
 from robust_nc.reports.style import RC
@@ -44,6 +48,8 @@ from robust_nc.results.records import SPLITS, AutoAttackRecord, Record, radius_o
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import NC1_DEFINITION, markdown, with_spread
 from utils import InputError, atomic_open, logger, run_script
+
+TABLES = ("markdown", "latex")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -61,8 +67,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--table",
-        action="store_true",
-        help="print the values of the last epoch, and write them as table.md and table.csv",
+        nargs="?",
+        choices=TABLES,
+        const="markdown",
+        help="print the values of the last epoch, and write them as table.md and table.csv; latex: "
+        "print them for a paper, and write table.tex as well",
     )
     parser.add_argument(
         "--split",
@@ -89,10 +98,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="draw the collapse of all runs in one figure, a line for each setting",
     )
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--animate",
+        action="store_true",
+        help="write the simplex over the checkpoints as a GIF as well",
+    )
+    args = parser.parse_args(table_told(sys.argv[1:] if argv is None else argv))
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
     return args
+
+
+def table_told(argv: list[str]) -> list[str]:
+    """The arguments, in which --table has its value: none is a folder of runs that follows it."""
+    told = list(argv)
+    for place, (flag, value) in enumerate(pairwise([*argv, ""])):
+        if flag == "--table" and value not in TABLES:
+            told[place] = "--table=markdown"
+    return told
 
 
 def main() -> None:
@@ -114,9 +137,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for plot in plots:
         draw_plot(plot, args.out)
+    if args.animate:
+        animate(plots, args)
     if args.table:
         words, table = tables(groups, view)
-        logger.info(words)
+        latex = latex_tables(table) if args.table == "latex" else ""
+        logger.info(latex or words)
+        if latex:
+            write(args.out / "table.tex", latex.encode())
         write(args.out / "table.md", words.encode())
         write(args.out / "table.csv", table.encode())
 
@@ -132,6 +160,27 @@ def draw_plot(plot: Plot | Picture, out: Path) -> None:
     caption = caption_of(plot)
     logger.info(caption)
     write(out / f"{plot.name}.txt", f"{caption}\n".encode())
+
+
+def animate(plots: list[Plot | Picture], args: argparse.Namespace) -> None:
+    """The simplex over its checkpoints, as GIFs.
+
+    Raises:
+        InputError: none was measured.
+    """
+    simplices = [p for p in plots if isinstance(p, Picture) and p.name.startswith("simplex_")]
+    if not simplices:
+        raise InputError(
+            f"{args.runs[0]}: no results/simplex.csv to animate: eval.py --simplex first"
+        )
+    for picture in simplices:
+        if len(picture.epochs) < 2:
+            logger.info(
+                f"{picture.name}: not animated, measured at one epoch: eval.py --checkpoints"
+            )
+            continue
+        with matplotlib.rc_context(RC):
+            write(args.out / f"{picture.name}.gif", gif_of(picture))
 
 
 def read_measured(path: Path) -> Run:

@@ -1,5 +1,6 @@
 """Pictures of the simplex of clean class means: where images lie in it, and where they leap to."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from robust_nc.results.records import LeapRecord, SimplexRecord
 CLOUD_INPUTS = ("clean", "pgd", "targeted")  # the columns of the simplex
 LEAP_INPUTS = ("pgd", "targeted")
 MOST_NUMBERS = 12  # classes whose numbers a matrix holds at 8 points
+ARROW = {"arrowstyle": "-|>", "color": "black", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 2}
+ARROW["mutation_scale"] = 7
+SHORTEST_ARROW = 0.15  # that is seen beside the mark of a class mean
 MIDDLE = 0.995  # the share of points that the frame holds
 SIMPLEX_NOTE = (
     "Images in the plane through three clean training class means, whose triangle is drawn, "
@@ -121,35 +125,34 @@ def simplex_picture(name: str, rows: list[Row], view: View) -> Picture:
 
 
 def paint_simplex(rows: list[Row], epoch: int, *, animated: bool = False) -> Figure:
-    """A row of panels for each way to train, all with the same frame at every epoch."""
+    """A row of panels for each way to train, all with one frame, if animated at every epoch."""
     shown = [row.at(epoch) for row in rows]
+    every_epoch = [points for row in rows for points in row.by_epoch.values() if animated]
     kinds = [
         k for k in CLOUD_INPUTS if any(p.input == k and p.image >= 0 for s in shown for p in s)
     ]
-    frame = frame_of([p for row in rows for points in row.by_epoch.values() for p in points])
+    frame = frame_of([p for points in every_epoch or shown for p in points])
     side = WIDTH / max(len(kinds), 2)
     height = side * (frame[3] - frame[2]) / (frame[1] - frame[0])
     figure = Figure((WIDTH, len(rows) * height + 0.45 + 0.15 * animated), layout="constrained")
     axes = figure.subplots(len(rows), len(kinds), squeeze=False)
-    for row, points, line in zip(rows, shown, axes, strict=True):
+    for number, (row, points, line) in enumerate(zip(rows, shown, axes, strict=True)):
         for kind, ax in zip(kinds, line, strict=True):
             paint_cloud(ax, kind, points)
             ax.axis(frame)
             ax.set(aspect="equal", xticks=(), yticks=())
             ax.spines[:].set_visible(False)
-            ax.set_title(INPUTS[kind].label if line is axes[0] else "")
+            ax.set_title(INPUTS[kind].label if number == 0 else "")
         line[0].set_ylabel(row.label if len(rows) > 1 else "")
     if animated:
         figure.suptitle(f"Epoch {epoch}", fontsize=8)
     names = shown[0][0].classes.split()
     handles = [
-        Line2D([], [], color=color, marker="o", markersize=4, linestyle="none", label=f"class {n}")
-        for n, color in zip(names, CLASS_COLORS, strict=True)
+        Line2D([], [], color=color, marker="o", ms=4, ls="none", label=f"class {name}")
+        for name, color in zip(names, CLASS_COLORS, strict=True)
     ]
     handles.append(Line2D([], [], color="0.3", linewidth=0.8, label="clean class means"))
-    handles.append(
-        Line2D([], [], color="0.2", marker="D", markersize=4, linestyle="none", label="class means")
-    )
+    handles.append(Line2D([], [], color="0.2", marker="D", ms=4, ls="none", label="means of these"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
@@ -182,9 +185,8 @@ def paint_cloud(ax: Axes, kind: str, points: list[SimplexRecord]) -> None:
         color = CLASS_COLORS[names.index(mean.label)]
         ax.plot(mean.x, mean.y, "D", markersize=4.5, color=color, mec="black", mew=0.6, zorder=4)
         start = corners.get(mean.label, (mean.x, mean.y))
-        if kind != "clean":
-            arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 0.9, "shrinkB": 3}
-            ax.annotate("", (mean.x, mean.y), start, arrowprops=arrow | {"shrinkA": 0}, zorder=3)
+        if kind != "clean" and math.dist(start, (mean.x, mean.y)) > SHORTEST_ARROW:
+            ax.annotate("", (mean.x, mean.y), start, arrowprops=ARROW, zorder=3)
 
 
 def leap_pictures(groups: list[Group], view: View) -> list[Picture]:
@@ -241,9 +243,9 @@ def paint_leaps(rows: list[Row], _: int) -> Figure:
     kinds = [kind for kind in LEAP_INPUTS if any(r.input == kind for r in every)]
     classes = 1 + max(max(r.true_class, r.nearest_class) for r in every)
     side = WIDTH / max(len(kinds), 2)
-    figure = Figure((WIDTH, len(rows) * side * 0.93 + 0.2), layout="constrained")
+    figure = Figure((WIDTH, len(rows) * side * 0.75 + 0.2), layout="constrained")
     axes = figure.subplots(len(rows), len(kinds), squeeze=False)
-    for row, line in zip(rows, axes, strict=True):
+    for number, (row, line) in enumerate(zip(rows, axes, strict=True)):
         for kind, ax in zip(kinds, line, strict=True):
             matrix = matrix_of(row.at(row.last), kind, classes)
             lost = matrix[:, -1].any()
@@ -253,7 +255,7 @@ def paint_leaps(rows: list[Row], _: int) -> Figure:
             ax.set_xticks(range(0, len(names), step), names[::step])
             ax.set_yticks(range(0, classes, step), names[:classes:step])
             ax.set_title(", ".join(filter(None, [row.label * (len(rows) > 1), INPUTS[kind].label])))
-            if line is axes[-1]:
+            if number == len(rows) - 1:
                 ax.set_xlabel("Nearest clean class mean")
         line[0].set_ylabel("True class")
     if classes > MOST_NUMBERS:

@@ -247,8 +247,21 @@ class Metrics:
         from_clean=True,
         only_targeted=True,
     )
-    vertex_agreement: float = metric("nearest to the vertex of the network's class")
-    vertex_distance: float = metric("distance to the vertex of the network's class")
+    vertex_agreement: float = metric(
+        "nearest to the vertex of the network's class",
+        label="Vertex agreement",
+        meaning="share nearest to the clean training class mean of the class of the network",
+        scale="share",
+        figures=("epochs", "distance"),
+        more=("epochs", "targeted"),
+    )
+    vertex_distance: float = metric(
+        "distance to the vertex of the network's class",
+        label="Vertex distance",
+        meaning="mean distance to that class mean over the mean distance of clean class means",
+        figures=("epochs", "distance"),
+        more=("epochs", "targeted"),
+    )
 
 
 # As they are shown: the accuracy first, though its column comes after that of the loss.
