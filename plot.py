@@ -122,8 +122,8 @@ def main() -> None:
     args = parse_args()
     view = View(args.split, args.perturbed, panels=args.panels)
     groups = group_runs([read_measured(path) for path in args.runs])
+    tell_swept(groups, view)
     if args.compare:
-        tell_swept(groups, view)
         compared = finished(compare_plot(in_order(groups), view))
         plots: list[Plot | Picture] = [compared] if compared.panels else []
     else:
@@ -170,14 +170,10 @@ def animate(plots: list[Plot | Picture], args: argparse.Namespace) -> None:
     """
     simplices = [p for p in plots if isinstance(p, Picture) and p.name.startswith("simplex_")]
     if not simplices:
-        raise InputError(
-            f"{args.runs[0]}: no results/simplex.csv to animate: eval.py --simplex first"
-        )
+        raise InputError(f"{args.runs[0]}: nothing to animate; run eval.py --simplex on it first")
     for picture in simplices:
         if len(picture.epochs) < 2:
-            logger.info(
-                f"{picture.name}: not animated, measured at one epoch: eval.py --checkpoints"
-            )
+            logger.info(f"{picture.name}: not animated, measured at one epoch alone")
             continue
         with matplotlib.rc_context(RC):
             write(args.out / f"{picture.name}.gif", gif_of(picture))

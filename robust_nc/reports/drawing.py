@@ -184,7 +184,7 @@ def draw_bars(ax: Axes, curves: list[Curve]) -> None:
 
 
 def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
-    ax.margins(x=0.06)
+    ax.margins(x=0.08, y=0.08)
     ax.autoscale_view()
     if plot.x_falls:
         ax.set_xscale("log")

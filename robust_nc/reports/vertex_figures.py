@@ -30,7 +30,7 @@ MOST_NUMBERS = 12  # classes whose numbers a matrix holds at 8 points
 ARROW = {"arrowstyle": "-|>", "color": "black", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 2}
 ARROW["mutation_scale"] = 7
 SHORTEST_ARROW = 0.15  # that is seen beside the mark of a class mean
-MIDDLE = 0.995  # the share of points that the frame holds
+MIDDLE, ANIMATED_MIDDLE = 0.995, 0.97  # the quantile up to which the frame holds the points
 SIMPLEX_NOTE = (
     "Images in the plane through three clean training class means, whose triangle is drawn, "
     "coloured by their class; diamonds: their class means, arrows: from the clean class means to "
@@ -131,7 +131,8 @@ def paint_simplex(rows: list[Row], epoch: int, *, animated: bool = False) -> Fig
     kinds = [
         k for k in CLOUD_INPUTS if any(p.input == k and p.image >= 0 for s in shown for p in s)
     ]
-    frame = frame_of([p for points in every_epoch or shown for p in points])
+    middle = ANIMATED_MIDDLE if animated else MIDDLE
+    frame = frame_of([p for points in every_epoch or shown for p in points], middle)
     side = WIDTH / max(len(kinds), 2)
     height = side * (frame[3] - frame[2]) / (frame[1] - frame[0])
     figure = Figure((WIDTH, len(rows) * height + 0.45 + 0.15 * animated), layout="constrained")
@@ -157,13 +158,13 @@ def paint_simplex(rows: list[Row], epoch: int, *, animated: bool = False) -> Fig
     return figure
 
 
-def frame_of(points: list[SimplexRecord]) -> tuple[float, float, float, float]:
+def frame_of(points: list[SimplexRecord], middle: float) -> tuple[float, float, float, float]:
     """The ends of both axes: the corners, the class means and nearly all of the images."""
     spans = []
     for axis in ("x", "y"):
         means = [getattr(p, axis) for p in points if p.image < 0]
         images = [getattr(p, axis) for p in points if p.image >= 0] or means
-        low, high = np.quantile(images, (1 - MIDDLE, MIDDLE))
+        low, high = np.quantile(images, (1 - middle, middle))
         low, high = min(low, *means), max(high, *means)
         spans += [low - 0.1, high + 0.15]
     return tuple(spans)
