@@ -112,8 +112,7 @@ def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
     if plot.bars:
         entries: list[Artist] = [Patch(color=style.color, label=style.label) for style in shown]
     else:
-        few = plot.over_epochs and all(is_few(c) for _, curves in plot.panels for c in curves)
-        entries = [handle(style, few and style is not LR_DROP) for style in shown]
+        entries = [handle(style, plot.over_epochs and is_of_points(plot, style)) for style in shown]
     if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
         entries.append(Patch(color="0.5", alpha=0.4, linewidth=0, label=BAND))
     return entries
@@ -139,8 +138,14 @@ def handle(style: Style, few: bool = False) -> Line2D:
     return line
 
 
-def is_few(curve: Curve) -> bool:
-    return len(curve.points()[0]) <= FEW
+def is_of_points(plot: Plot, style: Style) -> bool:
+    """Whether all that is drawn in a style is so few points that no line joins them."""
+    curves = [curve for _, curves in plot.panels for curve in curves]
+    # A legend of its own explains colours by one style and lines by another.
+    alike = [
+        c for c in curves if c.style == style or (plot.legend and c.style.color == style.color)
+    ]
+    return bool(alike) and all(len(curve.points()[0]) <= FEW for curve in alike)
 
 
 def draw_line(ax: Axes, curve: Curve, scale: str, joined: bool) -> None:
