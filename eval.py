@@ -293,7 +293,8 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
                     try:
                         for row in task.measure(subject, epoch, parts):
                             is_next = not rows or task.part_of(row) != task.part_of(rows[-1])
-                            bar.update(counted and is_next)
+                            if counted and is_next:
+                                bar.update()
                             row = row.measured_with(sweep.conditions)
                             rows.append(row.of_file(sweep.files[epoch].name))
                     except InputError as error:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,24 +13,36 @@ from nc_metrics import simplex_distance
 from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.measuring.evaluator import Measurement
 from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, key_of
-from robust_nc.measuring.vertices import Point, Triangle, find_points
+from robust_nc.measuring.vertices import (
+    Leaps,
+    Point,
+    Triangle,
+    find_leaps,
+    find_points,
+    vertices_of,
+)
 from robust_nc.results.records import Record
 from robust_nc.results.rows import SPLITS
 
 
-def make_record(measured: Measurement, clean_means: Tensor | None = None, **key: Any) -> Record:
+def make_record(
+    measured: Measurement,
+    clean_means: Tensor | None = None,
+    leaps: Leaps | None = None,
+    **key: Any,
+) -> Record:
     """A row of metrics.csv.
 
     Args:
         clean_means: class means (C, D) of the clean images, to compare those measured with.
+        leaps: how the images lie to the clean training class means, where these are known.
         key: its `source`, `epoch`, `split` and `input`, and `epsilon` where it was attacked.
     """
     collapse = measured.collapse
     names = {field.name for field in fields(Record)} & {field.name for field in fields(collapse)}
     metrics: dict[str, Any] = {name: getattr(collapse, name) for name in names}
-    if measured.leaps is not None:
-        metrics["vertex_agreement"] = measured.leaps.agreement
-        metrics["vertex_distance"] = measured.leaps.distance
+    if leaps is not None:
+        metrics |= {"vertex_agreement": leaps.agreement, "vertex_distance": leaps.distance}
     if clean_means is not None:
         apart = simplex_distance(clean_means, collapse.class_means)
         metrics |= {
@@ -60,13 +72,21 @@ def input_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator
             clean_means[part.split] = seen.measured.collapse.class_means
         if part in parts:
             compared = clean_means[part.split] if INPUTS[part.input].from_clean else None
-            yield make_record(seen.measured, compared, source="eval", **key_of(epoch, part))
+            key = key_of(epoch, part)
+            yield make_record(seen.measured, compared, seen.leaps, source="eval", **key)
 
 
 class Seen(NamedTuple):
-    """What one pass of the images of a part through the network tells."""
+    """What one pass of the images of a part through the network tells.
+
+    measured: without the features, which are large.
+    vertices: the clean training class means (C, D), NaN for a class without images.
+    leaps: how the images, by the labels that they are measured with, lie to these.
+    """
 
     measured: Measurement
+    vertices: Tensor
+    leaps: Leaps
     points: list[Point]
 
 
@@ -81,7 +101,7 @@ def measure_parts(
     vertices = None
     for part in passes(parts):
         seen = subject.once(part, partial(measure_part, subject, epoch, part, vertices))
-        vertices = seen.measured.vertices
+        vertices = seen.vertices
         yield part, seen
 
 
@@ -89,18 +109,38 @@ def measure_part(subject: Subject, epoch: int, part: InputPart, vertices: Tensor
     """One pass of the images of a part; `vertices` (C, D) are None before CLEAN_TRAINING alone."""
     images, perturb = subject.images(epoch, part)
     labels = subject.labels(part.split, part.input)
-    outputs = subject.evaluator.outputs(images, labels, perturb)
-    is_training = part == CLEAN_TRAINING
-    measured = subject.evaluator.measured(outputs, labels, vertices, are_vertices=is_training)
-    if subject.triangle is None:
-        return Seen(measured, [])
-    logits, features = outputs
-    true, predictions = subject.split(part.split).labels, logits.argmax(1)
-    triangle = triangle_of(subject.triangle, measured.vertices)
-    return Seen(measured, find_points(features, true, predictions, triangle, subject.triangle))
+    measured = subject.evaluator.measure(images, labels, perturb)
+    if vertices is None:
+        vertices = training_vertices(measured, labels)
+    points = []
+    if subject.triangle is not None:
+        true, triangle = subject.split(part.split).labels, triangle_of(subject.triangle, vertices)
+        outputs = measured.features, true, measured.predictions
+        points = find_points(*outputs, triangle, subject.triangle)
+    leaps = leaps_of(measured, labels, vertices)
+    return Seen(replace(measured, features=torch.empty(0)), vertices, leaps, points)
 
 
-def triangle_of(classes: tuple[int, ...], vertices: Any) -> Triangle:
+def training_vertices(measured: Measurement, labels: Tensor) -> Tensor:
+    """The class means (C, D) of the clean training images with these labels (N,)."""
+    vertices = vertices_of(measured.collapse.class_means, labels)
+    missing = vertices.isnan().any(1).nonzero().flatten().tolist()
+    if missing:
+        warnings.warn(
+            f"no training image of class {', '.join(map(str, missing))}: vertex_agreement and "
+            "vertex_distance are NaN, and leaps are not known",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return vertices
+
+
+def leaps_of(measured: Measurement, labels: Tensor, vertices: Tensor) -> Leaps:
+    """How images, counted by these labels (N,), lie to the clean training class means (C, D)."""
+    return find_leaps(measured.features, labels, measured.predictions, vertices)
+
+
+def triangle_of(classes: tuple[int, ...], vertices: Tensor) -> Triangle:
     """The plane of three classes, of the clean training class means (C, D) of all."""
     triangle = Triangle(vertices[list(classes)])
     if not triangle.known:

@@ -1,7 +1,6 @@
 """A network on images in batches: its outputs, what they measure, and memory that runs out."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +18,6 @@ from nc_metrics import (
     simplex_distance,
 )
 from robust_nc.data.datasets import as_float, batches
-from robust_nc.measuring.vertices import Leaps, find_leaps, vertices_of
 from robust_nc.networks.blocks import block_outputs
 from robust_nc.networks.network import Network
 from utils import (
@@ -39,16 +37,15 @@ Perturb = Callable[[Tensor, Tensor], Tensor] | None
 class Measurement:
     """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input.
 
-    vertices: the clean training class means (C, D), NaN for a class without images; None where they
-        are not known. leaps: how the images, by their labels, lie to these.
+    features: (N, D), what these are of. predictions: (N,), the classes that the network says.
     """
 
     images: int
     loss: float
     accuracy: float
     collapse: NeuralCollapse
-    vertices: Tensor | None = None
-    leaps: Leaps | None = None
+    features: Tensor = field(compare=False, repr=False)
+    predictions: Tensor = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,49 +95,16 @@ class Evaluator:
         check_finite(features, logits)
         return logits, features
 
-    def measure(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        perturb: Perturb = None,
-        vertices: Tensor | None = None,
-    ) -> Measurement:
-        """What there is to measure; arguments and errors as in `outputs` and `measured`."""
-        return self.measured(self.outputs(images, labels, perturb), labels, vertices)
-
-    def measure_clean_training(self, images: Tensor, labels: Tensor) -> Measurement:
-        """Likewise of the clean training images, whose own class means are the vertices."""
-        return self.measured(self.outputs(images, labels), labels, are_vertices=True)
-
-    def measured(
-        self,
-        outputs: tuple[Tensor, Tensor],
-        labels: Tensor,
-        vertices: Tensor | None = None,
-        *,
-        are_vertices: bool = False,
-    ) -> Measurement:
-        """What there is to measure of the `outputs` of images with these labels (N,).
-
-        Args:
-            vertices: the clean training class means (C, D), where they are known.
-            are_vertices: the images are the clean training images.
-        """
-        logits, features = outputs
-        collapse = neural_collapse(features, labels, logits, self.network.classifier_weight)
-        if are_vertices:
-            vertices = vertices_of(collapse.class_means, labels)
-            tell_missing(vertices)
-        leaps = None
-        if vertices is not None:
-            leaps = find_leaps(features, labels, logits.argmax(1), vertices)
+    def measure(self, images: Tensor, labels: Tensor, perturb: Perturb = None) -> Measurement:
+        """Loss, accuracy and neural collapse; arguments and errors as in `outputs`."""
+        logits, features = self.outputs(images, labels, perturb)
         return Measurement(
             images=len(labels),
             loss=F.cross_entropy(logits.double(), labels).item(),
             accuracy=accuracy(logits, labels),
-            collapse=collapse,
-            vertices=vertices,
-            leaps=leaps,
+            collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
+            features=features,
+            predictions=logits.argmax(1),
         )
 
     def perturbed(self, images: Tensor, labels: Tensor, perturb: Perturb) -> Tensor:
@@ -285,18 +249,6 @@ class Evaluator:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(f"out of memory: from here on batches of {self.batch_size} images")
-
-
-def tell_missing(vertices: Tensor) -> None:
-    """Warn of classes without a clean training class mean."""
-    missing = vertices.isnan().any(1).nonzero().flatten().tolist()
-    if missing:
-        warnings.warn(
-            f"no training image of class {', '.join(map(str, missing))}: vertex_agreement and "
-            "vertex_distance are NaN, and leaps are not known",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def check_finite(*tensors: Tensor) -> None:

@@ -22,14 +22,13 @@ def leap_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator[
     Source: Su et al. 2024, section 4: perturbed examples leap between the vertices of the simplex.
     """
     for part, seen in measure_parts(subject, epoch, parts):
-        if part not in parts or seen.measured.leaps is None:
+        if part not in parts:
             continue
         true_class = list(range(subject.data.num_classes))
         targets = subject.targets(part.input)
         if targets is not None:  # these are counted by their target
             true_class = targets.argsort().tolist()
-        counts = seen.measured.leaps.counts
-        for (label, nearest), count in counts.items():
+        for (label, nearest), count in seen.leaps.counts.items():
             yield LeapRecord(
                 **key_of(epoch, part),
                 true_class=true_class[label],
@@ -72,7 +71,7 @@ def simplex_rows(subject: Subject, epoch: int, parts: list[SimplexPart]) -> Iter
         if part in usual:
             points = seen[part.of_input].points
         else:
-            points = points_on_the_way(subject, epoch, part, seen[CLEAN_TRAINING].measured.vertices)
+            points = points_on_the_way(subject, epoch, part, seen[CLEAN_TRAINING].vertices)
         for point in points:
             if point.label in part.shown:
                 key = key_of(epoch, part.of_input)
@@ -86,7 +85,7 @@ def goes_to_next_corner(subject: Subject, part: SimplexPart) -> bool:
 
 
 def points_on_the_way(
-    subject: Subject, epoch: int, part: SimplexPart, vertices: Tensor | None
+    subject: Subject, epoch: int, part: SimplexPart, vertices: Tensor
 ) -> list[Point]:
     """Images of A and B perturbed towards B and C, in a pass of their own."""
     split, (a, b, c) = subject.split(part.split), part.corners

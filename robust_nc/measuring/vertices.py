@@ -45,34 +45,31 @@ def find_leaps(features: Tensor, labels: Tensor, predictions: Tensor, vertices: 
     Args:
         labels, predictions: (N,), the classes that the images are counted by, and the network's.
     """
-    features, vertices = features.double(), vertices.double()
+    vertices = vertices.double()
     apart = torch.pdist(vertices).mean()
     if not apart > ROUNDING * vertices.norm():  # nor if it is NaN
-        return Leaps(math.nan, math.nan, _counted(labels, torch.full_like(labels, -1)))
-    nearest = _nearest(features, vertices)
+        unknown = torch.full_like(labels, -1)
+        return Leaps(math.nan, math.nan, _counted(labels, unknown, len(vertices)))
+    # Centred, so that nothing is lost where all lie far from the origin. Of |h - v|^2 no more than
+    # |v|^2 - 2 h v depends on v.
+    centre = vertices.mean(0)
+    features, vertices = features.double() - centre, vertices - centre
+    nearest = (vertices.square().sum(1) - 2 * features @ vertices.T).argmin(1)
     distances = torch.linalg.vector_norm(features - vertices[predictions], dim=1)
     return Leaps(
         agreement=(nearest == predictions).double().mean().item(),
         distance=(distances.mean() / apart).item(),
-        counts=_counted(labels, nearest),
+        counts=_counted(labels, nearest, len(vertices)),
     )
 
 
-def _nearest(features: Tensor, vertices: Tensor) -> Tensor:
-    """The class (N,) of the nearest vertex: |h - v|^2 is |v|^2 - 2 h v and what all have in common.
-
-    Centred, so that nothing is lost where all lie far from the origin.
-    """
-    centre = vertices.mean(0)
-    centred = vertices - centre
-    return (centred.square().sum(1) - 2 * (features - centre) @ centred.T).argmin(1)
-
-
-def _counted(labels: Tensor, nearest: Tensor) -> dict[tuple[int, int], int]:
-    pairs, counts = torch.stack((labels, nearest), 1).cpu().unique(dim=0, return_counts=True)
+def _counted(labels: Tensor, nearest: Tensor, classes: int) -> dict[tuple[int, int], int]:
+    """(label, nearest) -> how many there are, if any; `nearest` may be -1."""
+    counts = (labels * (classes + 1) + nearest + 1).bincount()
+    pairs = counts.nonzero().flatten()
     return {
-        (label, near): count
-        for (label, near), count in zip(pairs.tolist(), counts.tolist(), strict=True)
+        (pair // (classes + 1), pair % (classes + 1) - 1): count
+        for pair, count in zip(pairs.tolist(), counts[pairs].tolist(), strict=True)
     }
 
 
@@ -94,9 +91,9 @@ class Triangle:
         self._centroid = vertices.mean(0)
         right = (c - b) / (c - b).norm()
         up = (a - b) - (a - b) @ right * right
-        if not up.norm() > ROUNDING * vertices.norm():
-            up = torch.full_like(up, math.nan)
         self._axes = torch.stack((right, up / up.norm()), 1)  # (D, 2)
+        if not up.norm() > ROUNDING * vertices.norm():  # nor if it is NaN
+            self._axes.fill_(math.nan)
         self._unit = torch.pdist(vertices).mean()
         self.corners = self.place(vertices)[:, :2]
 

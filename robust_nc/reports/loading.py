@@ -22,7 +22,8 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
 
     Args:
         paths: run folders, or folders with runs below.
-        table: "metrics", "layers", "ncc" or "autoattack", as the files are called.
+        table: as the files are called: "metrics", "leaps", "simplex", "layers", "ncc" or
+            "autoattack".
 
     Raises:
         ImportError: pandas is not there. ValueError: no such table. InputError: no such folder, one

@@ -11,7 +11,7 @@ from torch import Tensor, optim
 
 from robust_nc.data.datasets import Dataset, as_float
 from robust_nc.data.inputs import INPUTS
-from robust_nc.measuring.collapse import make_record
+from robust_nc.measuring.collapse import leaps_of, make_record, training_vertices
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.results.history import STEP_MEANS, EpochSummary
 from robust_nc.results.records import Record
@@ -69,10 +69,11 @@ def run_epoch(
     means, perturbed = train_epoch(training, epoch, unfinished, signals)
     training.learner.folded.refold()
     test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
+    tested = training.evaluator.measure(test.images, test.labels)
     collapse, vertices = measure_collapse(training, epoch, perturbed)
-    tested = training.evaluator.measure(test.images, test.labels, vertices=vertices)
-    records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
-    records += collapse
+    leaps = None if vertices is None else leaps_of(tested, test.labels, vertices)
+    key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "test", "input": "clean"}
+    records = [make_record(tested, leaps=leaps, **key), *collapse]
     summary = EpochSummary(
         epoch=epoch,
         lr=rate_of_step(training.settings, epoch, steps - 1, steps),
@@ -228,15 +229,20 @@ def measure_collapse(
     key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "train"}
     records, vertices = [], None
     if settings.neural_collapse:
-        clean = evaluator.measure_clean_training(data.images, data.labels)
-        vertices = clean.vertices
-        records.append(make_record(clean, **key, input="clean"))
+        clean = evaluator.measure(data.images, data.labels)
+        vertices = training_vertices(clean, data.labels)
+        leaps = leaps_of(clean, data.labels, vertices)
+        records.append(make_record(clean, leaps=leaps, **key, input="clean"))
+        means = clean.collapse.class_means
+        del clean  # and its features
         if perturbed is not None:
-            robust = evaluator.measure(perturbed, data.labels, vertices=vertices)
+            robust = evaluator.measure(perturbed, data.labels)
+            leaps = leaps_of(robust, data.labels, vertices)
             key_of_seen = key | {"input": "seen", "epsilon": training.learner.strength.radius}
-            records.append(make_record(robust, clean.collapse.class_means, **key_of_seen))
+            records.append(make_record(robust, means, leaps, **key_of_seen))
     if settings.neural_collapse_gaussian:
         perturb = INPUTS["gaussian_l2"].bound(evaluator.network, training.learner.strength)
-        noisy = evaluator.measure(data.images, data.labels, perturb, vertices)
-        records.append(make_record(noisy, **key, input="gaussian_l2"))
+        noisy = evaluator.measure(data.images, data.labels, perturb)
+        known = None if vertices is None else leaps_of(noisy, data.labels, vertices)
+        records.append(make_record(noisy, leaps=known, **key, input="gaussian_l2"))
     return records, vertices

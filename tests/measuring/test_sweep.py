@@ -201,10 +201,11 @@ class TestOnlyWhatIsMissing:
         assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
         measured.clear()
         assert run_script(eval_script, f"{run_of_three} --neural-collapse-gaussian")[0] == 0
-        assert measured == [(18, True)] * 2 * 3  # Gaussian and sign noise of three epochs
+        # Gaussian and sign noise of three epochs; the clean pass is for the class means that all
+        # images are compared with.
+        assert measured == [(18, False), (18, True), (18, True)] * 3
         measured.clear()
         assert run_script(eval_script, f"{run_of_three} --neural-collapse-targeted")[0] == 0
-        # The clean pass is for the class means that the targeted ones are compared with.
         assert measured == [(18, False), (18, True)] * 3
         at_once = f"{run_of_three} {ALL_INPUTS} --models-dir at_once"
         assert run_script(eval_script, at_once)[0] == 0
@@ -218,7 +219,8 @@ class TestOnlyWhatIsMissing:
         assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
         measured.clear()
         assert run_script(eval_script, f"{run_of_three} --neural-collapse --split both")[0] == 0
-        assert measured == [(6, False), (6, True)] * 3  # the test images
+        # The test images, and the training images for their class means.
+        assert measured == [(18, False), (6, False), (6, True)] * 3
 
     def test_a_sweep_that_was_killed_measures_the_rest(self, run_of_three, run_script, measured):
         flags = f"{run_of_three} --neural-collapse"
