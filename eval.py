@@ -331,15 +331,17 @@ def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
 
 
 def summary(sweep: Sweep) -> list[str]:
-    """The first and the last checkpoint, or every file, in tables of what was asked for."""
+    """The first and the last checkpoint, or every file, in tables like those that were asked for.
+
+    With all that earlier sweeps measured of them, and under whichever attacks.
+    """
     ends, lines = {min(sweep.files), max(sweep.files)}, []
     if sweep.settings.checkpoint:
         ends |= sweep.files.keys()
     for task in TASKS:
         asked = task.parts(sweep.settings, sweep.data)
         recorded = sweep.run.swept_rows(task.row_type) if asked else []
-        rows = [row for row in recorded if row.epoch in ends and task.part_of(row) in asked]
-        rows = [row for row in rows if row.key == row.measured_with(sweep.conditions).key]
+        rows = [row for row in recorded if row.epoch in ends and task.is_whole(row)]
         lines += table_lines(rows, unit_of(sweep)) if rows else []
     return lines
 

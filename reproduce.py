@@ -271,7 +271,8 @@ def is_as_planned(planned: Planned) -> bool:
     if not arguments:
         return False
     folder = RunFolder(planned.folder, standard=False)
-    rows = [row for row_type in TABLES for row in folder.shown(folder.rows(row_type))]
+    under = folder.shown_under()
+    rows = [row for row_type in TABLES for row in folder.rows(row_type) if under.made(row)]
     swept = swept_with(folder, rows)
     differing = other_than_planned(planned, arguments, swept)
     if differing:

@@ -19,6 +19,7 @@ from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
 from robust_nc.results.records import (
     CENTRE_INPUTS,
     LAYER_METRICS,
+    AutoAttackRecord,
     CentreRecord,
 )
 from utils import logger
@@ -77,7 +78,9 @@ def block_lines(group: Group, view: View) -> BlockLines | None:
         return None
     tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
     lines = collect(
-        tables, lambda row: LineName(row.split, row.input, row.images), lambda row: row.index
+        tables,
+        lambda row: LineName(row.split, row.input, row.images, row.precision),
+        lambda row: row.index,
     )
     lines = {name: line for name, line in lines.items() if common(line)}
     lines = {n: line for n, line in lines.items() if n.split in view.splits} or lines
@@ -143,6 +146,11 @@ class Bar(NamedTuple):
     value: float
     split: str
     images: int
+    precision: str
+
+
+def bar_of(row: CentreRecord | AutoAttackRecord, field: str) -> Bar:
+    return Bar(getattr(row, field), row.split, row.images, row.precision)
 
 
 class Centres(NamedTuple):
@@ -230,15 +238,23 @@ def bar_curves(part: Centres, means: list[str]) -> list[Curve]:
                 (row for row in table if (row.layer, row.input) == (part.layers[-1], kind)),
                 key=lambda row: row.images,
             )
-            bars = {means.index(r.means): Bar(r.ncc_accuracy, r.split, r.images) for r in rows}
-            bars |= {len(means): Bar(r.network_accuracy, r.split, r.images) for r in rows}
+            bars = {
+                means.index(r.means): Bar(r.ncc_accuracy, r.split, r.images, r.precision)
+                for r in rows
+            }
+            bars |= {
+                len(means): Bar(r.network_accuracy, r.split, r.images, r.precision) for r in rows
+            }
             line.append(bars)
         if common(line):
             curves.append(Curve(input_style(kind), line, "value"))
     for curve in autoattack_curves(part.group)[:1]:
         if part.epoch in common(curve.line):
             of_epoch = [rows[part.epoch] for rows in curve.line]
-            line = [{len(means): Bar(r.robust_accuracy, r.split, r.images)} for r in of_epoch]
+            line = [
+                {len(means): Bar(r.robust_accuracy, r.split, r.images, r.precision)}
+                for r in of_epoch
+            ]
             curves.append(Curve(AUTOATTACK, line, "value"))
     return curves
 

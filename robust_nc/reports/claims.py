@@ -13,6 +13,7 @@ from robust_nc.reports.criteria import CRITERIA, Criterion
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.readings import Study
 from robust_nc.reports.runs import OF_SWEEP, Run, Setting, step_name
+from robust_nc.results.records import measured_alike
 from robust_nc.results.tables import mean_and_std
 from robust_nc.training.modes import MODES
 from utils import logger
@@ -128,7 +129,15 @@ def differences_in_words(groups: Sequence[Group]) -> str:
 
 
 def tell_not_compared(setting: Setting, groups: list[Group]) -> None:
-    """A line for each two modes that were measured in other ways."""
+    """A line for each two modes that were measured in other ways, or one that was in several."""
+    for group in groups:
+        rows = [row for run in group.runs for row in run.own_records if row.split == "train"]
+        if not measured_alike(rows):
+            ways = sorted({f"n = {row.images}, {row.precision or 'untold'}" for row in rows})
+            logger.info(
+                f"{setting}: {MODES[group.mode].label}: training images were measured in several "
+                f"ways, which are not compared: {'; '.join(ways)}"
+            )
     for group, other in combinations(groups, 2):
         names = measured_otherwise(group, other) if group.mode != other.mode else []
         if names:

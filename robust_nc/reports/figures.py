@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,13 +21,14 @@ from robust_nc.reports.panels import (
     panels_of,
 )
 from robust_nc.reports.radius_figures import epsilon_plots
-from robust_nc.reports.runs import Setting
+from robust_nc.reports.runs import Setting, safe
 from robust_nc.reports.style import CLASSIFIER, Style, spare_pair
 from robust_nc.reports.vertex_figures import leap_pictures, simplex_pictures
 from robust_nc.results.metrics import METRICS
 from robust_nc.training.modes import MODES
 from utils import logger
 
+AnyPlot = TypeVar("AnyPlot", Plot, Picture)
 # Noise that lies on other noise: not drawn beside it, but for --panels all.
 TWINS = {"sign": "gaussian"}
 
@@ -34,7 +36,8 @@ TWINS = {"sign": "gaussian"}
 def all_pictures(groups: list[Group], view: View) -> list[Plot | Picture]:
     """Every figure of the groups, ST first."""
     groups = in_order(groups)
-    return [*all_plots(groups, view), *simplex_pictures(groups, view), *leap_pictures(groups, view)]
+    pictures = [*simplex_pictures(groups, view), *leap_pictures(groups, view)]
+    return [*all_plots(groups, view), *(with_attack(picture, view) for picture in pictures)]
 
 
 def in_order(groups: list[Group]) -> list[Group]:
@@ -47,7 +50,7 @@ def all_plots(groups: list[Group], view: View) -> list[Plot]:
     plots = [plot for group in groups for plot in epoch_plots(group, view)]
     plots += mode_plots(groups, view) + distance_plots(groups, view) + epsilon_plots(groups, view)
     plots += layer_plots(groups, view) + centre_plots(groups)
-    return with_one_range([finished(plot) for plot in plots if plot.panels])
+    return with_one_range([finished(with_attack(plot, view)) for plot in plots if plot.panels])
 
 
 def finished(plot: Plot) -> Plot:
@@ -83,6 +86,14 @@ def within(panel: Panel, values: list[float]) -> Panel:
     return panel._replace(limits=(min(seen) / 1.5, max(seen) * 1.5)) if seen else panel
 
 
+def with_attack(plot: AnyPlot, view: View) -> AnyPlot:
+    """Name and title tell the attack or noise that was asked for."""
+    if not view.asked:
+        return plot
+    name = "_".join([plot.name, *(safe(words.replace(" ", "")) for words in view.asked)])
+    return plot._replace(name=name, title=f"{plot.title}, {', '.join(view.asked)}")
+
+
 def with_values(plot: Plot) -> Plot:
     """The figure without lines, and panels, that have no value; a line says which panels."""
     panels = [
@@ -96,16 +107,24 @@ def with_values(plot: Plot) -> Plot:
 
 
 def with_sizes(plot: Plot) -> Plot:
-    """The title ends with how many images there are; lines of another number say so themselves."""
+    """The title ends with how many images there are; lines of another number say so themselves.
+
+    So do lines of another precision than the first.
+    """
     sizes: dict[str, int] = {}
+    precisions: dict[str, str] = {}
     others: dict[str, None] = {}
 
     def sized(curve: Curve) -> Curve:
         row = next(iter(curve.line[0].values()))
-        if row.images == sizes.setdefault(row.split, row.images):
+        words = []
+        if row.images != sizes.setdefault(row.split, row.images):
+            words.append(f"n = {row.images}" if row.images else "n not told")
+        if row.precision != precisions.setdefault(row.split, row.precision):
+            words.append(row.precision or "precision not told")
+        if not words:
             return curve
-        size = f"n = {row.images}" if row.images else "n not told"
-        label = f"{curve.style.label}, {size}"
+        label = ", ".join([curve.style.label, *words])
         others[label] = None
         return curve._replace(style=curve.style._replace(label=label))
 
@@ -172,6 +191,9 @@ def epoch_plot(group: Group, figure: str, lines: dict[LineName, Line], view: Vie
     metrics = [m for m in METRICS.values() if not m.from_clean or figure == "targeted"]
     panels: list[tuple[Panel, list[Curve]]] = []
     for panel in panels_of(metrics, "targeted" if figure else "epochs", view.panels):
+        if figure == "targeted":
+            label = METRICS[panel.field].target_label or panel.label
+            panel = panel._replace(label=label)
         curves = [Curve(styles[n], line, panel.field) for n, line in lines.items()]
         classifier = METRICS[panel.field].classifier
         if classifier:  # the same on every kind of input

@@ -31,18 +31,26 @@ Line = list[dict[Any, Any]]
 
 
 class LineName(NamedTuple):
-    """Which images a line is of; `images` is how many, 0 where an older version did not tell."""
+    """What a line is of: which images, how many, and in which precision they were measured.
+
+    images, precision: 0 and "" where an older version did not tell.
+    """
 
     split: str
     input: str
     images: int
+    precision: str = ""
 
 
 class View(NamedTuple):
-    """What of a group its figures show: --split, which perturbed training images, --panels."""
+    """What of a group its figures show: --split, which perturbed training images, --panels.
+
+    asked: the attack or noise, where flags ask for another than the run's own, in words.
+    """
 
     split: str = "train"
     perturbed: str = "seen"
+    asked: tuple[str, ...] = ()
     panels: str = "main"
 
     @property
@@ -69,7 +77,7 @@ class Group:
         self.differs: dict[str, str] = {}
         lines = collect(
             (run.own_records for run in runs),
-            lambda row: LineName(row.split, row.input, row.images),
+            lambda row: LineName(row.split, row.input, row.images, row.precision),
         )
         self.lines: dict[LineName, Line] = {n: line for n, line in lines.items() if common(line)}
 

@@ -92,6 +92,7 @@ def places_of(row: dict[str, str]) -> dict[str, str]:
         "$n$": row["images"],
         r"$\epsilon$": radius_in_words(float(radius), row["dataset"]) if radius else "",
         "Attack or noise": escaped(row.get("attack", "")),
+        "Precision": row.get("precision", ""),
         "Seeds": row["seeds"],
         "Epoch": row["epoch"],
     }

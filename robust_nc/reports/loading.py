@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc.reports.groups import differences, in_words
-from robust_nc.reports.runs import Run, read_run
-from robust_nc.results.records import TABLES
+from robust_nc.reports.runs import Run, read_run, strong_centres
+from robust_nc.results.records import TABLES, CentreRecord, Row
 from utils import InputError
 
 ROW_TYPES = {Path(row_type.file).stem: row_type for row_type in TABLES}
@@ -41,9 +41,14 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
     rows = [
         names | vars(row)
         for run, names in zip(runs, _names_of(runs), strict=True)
-        for row in run.folder.rows(ROW_TYPES[table])
+        for row in _rows_of(run, ROW_TYPES[table])
     ]
     return pandas.DataFrame(rows)
+
+
+def _rows_of(run: Run, row_type: type[Row]) -> list:
+    """The rows of a table, of nearest centres without those that are known to be too high."""
+    return strong_centres(run.folder) if row_type is CentreRecord else run.folder.rows(row_type)
 
 
 def _run_folders(folder: Path) -> list[Path]:

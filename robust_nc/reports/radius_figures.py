@@ -14,11 +14,12 @@ from robust_nc.results.records import SPLITS, radius_of
 
 
 class RadiusLine(NamedTuple):
-    """Which images a line against the radius is of, and after which epoch."""
+    """Which images a line against the radius is of, after which epoch, and in which precision."""
 
     split: str
     images: int
     epoch: int
+    precision: str
 
 
 Lines = dict[RadiusLine, Line]
@@ -83,7 +84,9 @@ def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:
         ]
         for run in group.runs
     ]
-    lines = collect(tables, lambda row: RadiusLine(row.split, row.images, row.epoch), radius_of)
+    lines = collect(
+        tables, lambda row: RadiusLine(row.split, row.images, row.epoch, row.precision), radius_of
+    )
     names = [name for name, line in lines.items() if len({*common(line)} - {0.0}) > 1]
     names.sort(key=lambda name: (SPLITS.index(name.split), -name.images))
     return {name: lines[name] for name in names}

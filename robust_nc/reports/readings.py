@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robust_nc.reports.runs import Run
-from robust_nc.results.records import ADAPTIVE
+from robust_nc.results.records import ADAPTIVE, measured_alike
 from robust_nc.training.modes import MODES
 
 ST, AT = "std_train", "pgd_train"
@@ -52,18 +52,17 @@ class Reading:
     rows: Callable[[Run], list]
     metric: str
 
+    def of(self, study: Study) -> list:
+        return self.rows(study[self.mode])
+
     def __call__(self, study: Study) -> float:
-        values = [getattr(row, self.metric) for row in self.rows(study[self.mode])]
+        values = [getattr(row, self.metric) for row in self.of(study)]
         return float(np.mean(values)) if values else math.nan
 
-    def images(self, study: Study) -> set[int]:
-        """How many images the rows are of, as far as they tell."""
-        return {row.images for row in self.rows(study[self.mode])} - {0}
 
-
-def same_images(study: Study, one: Reading, other: Reading) -> bool:
-    """Whether two numbers are of as many images: NC1 and its kind depend on how many these are."""
-    return len(one.images(study) | other.images(study)) < 2
+def alike(study: Study, one: Reading, other: Reading) -> bool:
+    """Whether two numbers are of as many images, and of one precision."""
+    return measured_alike(row for reading in (one, other) for row in reading.of(study))
 
 
 def last(mode: str, input: str, metric: str, split: str = "train") -> Reading:
@@ -77,21 +76,21 @@ def first(mode: str, input: str, metric: str) -> Reading:
 
 
 def ratio(one: Reading, other: Reading) -> Value:
-    """One number over another of as many images; NaN where that is not above zero."""
+    """One number over another that was measured alike; NaN where that is not above zero."""
 
     def value(study: Study) -> float:
         above, below = one(study), other(study)
-        return above / below if below > 0 and same_images(study, one, other) else math.nan
+        return above / below if below > 0 and alike(study, one, other) else math.nan
 
     return value
 
 
 def difference(one: Reading, other: Reading) -> Value:
-    """One number less another of as many images."""
+    """One number less another that was measured alike."""
 
     def value(study: Study) -> float:
         above, below = one(study), other(study)
-        return above - below if same_images(study, one, other) else math.nan
+        return above - below if alike(study, one, other) else math.nan
 
     return value
 
@@ -142,7 +141,7 @@ def nc1_at_equal(metric: str, within: float, mode: str) -> Value:
     """NC1 over that of AT at the epoch where AT's metric of clean images is nearest.
 
     Of epochs that are equally near the first; NaN where none comes within `within`, or the numbers
-    are of other numbers of images.
+    were not measured alike.
     """
     reached_by = last(mode, "clean", "nc1")
 

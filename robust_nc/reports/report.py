@@ -13,15 +13,16 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.runs import Run, Setting, radius_in_words
-from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS
+from robust_nc.results.metrics import METRICS, Column
+from robust_nc.results.records import CENTRE_LABELS, LAYER_METRICS, SPLITS, measured_alike
 from robust_nc.results.tables import markdown, mean_and_std, with_spread
 from robust_nc.training.modes import MODES
 
 # Field -> column of the metrics of a report, in summary.md and as lines of blocks.md.
 SUMMARY = {metric.field: metric.report for metric in METRICS.values() if metric.report}
 BLOCKS = {metric.field: metric.report for metric in LAYER_METRICS.values() if metric.report}
-OF_RADII = {field: SUMMARY[field] for field in ("accuracy", "nc1", "clean_angle")}
+OF_RADII = {field: SUMMARY[field] for field in ("accuracy", "nc1")}
+OF_RADII["clean_angle"] = Column("angle to clean means", ".3f")  # of PGD, which has no target
 # The first columns of the tables: the runs of a line, how many were measured, and on which images.
 FIRST_COLUMNS = ("trained", "setting", "seeds", "images")
 WORD_COLUMNS = ("setting", "images")
@@ -115,7 +116,11 @@ def setting_in_words(setting: Setting, differs: str) -> str:
 
 
 def over_seeds(values: Iterable[float], form: str) -> str:
-    return with_spread(*mean_and_std(list(values)), form)
+    """Mean and deviation of the values that are known, and how many these are if not all."""
+    values = list(values)
+    known = sum(not math.isnan(value) for value in values)
+    part = f" ({known} of {len(values)} seeds)" if 0 < known < len(values) else ""
+    return with_spread(*mean_and_std(values), form) + part
 
 
 def summary_in_words(runs: list[Run]) -> str:
@@ -123,19 +128,27 @@ def summary_in_words(runs: list[Run]) -> str:
     rows = []
     for group in group_runs(runs):
         for split in SPLITS:
+            first: list = []
             for input, kind in INPUTS.items():
-                number = sum(not math.isnan(run.last(input, "nc1", split)) for run in group.runs)
-                if number:
+                last = (run.of_epoch(run.last_epoch, input, split) for run in group.runs)
+                measured = [row for rows_of_run in last for row in rows_of_run]
+                if measured:
                     cells = [
-                        over_seeds(
-                            (run.last(input, field, split) for run in group.runs), column.form
-                        )
+                        over_seeds((getattr(row, field) for row in measured), column.form)
                         for field, column in SUMMARY.items()
                     ]
-                    images = f"{split}, {kind.label}"
-                    rows.append((*first_cells(group), str(number), images, *cells))
+                    first = first or measured
+                    images = f"{split}, {kind.label}{unlike_in_words(measured, first)}"
+                    rows.append((*first_cells(group), str(len(measured)), images, *cells))
     heads = (*FIRST_COLUMNS, *(column.name for column in SUMMARY.values()))
     return markdown(heads, rows, WORD_COLUMNS)
+
+
+def unlike_in_words(rows: list, first: list) -> str:
+    """How many images rows are of, and their precision, where they are not measured as others."""
+    if measured_alike([*rows, *first]):
+        return ""
+    return f", n = {rows[0].images or 'not told'}, {rows[0].precision or 'precision not told'}"
 
 
 def blocks_in_words(runs: list[Run]) -> str:
@@ -155,6 +168,11 @@ def block_names(group: Group) -> list[str]:
     return [f"`{row.layer}`" for row in next(filter(None, tables), [])]
 
 
+def of_target(field: str, input: str) -> bool:
+    """Whether a distance or angle to clean class means is to those of the target's class."""
+    return INPUTS[input].targeted and field in ("clean_distance", "clean_angle")
+
+
 def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:
     """Lines of blocks.md: a metric of one kind of input, over the seeds that have it."""
     rows: list[tuple[str, ...]] = []
@@ -166,7 +184,9 @@ def block_rows(group: Group, split: str) -> list[tuple[str, ...]]:
             lines = [values for values in lines if values and not math.isnan(values[0])]
             if lines:
                 cells = [over_seeds(values, column.form) for values in zip(*lines, strict=True)]
-                label = f"{split}, {INPUTS[input].label}: {column.name}"
+                # Their own class has a metric of its own.
+                to_target = " of the target's class" if of_target(field, input) else ""
+                label = f"{split}, {INPUTS[input].label}: {column.name}{to_target}"
                 rows.append((label, str(len(lines)), *cells))
     return rows
 

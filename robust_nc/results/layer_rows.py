@@ -127,7 +127,7 @@ class LayerRecord(Row):
         report=Column("angle to the clean training class means", ".2f"),
         figures=("layers",),
         from_clean=True,
-        blocks=("clean", "pgd"),
+        blocks=("clean", "pgd", "targeted"),
     )
     own_distance: float = metric(
         "",

@@ -29,8 +29,9 @@ class Metric:
     """One metric.
 
     name: in figures and their table, "" where its label does; `form` is the format of its number.
-    label, scale: of its axis; scale "share" is of values in [0, 1]. `meaning` says in captions what
-        it is.
+    label, scale: of its axis; scale "share" is of values in [0, 1]. target_label: of the axis of
+        targeted images, where it is measured with the target's class. `meaning` says in captions
+        what it is.
     log: in the line of the log for each measurement. table: in the table at the end of a sweep.
     report: in the report of reproduce.py.
     figures: those with a panel of it. more: those of them that have it with --panels all alone.
@@ -45,6 +46,7 @@ class Metric:
 
     name: str
     label: str = ""
+    target_label: str = ""
     meaning: str = ""
     scale: Literal["linear", "log", "share"] = "linear"
     form: str = ".4f"
@@ -185,6 +187,7 @@ class Metrics:
     clean_distance: float = metric(
         "distance (targeted: to target's class)",
         label="Distance to clean",
+        target_label="Distance to target",
         meaning=r"$\|\tilde\mu_c - \mu_c\|$ of normalised class means, perturbed and clean",
         log=Column("dist", ".3f"),
         figures=("epochs", "distance"),
@@ -196,7 +199,8 @@ class Metrics:
         label="Angle to clean [rad]",
         meaning=r"$\angle(\tilde\mu_c, \mu_c)$ of centred class means, perturbed and clean",
         log=Column("angle", ".3f"),
-        report=Column("angle to clean means", ".3f"),
+        target_label="Angle to target [rad]",
+        report=Column("angle to clean means (targeted: of the target's class)", ".3f"),
         figures=("epochs", "radii", "distance"),
         from_clean=True,
     )
@@ -242,6 +246,7 @@ class Metrics:
         label="Angle to own [rad]",
         meaning="of targeted class means to the clean ones of the images' own class",
         log=Column("angle", ".3f"),
+        report=Column("angle to clean means (targeted: of their own class)", ".3f"),
         figures=("epochs",),
         more=("epochs", "targeted"),
         from_clean=True,

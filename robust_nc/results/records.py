@@ -12,6 +12,7 @@ and `step_size` are of their attack, in the units of --epsilon, `noise` is in th
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,6 +150,10 @@ class AutoAttackRecord(Row):
     def attacked(self) -> bool:
         return True
 
+    @property
+    def by_pgd(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class LeapRecord(Row):
@@ -231,6 +236,16 @@ class SimplexRecord(Row):
     @property
     def attacked(self) -> bool:
         return INPUTS[self.input].attacked
+
+
+def measured_alike(rows: Iterable[Any]) -> bool:
+    """Whether rows are of as many images each, and of one precision, as far as they tell.
+
+    NC1 and its kind depend on both.
+    """
+    rows = list(rows)
+    images, precisions = ({getattr(row, n) for row in rows} for n in ("images", "precision"))
+    return len(images - {0}) < 2 and len(precisions - {""}) < 2
 
 
 # Those whose tables lie in results/.

@@ -48,6 +48,11 @@ class Row:
         return False
 
     @property
+    def by_pgd(self) -> bool:
+        """Whether it is of PGD in a sweep, of which there may be several beside each other."""
+        return self.swept and self.attacked
+
+    @property
     def noisy(self) -> bool:
         """Whether it is of images with noise, whose level it then tells."""
         kind = INPUTS.get(getattr(self, "input", ""))
