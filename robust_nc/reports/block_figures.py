@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from robust_nc.data.inputs import INPUTS
@@ -103,7 +104,7 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
     numbers = sorted({index for part in measured for index in part.blocks})
     step = math.ceil(len(numbers) / MOST_BLOCK_NUMBERS)
     blocks = ", ".join(f"{index + 1} {layer}" for index, layer in measured[0].blocks.items())
-    epoch = after_epochs([(head, part.epoch) for head, part in zip(heads, measured, strict=True)])
+    epoch = epochs_of(measured)
     return Plot(
         name,
         f"Blocks after epoch {epoch}: {names_of(groups)}; {settings_in_words(groups)}",
@@ -114,6 +115,12 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
         columns=0 if len(panels) <= GROUPS_PER_FIGURE else len(groups) if len(groups) > 1 else 4,
         notes=(TO_CLEAN_NOTE, f"Blocks: {blocks}"),
     )
+
+
+def epochs_of(measured: Sequence["BlockLines | Centres"]) -> str:
+    """After which epoch each group was measured."""
+    styles = mode_styles([part.group for part in measured])
+    return after_epochs([(s.label, p.epoch) for s, p in zip(styles, measured, strict=True)])
 
 
 def heads_of(groups: list[Group]) -> list[str]:
@@ -210,7 +217,7 @@ def centre_plot(name: str, measured: list[Centres]) -> Plot:
         panel = Panel("value", "nearest centre", "Test accuracy", "share", head=head)
         panels.append((panel, bar_curves(part, means)))
     names = [*(f"{INPUTS[kind].label} means" for kind in means), "network"]
-    epoch = after_epochs([(head, part.epoch) for head, part in zip(heads, measured, strict=True)])
+    epoch = epochs_of(measured)
     counts = sorted({r.centre_images for part in measured for t in part.tables for r in t})
     of_images = " or ".join(str(count) for count in counts if count)
     note = CENTRES_NOTE.format(images=f"{of_images} " if of_images else "")

@@ -1101,6 +1101,10 @@ class TestCentres:
         [figure] = self.figures(*paths).values()
         assert [panel.head for panel, _ in figure.panels] == ["ST", "AT"]
         assert len(plot.draw(figure).axes) == 2
+        paths.append(make_run(mode="pgd_train_TRADES"))
+        (paths[2] / "results" / "ncc.csv").write_text(table)
+        [figure] = self.figures(*paths).values()
+        assert figure.panels[2][0].head == "TRADES (frozen BN)" and "\n" not in caption_of(figure)
 
     def test_autoattack_is_a_bar_beside_those_of_the_network(self, here):
         [figure] = self.figures(self.run(autoattack=True)).values()
