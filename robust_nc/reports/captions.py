@@ -25,9 +25,11 @@ ALONE = ("dataset", "model", "norm")  # whose values say what they are
 
 def in_words(differs: dict[str, str]) -> str:
     """What sets runs apart, like "learning rate 0.1, weight decay 0.0005"."""
-    return ", ".join(
-        f"{WORDS.get(name, name.replace('-', ' '))} {v}" for name, v in differs.items()
-    )
+    words = [
+        value if name in ALONE else f"{WORDS.get(name, name.replace('-', ' '))} {value}"
+        for name, value in differs.items()
+    ]
+    return ", ".join(words)
 
 
 def caption_of(plot: Plot | Picture) -> str:

@@ -1525,6 +1525,10 @@ class TestCompare:
         groups = groups_of(make_run(), make_run(epsilon=4.0))
         labels = [style.label for style in comparisons.compare_plot(groups, View()).legend[:-2]]
         assert labels == ["ST, epsilon 8", "ST, epsilon 4"]
+        told = [{"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf"}, {"norm": "l_2"}]
+        groups = groups_of(*(make_run(models=f["norm"], flags=f) for f in told))
+        labels = [style.label for style in comparisons.compare_plot(groups, View()).legend[:-2]]
+        assert labels == ["ST, l_inf", "ST, l_2"]
 
     @pytest.mark.parametrize("flag", ("", "--perturbed pgd", "--compare"))
     def test_one_line_says_that_pgd_was_swept_beside_the_images_seen(
