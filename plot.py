@@ -34,10 +34,10 @@ from robust_nc.reports.groups import (
     group_runs,
     in_words,
 )
-from robust_nc.reports.runs import PERTURBED, Run, radius_in_words, read_run
+from robust_nc.reports.runs import PERTURBED, Run, radius_in_words
+from robust_nc.reports.sweeps import folder_at, runs_at
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, AutoAttackRecord, Record, radius_of
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.records import SPLITS, TABLES, AutoAttackRecord, Record, radius_of
 from robust_nc.results.tables import NC1_DEFINITION, markdown, with_spread
 from utils import InputError, atomic_open, logger, run_script
 
@@ -47,7 +47,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Draw the paper's figures from run folders, as PNG and PDF.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of runs")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN_DIR",
+        help="folders of runs, or of results: the --out of eval.py",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -82,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     view = View(args.split, args.perturbed)
-    groups = group_runs([read_measured(path) for path in args.runs])
+    groups = group_runs([run for path in args.runs for run in read_measured(path)])
     tell_differences(groups)
     for group in groups:
         tell_gaps(group, view)
@@ -105,18 +111,19 @@ def main() -> None:
         write(args.out / "table.csv", table.encode())
 
 
-def read_measured(path: Path) -> Run:
-    """The run of a folder that holds something to draw.
+def read_measured(path: Path) -> list[Run]:
+    """The run of a folder that holds something to draw; of eval.py --checkpoint one per file.
 
     Raises:
         InputError: no such folder, no metrics.csv, a damaged file, or an unknown setting.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    folder = RunFolder(path, standard=False)
-    if not folder.table(Record).is_file() and not folder.rows(Record):
+    folder = folder_at(path)
+    measured = any(folder.table(row_type).is_file() for row_type in TABLES)
+    if not measured and not folder.rows(Record):
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
-    return read_run(path)
+    return runs_at(path)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -194,7 +201,10 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
         heads = ("input", "split", "images", "epsilon", "epoch", *(m.name for m in metrics))
         rows = []
         seeds = " ".join(str(run.seed) for run in group.runs)
-        names = [group.mode, *(getattr(group.setting, name) for name in setting_columns)]
+        names = [
+            group.file or group.mode,
+            *(getattr(group.setting, name) for name in setting_columns),
+        ]
         for (split, kind, images, radius), line in table_lines(group, view).items():
             epoch, attack = common(line)[-1], radius_in_words(radius, group.setting.dataset)
             cells = [kind, split, str(images or "-"), attack if radius else "-", str(epoch)]

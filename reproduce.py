@@ -39,6 +39,7 @@ from robust_nc.reports.plan import (
 from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
 from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
+from robust_nc.reports.sweeps import folder_at, is_alone, runs_at
 from robust_nc.results.files import free_disk, read_json, read_rows
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import TABLES
@@ -297,7 +298,7 @@ def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
     for name, (heading, in_words) in REPORT_TABLES.items():
         write(out / name, f"# {heading}\n\n{in_words(runs)}")
     logger.info(claims)
-    drawn = [str(run.path) for run in runs if run.own_records]
+    drawn = [str(run.place) for run in runs if run.own_records]
     code = Child().run(["plot.py", *drawn, "--out", str(out / "figures"), "--table"])
     if code:
         raise InputError("plot.py failed: the figures are missing")
@@ -328,18 +329,25 @@ def given_runs(folders: list[Path]) -> list[Run]:
     """The runs of --runs: each folder must hold one, and no two the same."""
     given: list[Run] = []
     for folder in folders:
-        runs = read_runs([folder])
-        if not runs:
-            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-        [run] = runs
+        if not folder_at(folder).args_file.is_file():
+            raise InputError(
+                f"--runs {folder}: holds no run, which has an args.json{advice(folder)}"
+            )
+        [run] = runs_at(folder)
         twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
         if twin is None:
             given.append(run)
-        elif twin.path.resolve() != folder.resolve():
+        elif twin.place.resolve() != run.place.resolve():
             raise InputError(
-                f"--runs {folder}: of the same setting and seed as {twin.path}: give one"
+                f"--runs {folder}: of the same setting and seed as {twin.place}: give one"
             )
     return given
+
+
+def advice(folder: Path) -> str:
+    """What reads results of which nothing tells how their networks were trained."""
+    lies_alone = "; it is of eval.py --out: plot.py draws it, robust_nc.load_runs reads it"
+    return lies_alone if is_alone(folder) else ""
 
 
 def print_published(args: argparse.Namespace) -> None:

@@ -150,7 +150,7 @@ def mode_styles(groups: list[Group]) -> list[Style]:
             style = style._replace(marker=marker, color=color)
         seen[group.mode] += 1
         seeds = group.seeds if len({group.seeds for group in groups}) > 1 else ""
-        label = ", ".join(filter(None, (style.label, in_words(differs), seeds)))
+        label = ", ".join(filter(None, (group.file or style.label, in_words(differs), seeds)))
         styles.append(style._replace(label=label))
     return styles
 

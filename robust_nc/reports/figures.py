@@ -8,6 +8,7 @@ import numpy as np
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.block_figures import centre_plots, layer_plots
 from robust_nc.reports.comparisons import distance_plots, epsilon_plots, mode_plots
+from robust_nc.reports.file_figures import file_plots
 from robust_nc.reports.groups import Group, Line, LineName, View
 from robust_nc.reports.panels import (
     Curve,
@@ -27,6 +28,7 @@ def all_plots(groups: list[Group], view: View) -> list[Plot]:
     """Every figure of the groups, each with the numbers of images that it is of."""
     plots = [plot for group in groups for plot in group_plots(group, view)]
     plots += distance_plots(groups, view) + mode_plots(groups, view) + epsilon_plots(groups, view)
+    plots += file_plots(groups, view)
     return [with_sizes(plot) for plot in map(with_values, plots) if plot.panels]
 
 
@@ -94,8 +96,8 @@ def group_plots(group: Group, view: View) -> list[Plot]:
     shown = group.shown(view)
     targeted = {n: line for n, line in shown.items() if INPUTS[n.input].targeted}
     others = {n: line for n, line in shown.items() if n not in targeted}
-    plots = [epoch_plot(group, "", others, view)] if others else []
-    if targeted:
+    plots = [epoch_plot(group, "", others, view)] if others and not group.file else []
+    if targeted and not group.file:  # of files all are in one figure
         clean = {n: line for n, line in others.items() if n.input == "clean"}
         plots.append(epoch_plot(group, "targeted", clean | targeted, view))
     return [*plots, *layer_plots(group), *centre_plots(group)]

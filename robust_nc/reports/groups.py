@@ -63,6 +63,7 @@ class Group:
     def __init__(self, runs: list[Run]):
         self.runs = runs
         self.mode = runs[0].mode
+        self.file = runs[0].file
         self.setting = runs[0].setting._replace(limit_train=None)
         self.flags = {name: value for run in runs for name, value in run.flags.items()}
         self.differs: dict[str, str] = {}
@@ -73,13 +74,19 @@ class Group:
         self.lines: dict[LineName, Line] = {n: line for n, line in lines.items() if common(line)}
 
     @property
+    def label(self) -> str:
+        """The way to train; of a file of --checkpoint, of which that is not known, its name."""
+        return self.file or MODES[self.mode].label
+
+    @property
     def seeds(self) -> str:
-        return seeds_in_words(run.seed for run in self.runs)
+        """In words; "" of a file of --checkpoint, of which it is not known."""
+        return "" if self.file else seeds_in_words(run.seed for run in self.runs)
 
     @property
     def adversary(self) -> bool:
-        """Whether the runs were trained on perturbed images."""
-        return MODES[self.mode].adversary
+        """Whether the runs are known to be trained on perturbed images."""
+        return MODES[self.mode].adversary and not self.file
 
     def measured(self, rows: Callable[[Run], Any]) -> "Group":
         """Of the runs for which `rows` is not empty; of all of them if it is for all, or none."""
@@ -108,19 +115,20 @@ class Group:
 
     def usual_name(self, figure: str = "") -> str:
         """The name of a figure, which other groups of the mode and setting share."""
-        return "_".join(filter(None, (MODES[self.mode].short, figure, self.setting.file_name)))
+        short = "file" if self.file else MODES[self.mode].short
+        return "_".join(filter(None, (short, figure, self.setting.file_name)))
 
     def file_name(self, figure: str = "") -> str:
         """The name of a figure of this group alone."""
         differs = "_".join(safe(name + value) for name, value in self.differs.items())
+        differs = "_".join(filter(None, (safe(self.file), differs)))
         if len(differs) > LONGEST_DIFFERENCE:  # file systems take 255 bytes
             digest = hashlib.sha256(differs.encode()).hexdigest()
             differs = f"{differs[:LONGEST_DIFFERENCE]}_{digest[:8]}"
         return "_".join(filter(None, (self.usual_name(figure), differs)))
 
     def title(self, figure: str = "") -> str:
-        label = MODES[self.mode].label
-        parts = (label, figure, self.setting.title, in_words(self.differs), self.seeds)
+        parts = (self.label, figure, self.setting.title, in_words(self.differs), self.seeds)
         return ", ".join(filter(None, parts))
 
 
@@ -130,7 +138,7 @@ def group_runs(runs: list[Run]) -> list[Group]:
     A run joins the first group all of whose runs it agrees with, in what both of them tell.
     """
     grouped: list[list[Run]] = []
-    for run in {run.path.resolve(): run for run in runs}.values():
+    for run in {(run.place.resolve(), run.file): run for run in runs}.values():
         alike = next((runs for runs in grouped if all(agree(run, one) for one in runs)), None)
         if alike is None:
             grouped.append([run])
@@ -138,7 +146,7 @@ def group_runs(runs: list[Run]) -> list[Group]:
         for twin in alike:
             if twin.seed == run.seed:
                 raise InputError(
-                    f"{run.path}: of the same setting and seed as {twin.path}: give one"
+                    f"{run.place}: of the same setting and seed as {twin.place}: give one"
                 )
         alike.append(run)
     groups = [Group(sorted(group, key=lambda run: run.seed)) for group in grouped]
@@ -151,7 +159,7 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def agree(run: Run, other: Run) -> bool:
     known_of_both = run.flags.keys() & other.flags.keys()  # limit_train is one of them
     return (
-        run.mode == other.mode
+        (run.mode, run.file) == (other.mode, other.file)
         and run.setting._replace(limit_train=None) == other.setting._replace(limit_train=None)
         and all(run.flags[name] == other.flags[name] for name in known_of_both)
     )

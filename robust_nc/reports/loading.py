@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc.reports.groups import differences, in_words
-from robust_nc.reports.runs import Run, read_run
+from robust_nc.reports.runs import Run
+from robust_nc.reports.sweeps import SWEEP_FILE, is_alone, runs_at
 from robust_nc.results.records import TABLES
 from utils import InputError
 
@@ -21,7 +22,8 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
     another. The others are those of the table (docs/results.md): `epsilon` is the attack's there.
 
     Args:
-        paths: run folders, or folders with runs below.
+        paths: run folders, those of eval.py --out, or folders with these below. Of files of
+            --checkpoint, the column of that name, `train_mode` and `bn` are "".
         table: "metrics", "layers", "ncc" or "autoattack", as the files are called.
 
     Raises:
@@ -36,25 +38,35 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
         raise ValueError(f"table must be one of {', '.join(ROW_TYPES)}, got {table!r}")
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     found = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
-    runs = [read_run(path) for path in found.values()]
+    runs = [run for path in found.values() for run in runs_at(path)]
     rows = [
         names | vars(row)
         for run, names in zip(runs, _names_of(runs), strict=True)
         for row in run.folder.rows(ROW_TYPES[table])
+        if not run.file or row.checkpoint == run.checkpoint
     ]
     return pandas.DataFrame(rows)
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """The folder if it is that of a run, or else the run folders below it."""
+    """The folder if it is that of a run or of results, or else those below it."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    names = ("args.json", f"results/{ROW_TYPES['metrics'].file}")
-    if any((folder / name).is_file() for name in names):
+    table = f"results/{ROW_TYPES['metrics'].file}"
+
+    def is_run(path: Path) -> bool:
+        own_results = (path / table).is_file() and not is_alone(path / "results")
+        return (path / "args.json").is_file() or own_results
+
+    if is_run(folder) or is_alone(folder):
         return [folder]
+    names = ("args.json", table, SWEEP_FILE)
     places = {path.parents[name.count("/")] for name in names for path in folder.rglob(name)}
+    places = {path for path in places if is_run(path) or is_alone(path)}
     if not places:
-        raise InputError(f"{folder}: holds no run, which has an args.json or results/metrics.csv")
+        raise InputError(
+            f"{folder}: holds no run, which has an args.json or {table}, and no --out of eval.py"
+        )
     return sorted(places)
 
 
@@ -64,7 +76,7 @@ def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
     for run in runs:
         alike.setdefault((run.mode, run.setting._replace(limit_train=None)), []).append(run)
     differs = {
-        run.path: in_words(own)
+        (run.place, run.checkpoint): in_words(own)
         for rivals in alike.values()
         for run, own in zip(rivals, differences([r.flags for r in rivals]), strict=True)
     }
@@ -74,12 +86,12 @@ def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
             "model": run.setting.model,
             "norm": run.setting.norm,
             "run_epsilon": run.setting.epsilon,
-            "train_mode": run.mode.removesuffix("_batch"),
-            "bn": _batch_norm(run.mode),
+            "train_mode": "" if run.file else run.mode.removesuffix("_batch"),
+            "bn": "" if run.file else _batch_norm(run.mode),
             "seed": run.seed,
             "limit_train": run.setting.limit_train,
-            "differs": differs[run.path],
-            "path": str(run.path),
+            "differs": differs[run.place, run.checkpoint],
+            "path": str(run.place),
         }
         for run in runs
     ]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from robust_nc.agreement import step_sizes
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
-from robust_nc.results.files import read_json, read_rows
+from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import (
     ADAPTIVE,
@@ -21,6 +21,7 @@ from robust_nc.results.records import (
     CentreRecord,
     LayerRecord,
     Record,
+    Row,
     at_epsilon,
     radius_of,
 )
@@ -101,6 +102,8 @@ class Run:
     records, layers, centres, autoattack: the rows at every epsilon, of one attack each. Of two
         records of one input and epoch the last counts: what train.py measured comes after a
         sweep's.
+    checkpoint, file: of results of --checkpoint the file that they are of, as its rows and as
+        figures name it, "" otherwise; how its network was trained is not known then.
     """
 
     folder: RunFolder
@@ -114,10 +117,19 @@ class Run:
     layers: list[LayerRecord]
     centres: list[CentreRecord]
     autoattack: list[AutoAttackRecord]
+    checkpoint: str = ""
+    file: str = ""
 
     @property
     def path(self) -> Path:
+        """The run's folder; where that is not known, the one that its results lie in."""
         return self.folder.path
+
+    @property
+    def place(self) -> Path:
+        """The folder to name for it: of eval.py --out the one that its results lie in."""
+        results = self.folder.results
+        return self.path if results == self.path / "results" else results
 
     def at_own_epsilon(self, rows: list) -> list:
         return at_epsilon(rows, self.setting.epsilon)
@@ -219,11 +231,14 @@ def read_run(path: Path) -> Run:
     Raises:
         InputError: a damaged file, or an unknown setting.
     """
-    folder = RunFolder(path, standard=False)
-    arguments = read_json(folder.args_file)
+    return read_tables(RunFolder(path, standard=False))
+
+
+def read_tables(folder: RunFolder) -> Run:
+    """read_run for a folder that is opened, whose results may lie elsewhere."""
+    path, arguments = folder.path, read_json(folder.args_file)
     try:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
-        setting, mode, seed = names
         # Of one attack each; the tables may hold others beside it.
         shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
         flags = read_flags(
@@ -236,16 +251,26 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
+    shown[CentreRecord] = folder.shown(strong_centres(folder))
+    return make_run(folder, names, arguments or {}, flags, shown)
+
+
+def make_run(
+    folder: RunFolder,
+    names: tuple[Setting, str, int],
+    arguments: dict[str, Any],
+    flags: dict[str, Any],
+    shown: dict[type[Row], list],
+) -> Run:
+    """A run of what names it, of the flags that set it apart, and of the rows that are shown."""
     records = sorted(shown[Record], key=lambda row: row.source == "train")
-    layers, centres = shown[LayerRecord], folder.shown(strong_centres(folder))
+    layers, centres = shown[LayerRecord], shown[CentreRecord]
     return Run(
         folder,
-        setting,
-        mode,
-        seed,
-        arguments or {},
+        *names,
+        arguments,
         flags | images_measured(records, [*records, *layers, *centres]),
-        history=sorted(read_rows(path / "history.csv", EpochSummary), key=lambda row: row.epoch),
+        history=sorted(folder.history, key=lambda row: row.epoch),
         records=records,
         layers=layers,
         centres=centres,
