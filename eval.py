@@ -32,15 +32,16 @@ from robust_nc.measuring.sweep import (
     TASKS,
     Checkpoint,
     Missing,
-    checkpoint_files,
+    checkpoint_paths,
     epochs_of,
     missing_parts,
     names_of_tasks,
+    numbered_files,
     recorded_files,
     rows_to_come,
     shared_inputs,
 )
-from robust_nc.networks.checkpoints import load_checkpoint
+from robust_nc.networks.checkpoints import load_checkpoint, other_key
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
@@ -115,7 +116,7 @@ def main() -> None:
     set_precision(settings.precision)
     run = results_folder(settings)
     settings = agree_with_run(settings, run)
-    sweep = prepare(settings, run, checkpoint_files(settings, run))
+    sweep = prepare(settings, run, checkpoint_paths(settings, run))
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
         run.open()
         log_to(run.written / "eval.log")
@@ -198,7 +199,7 @@ class Sweep:
         return used
 
 
-def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) -> Sweep:
+def prepare(settings: Settings, run: RunFolder, paths: dict[int, Path]) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = build.load_data(settings)
     trained = None if settings.checkpoint else run.trained_with()
@@ -215,7 +216,11 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) ->
         raise InputError(unknown)
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
+    files = {epoch: Checkpoint(path) for epoch, path in paths.items()}
     of_files = settings.checkpoint is not None
+    if of_files:
+        keys = {p: other_key(p, network, settings.weights_key) for p in paths.values()}
+        files = numbered_files(keys, {} if settings.overwrite else recorded_files(run), run)
     subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed, of_files)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
 
@@ -228,6 +233,8 @@ def open_results(sweep: Sweep) -> None:
         now["run"] = str(run.path.resolve())
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
+        if not any(file.key for file in sweep.files.values()):
+            now["weights_key"] = None  # the one given is used without it too
         now[HASHES] = [file.digest for file in sweep.files.values()]
         now["statistics"] = [sweep.load(number) for number in sweep.files]  # of each file
         present = {file.name: (number, file.digest) for number, file in sweep.files.items()}
@@ -293,8 +300,15 @@ def attacks_in_words(sweep: Sweep) -> list[str]:
         attack_in_words(settings.attack_iters, settings.restarts, *at_radius, unit_of(sweep))
         for at_radius in steps
     ]
-    why = "--pgd-alpha" if settings.alpha_given else "the run's own, in proportion to the radius"
-    return [f"attacks: {'; '.join(attacks)} (steps of {why})"]
+    why = "steps of the run's own, in proportion to the radius"
+    if settings.alpha_given:
+        why = "steps of --pgd-alpha"
+    elif settings.checkpoint:
+        why = (
+            f"no --pgd-alpha is given: {settings.pgd_alpha:g} at --epsilon {settings.epsilon:g}, "
+            "elsewhere in proportion to the radius"
+        )
+    return [f"attacks: {'; '.join(attacks)} ({why})"]
 
 
 def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:

@@ -8,7 +8,7 @@ from robust_nc.flags import ATTACK, DATA, RUN, SWEEP_FLAGS
 from robust_nc.going_on import flags_of_run
 from robust_nc.results.conditions import FORMER, Conditions
 from robust_nc.results.files import read_json
-from robust_nc.results.run_folder import RunFolder, list_runs
+from robust_nc.results.run_folder import FILES, RunFolder, list_runs
 from robust_nc.settings import (
     STATISTICS,
     Means,
@@ -118,6 +118,8 @@ def other_sweep(
     naming = Means.NAME | Means.SEED if now["out"] else Means.FREE
     # Rows tell their attack, noise and file: those of others stay beside them.
     of_rows = {*FORMER, "pgd_alpha", "checkpoint"}
+    if _names_tell_keys(earlier):
+        of_rows |= {"weights_key"}
     compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - of_rows
     checks = [
         _other_source(now, earlier),
@@ -127,6 +129,12 @@ def other_sweep(
         _other_normalisation(now, earlier),
     ]
     return next((differing for differing in checks if differing), None)
+
+
+def _names_tell_keys(earlier: dict[str, Any]) -> bool:
+    """Whether the names of files tell which of their weights were measured."""
+    files = (earlier.get(FILES) or {}).values()
+    return earlier.get("weights_key") is None or any(":" in digest for _, digest in files)
 
 
 def _other_source(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:

@@ -196,6 +196,8 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
     fresh = args.resume is None
     if args.init and fresh and not args.init.is_file():
         parser.error(f"argument --init: {args.init}: no such file")
+    if args.weights_key is not None and not args.init:
+        parser.error("--weights-key is for --init: which weights of its file training starts from")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
 

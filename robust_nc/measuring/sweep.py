@@ -53,21 +53,26 @@ def epochs_of(settings: Settings, run: RunFolder) -> int:
 
 
 class Checkpoint(NamedTuple):
-    """A file to measure; of --checkpoint also the name that its rows have, and its SHA-256."""
+    """A file to measure; of --checkpoint also the name that its rows have, and its SHA-256.
+
+    Both end with ":KEY" where --weights-key chooses weights that are not those used without it.
+    """
 
     path: Path
     name: str = ""
     digest: str = ""
+    key: str = ""
 
 
-def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint]:
-    """Epoch -> file of every checkpoint to measure; for --checkpoint the file's number.
+def checkpoint_paths(settings: Settings, run: RunFolder) -> dict[int, Path]:
+    """Epoch -> file of every checkpoint to measure; for --checkpoint its place in the list.
 
     Raises:
-        InputError: one is not there, or is another one than that of its name that was recorded.
+        InputError: one is not there.
     """
     if settings.checkpoint:
         paths = list(dict.fromkeys(settings.checkpoint))
+        epochs = list(range(len(paths)))
         advice = "--checkpoint names files of weights"
     else:
         epochs = swept_epochs(settings, run)
@@ -82,9 +87,7 @@ def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint
             f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are missing); "
             f"{advice}"
         )
-    if settings.checkpoint:
-        return numbered_files(paths, {} if settings.overwrite else recorded_files(run), run)
-    return {epoch: Checkpoint(path) for epoch, path in zip(epochs, paths, strict=True)}
+    return dict(zip(epochs, paths, strict=True))
 
 
 def recorded_files(run: RunFolder) -> dict[str, tuple[int, str]]:
@@ -94,17 +97,25 @@ def recorded_files(run: RunFolder) -> dict[str, tuple[int, str]]:
 
 
 def numbered_files(
-    paths: list[Path], recorded: dict[str, tuple[int, str]], run: RunFolder
+    keys: dict[Path, str], recorded: dict[str, tuple[int, str]], run: RunFolder
 ) -> dict[int, Checkpoint]:
-    """Number -> file: the number and name that its rows have, or else new ones.
+    """Number -> file of --checkpoint: the number and name that its rows have, or else new ones.
 
     A file is known by its content, whatever its name is now; of copies each has rows of its own.
+
+    Args:
+        keys: path -> which of its weights are measured, "" for those used without --weights-key.
+        recorded: name -> number and SHA-256 of the files that the tables have rows of.
+
+    Raises:
+        InputError: one is another one than that of its name that was recorded.
     """
     files: dict[int, Checkpoint] = {}
-    unnamed = {name: file for name, file in recorded.items() if Path(name) not in paths}
+    names = {path: f"{path}:{key}" if key else str(path) for path, key in keys.items()}
+    unnamed = {name: file for name, file in recorded.items() if name not in names.values()}
     following = max((number for number, _ in recorded.values()), default=-1) + 1
-    for path in paths:
-        name, digest = str(path), sha256(path)
+    for path, key in keys.items():
+        name, digest = names[path], sha256(path) + (f":{key}" if key else "")
         if name not in recorded:
             name = next((n for n, (_, former) in unnamed.items() if former == digest), name)
             unnamed.pop(name, None)
@@ -115,7 +126,7 @@ def numbered_files(
                 f"{run.results} holds a sweep of other files: {path} was another file then; give "
                 "it another name, or another --out; --overwrite drops the sweep"
             )
-        files[number] = Checkpoint(path, name, digest)
+        files[number] = Checkpoint(path, name, digest, key)
     return files
 
 

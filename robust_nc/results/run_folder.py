@@ -371,10 +371,20 @@ class RunFolder:
 MOST_LISTED = 8
 
 
-def list_runs(path: Path) -> str:
-    """The runs below a folder in words, each by its own."""
-    runs = sorted(file.parent for file in path.glob("**/args.json"))
-    if not runs:
-        return f"there are no runs below {path}"
+def list_runs(path: Path, models_dir: Path = Path("models")) -> str:
+    """The runs below a folder in words, each by its own.
+
+    Of a folder that is missing those as deep as it would be, below the nearest one above it that is
+    there: a search of everything might take minutes. Where there are none, those of `models_dir`.
+    """
+    above = next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+    missing = len(path.parts) - len(above.parts)
+    for folder, pattern in ((above, "*/" * missing or "**/"), (models_dir, "**/")):
+        runs = sorted(file.parent for file in folder.glob(f"{pattern}args.json"))
+        if runs:
+            path = folder
+            break
+    else:
+        return f"there are no runs below {path if path.is_dir() else models_dir}"
     more = f" and {len(runs) - MOST_LISTED} more" if len(runs) > MOST_LISTED else ""
     return f"the runs below {path}: {', '.join(map(str, runs[:MOST_LISTED]))}{more}"
