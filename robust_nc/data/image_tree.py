@@ -1,6 +1,7 @@
 """Trees of image files, train/CLASS/* and val/CLASS/*, as they lie on people's disks."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -69,14 +70,37 @@ def list_tree(root: Path) -> tuple[Listing, Listing]:
         _check_classes(listing)
     train, val = listings
     if train.classes != val.classes:
-        raise InputError(
-            f"{root}: train/ and val/ hold different classes; only in train/: "
-            f"{sorted(set(train.classes) - set(val.classes))}, only in val/: "
-            f"{sorted(set(val.classes) - set(train.classes))}"
-        )
+        raise InputError(_other_classes(root, train.classes, val.classes))
     if len(train.classes) < 2:
         raise InputError(f"{root / 'train'}: only one class; at least two are needed")
     return train, val
+
+
+def _other_classes(root: Path, train: list[str], val: list[str]) -> str:
+    """What to do where the parts of a tree hold different classes."""
+    alone = {"train": [n for n in train if n not in val], "val": [n for n in val if n not in train]}
+    listed = [
+        f"only in {part}/ {', '.join(names[:3])}{', ...' if names[3:] else ''} ({len(names)})"
+        for part, names in alone.items()
+        if names
+    ]
+    letters = {_letters(name): name for name in alone["train"]}
+    for name in alone["val"]:
+        if _letters(name) in letters:
+            advice = f"rename {root / 'val' / name} to {letters[_letters(name)]}"
+            break
+    else:
+        part, names = next((part, names) for part, names in alone.items() if names)
+        other = "val" if part == "train" else "train"
+        advice = (
+            f"make {root / other / names[0]} with its images, or move {root / part / names[0]} away"
+        )
+    return f"{root}: train/ and val/ hold different classes: {', '.join(listed)}; {advice}"
+
+
+def _letters(name: str) -> str:
+    """What two spellings of a name have in common: cats, Cat and cat_ are one."""
+    return re.sub(r"[\W_]", "", name.lower()).removesuffix("s")
 
 
 def _check_classes(listing: Listing) -> None:
