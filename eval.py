@@ -27,6 +27,7 @@ from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.measuring.progress import RowProgress
 from robust_nc.measuring.subject import Subject
 from robust_nc.measuring.sweep import (
     TASKS,
@@ -53,7 +54,6 @@ from robust_nc.results.tables import attack_in_words, describe_record, table_lin
 from robust_nc.settings import Settings
 from utils import (
     InputError,
-    Progress,
     Ranks,
     describe_peak,
     join_ranks,
@@ -272,17 +272,21 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
         logger.info(line)
     total = rows_to_come((task for epoch in share for task in missing[epoch]), sweep.network)
     # A bar for one rank: those of others would write over it.
-    with Progress(total, "sweep", "rows", shown=ranks.number == 0) as bar:
+    bar = RowProgress(total, shown=ranks.number == 0)
+    subject.evaluator.passed = subject.layers.passed = bar.count_images
+    with bar:
         for epoch in share:
             sweep.load(epoch, quietly=bool(settings.checkpoint))  # open_results told of these
             with subject.keeping(shared_inputs(missing[epoch])):
                 for task, parts in missing[epoch]:
+                    images = len(subject.split(getattr(parts[0], "split", "train")))
+                    bar.begin(task.rows_of_part(sweep.network), task.passes * images)
                     rows = []
                     try:
                         for row in task.measure(subject, epoch, parts):
                             row = row.measured_with(sweep.conditions)
                             rows.append(row.of_file(sweep.files[epoch].name))
-                            bar.update()
+                            bar.count_row()
                     except InputError as error:
                         raise InputError(f"{sweep.files[epoch].path}: {error}") from error
                     run.append(rows, ranks.number)

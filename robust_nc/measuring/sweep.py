@@ -173,9 +173,11 @@ class Task:
     """Rows of one type that a sweep can be asked for.
 
     measure: from a subject, an epoch and parts to their rows.
+    passes: how often about the images of its split pass through the network for a part.
     """
 
     name: str
+    passes = 1
     row_type: type[Row]
     measure: Callable[[Subject, int, list], Iterator[Row]]
 
@@ -222,6 +224,7 @@ class LayerTask(Task):
     """Collapse after every block: --layerwise."""
 
     name = "layers"
+    passes = 3
     row_type = LayerRecord
     measure = staticmethod(layer_rows)
 
@@ -243,6 +246,7 @@ class CentreTask(Task):
     """The nearest-centre classifier: --ncc, of the network's own features, and --ncc-layers."""
 
     name = "nearest centres"
+    passes = 4
     row_type = CentreRecord
     measure = staticmethod(centre_rows)
 

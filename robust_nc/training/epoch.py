@@ -69,9 +69,14 @@ def run_epoch(
     means, perturbed = train_epoch(training, epoch, unfinished, signals)
     training.learner.folded.refold()
     test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
-    tested = training.evaluator.measure(test.images, test.labels)
-    records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
-    records += measure_collapse(training, epoch, perturbed)
+    kinds = training.settings.neural_collapse * (1 + (perturbed is not None))
+    kinds += training.settings.neural_collapse_gaussian
+    images = len(test) + kinds * len(training.data.train)
+    with Progress(images, f"epoch {epoch}, measured", "images") as bar:
+        training.evaluator.passed = bar.update
+        tested = training.evaluator.measure(test.images, test.labels)
+        records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
+        records += measure_collapse(training, epoch, perturbed)
     summary = EpochSummary(
         epoch=epoch,
         lr=rate_of_step(training.settings, epoch, steps - 1, steps),

@@ -23,6 +23,7 @@ from robust_nc.data.readers import Split
 from robust_nc.measuring import centres
 from robust_nc.measuring.centres import CentrePart
 from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.measuring.progress import RowProgress
 from robust_nc.measuring.subject import InputPart, Subject
 from robust_nc.networks.blocks import NearestCentre, block_outputs
 from robust_nc.networks.folding import FoldedNetwork
@@ -312,29 +313,51 @@ def subject_of(network, images, labels, classes=10):
 def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_script, monkeypatch):
     bars = []
 
-    class Bar:
-        def __init__(self, total, *_, **__):
-            self.total, self.seen = total, 0
+    class Bar(RowProgress):
+        def __init__(self, total, **_):
+            super().__init__(total, shown=False)
             bars.append(self)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def update(self):
-            self.seen += 1
-
-    monkeypatch.setattr(eval_script, "Progress", Bar)
+    monkeypatch.setattr(eval_script, "RowProgress", Bar)
     radii = f"--epsilons 8,{RADIUS}"
     assert run_script(eval_script, f"{flags} {radii} {what} --checkpoints 1")[0] == 0
     lose_rows(LAYERS, lambda row: (row["split"], row["input"]) == ("train", "clean"))
     lose_rows(CENTRES, lambda row: row["epsilon"] == "8.0")
     assert run_script(eval_script, f"{flags} {radii} {what} --checkpoints 0,1")[0] == 0
     for bar in bars:
-        assert bar.seen == bar.total > 0
+        assert bar.done == pytest.approx(bar.total) and bar.total > 0
     assert len(bars) == 2
+
+
+def test_the_share_that_is_done_moves_within_a_row():
+    """It never falls, and what has not come is never whole."""
+    shares = []
+    with RowProgress(5, shown=False) as bar:
+
+        def image_batches(count):
+            for _ in range(count):
+                bar.count_images(10)
+                shares.append(bar.done)
+
+        bar.begin(rows=1, images=40)
+        image_batches(2)
+        assert bar.done == pytest.approx(0.5)
+        assert bar.line(10.0) == "sweep: 10% (0.5 of 5 rows), 0.05 rows/s, 0:01:30 left"
+        image_batches(7)  # more than was expected
+        assert bar.done == pytest.approx(0.99)
+        bar.count_row()
+        assert bar.done == 1
+        bar.begin(rows=3, images=100)  # which come together, earlier than was expected
+        image_batches(5)
+        assert bar.done == pytest.approx(1 + 3 * 0.5)
+        for _ in range(3):
+            bar.count_row()
+            shares.append(bar.done)
+        assert bar.done == pytest.approx(4)
+        bar.begin(rows=1, images=10)
+        bar.count_row()  # nothing was told of it
+        assert bar.done == pytest.approx(5)
+    assert shares == sorted(shares)
 
 
 def lose_rows(path, lost):
