@@ -20,6 +20,7 @@ OTHER_NAMES = {
 }
 # What systems leave in folders without being asked, besides what is hidden.
 LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+LITTER |= {"__pycache__", "lost+found"}
 
 
 class Listing(datasets.ImageFolder):
@@ -109,8 +110,11 @@ def _check_classes(listing: Listing) -> None:
     empty = [name for number, name in enumerate(listing.classes) if not counts[number]]
     if empty:
         more = f" (and {len(empty) - 1} more classes)" if empty[1:] else ""
+        folder = Path(listing.root) / empty[0]
+        others = [path for path in folder.rglob("*") if path.is_file() and not is_litter(path.name)]
+        kind = f", only {others[0].name} and the like, which is not read" if others else ""
         raise InputError(
-            f"{Path(listing.root) / empty[0]}: a class without images{more}; put some there "
+            f"{folder}: a class without images{more}{kind}; put some there "
             f"({', '.join(IMG_EXTENSIONS)}), or delete this class's folder in train/ and in val/"
         )
 
@@ -121,11 +125,16 @@ def _without(root: Path, part: str) -> str:
     if not root.is_dir():
         return f"{root / part}: there is no folder {root}; {expected}"
     folders = sorted(e.name for e in root.iterdir() if e.is_dir() and not is_litter(e.name))
-    other = next((name for name in OTHER_NAMES[part] if name in folders), None)
-    if other:
+    others = {
+        missing: next((name for name in OTHER_NAMES[missing] if name in folders), None)
+        for missing in PARTS
+        if missing not in folders
+    }
+    if other := others.get(part):
+        links = [f"ln -s {name} {root / missing}" for missing, name in others.items() if name]
         return (
             f"{root / part}: missing; {root / other} is there: rename it to {part}, or link it: "
-            f"ln -s {other} {root / part}"
+            f"{' && '.join(links)}"
         )
     whole = root.resolve()
     if whole.name in (*PARTS, *OTHER_NAMES["val"]) and (whole.parent / "train").is_dir():

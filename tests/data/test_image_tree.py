@@ -95,6 +95,21 @@ def name_nothing(root):
     return root / "nowhere", f"there is no folder {root}/nowhere; expected"
 
 
+def rename_both(root):
+    (root / "val").rename(root / "valid")
+    (root / "train").rename(root / "training")
+    return root, f"ln -s training {root}/train && ln -s valid {root}/val$"
+
+
+def save_as_gif(root):
+    for path in (root / "train" / "bee").iterdir():
+        path.rename(path.with_suffix(".gif"))
+    return (
+        root,
+        rf"{root}/train/bee: a class without images, only \d\.gif and the like, which is not",
+    )
+
+
 def name_a_class_otherwise(root):
     (root / "val" / "bee").rename(root / "val" / "Bees")
     return root, (
@@ -113,7 +128,7 @@ def leave_out_classes(root):
 
 
 CHANGES = (
-    *(name_a_class_otherwise, leave_out_classes),
+    *(name_a_class_otherwise, leave_out_classes, rename_both, save_as_gif),
     *map(rename_val, ("test", "valid", "validation")),
     *(name_train, name_val, name_the_one_above, empty_train, leave_litter_alone_in_val),
     *(take_out_the_parts, flatten, name_nothing),
