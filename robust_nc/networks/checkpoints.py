@@ -29,8 +29,9 @@ from robust_nc.networks.weights import (
 )
 from utils import InputError, atomic_open, logger
 
-# What files of weights hold besides tensors, and is data all the same: flags, scores.
+# What files of weights hold besides tensors, and is data all the same: flags, scores, arrays.
 _scalar: Any = np.float64(0).__reduce__()[0]
+_array: Any = np.zeros(1).__reduce__()[0]
 DATA: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
@@ -40,6 +41,8 @@ DATA: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
     *[(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+    np.ndarray,
+    *[(_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
 ]
 
 
@@ -221,7 +224,7 @@ def read_tensors(path: Path) -> Any:
             raise InputError(f"{path}: is empty")
         with warnings.catch_warnings(), torch.serialization.safe_globals(DATA):
             warnings.simplefilter("ignore")  # of pickles that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _as_tensors(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
     except PermissionError as error:
@@ -240,6 +243,14 @@ def read_tensors(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError):
             raise InputError(f"{path}: refused, it is not a file of weights alone") from error
         raise InputError(f"{path}: truncated, or not a PyTorch checkpoint") from error
+
+
+def _as_tensors(content: Any) -> Any:
+    """Nested dicts with a tensor in place of every array of numbers."""
+    if isinstance(content, dict):
+        return {key: _as_tensors(value) for key, value in content.items()}
+    is_array = isinstance(content, np.ndarray) and content.dtype.kind in "fiu"
+    return torch.from_numpy(content.copy()) if is_array else content
 
 
 def _line_to_weights(path: Path, refused: bool) -> str | None:
