@@ -39,7 +39,7 @@ DATA: list[Any] = [
     pathlib.PosixPath,
     pathlib.PurePosixPath,
     np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
+    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?", "U1")},
     *[(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
     np.ndarray,
     *[(_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],

@@ -374,9 +374,13 @@ MOST_LISTED = 8
 def list_runs(path: Path, models_dir: Path = Path("models")) -> str:
     """The runs below a folder in words, each by its own.
 
-    Of a folder that is missing those as deep as it would be, below the nearest one above it that is
-    there: a search of everything might take minutes. Where there are none, those of `models_dir`.
+    Of what lies in a run's folder, that run. Of a folder that is missing those as deep as it would
+    be, below the nearest one above it that is there: a search of everything might take minutes.
+    Where there are none, those of `models_dir`.
     """
+    holder = next((folder for folder in path.parents if (folder / "args.json").is_file()), None)
+    if holder:
+        return f"it lies in the run {holder}"
     above = next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
     missing = len(path.parts) - len(above.parts)
     for folder, pattern in ((above, "*/" * missing or "**/"), (models_dir, "**/")):

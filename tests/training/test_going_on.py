@@ -283,11 +283,13 @@ def test_a_folder_that_is_missing_is_told_with_the_runs_that_are_there(flags, ru
         ("models/cifr/vgg11bn", TREE_FOLDER),  # beside the default's, at no such depth
         ("nowhere", TREE_FOLDER),
         (Path("other", *TREE_FOLDER.parts[1:]).with_name("seed7"), "other/"),
+        (TREE_FOLDER / "results", f"it lies in the run {TREE_FOLDER}"),
+        (TREE_FOLDER / "model_0.pth", f"it lies in the run {TREE_FOLDER}"),
     ):
         for script, words in ((train, f"--resume {missing}"), (eval_script, f"{missing} --ncc")):
             code, _, error = run_script(script, words)
             assert code in (1, 2) and error.count("\n") == 1
-            assert "the runs below" in error and str(there) in error, (missing, error)
+            assert "the run" in error and str(there) in error, (missing, error)
 
 
 @pytest.mark.parametrize("content", (b"", b"no weights"))
