@@ -88,7 +88,7 @@ def check_folders(parser: Parser, settings: Settings) -> None:
     if out and not (settings.checkpoint or run.path.exists()):
         parser.error(
             f"--checkpoint FILE or a run goes with --out DIR: there is no run in {run.path}; "
-            f"{list_runs(settings.models_dir)}"
+            f"{list_runs(settings.models_dir, settings.models_dir)}"
         )
     epochs = epochs_of(settings, run)
     parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)

@@ -79,7 +79,8 @@ def checkpoint_paths(settings: Settings, run: RunFolder) -> dict[int, Path]:
         paths = [run.checkpoint(epoch) for epoch in epochs]
         advice = other_radii(settings, run) or ""
         if not advice and not run.path.exists():
-            advice = f"check the flags that name the run; {list_runs(settings.models_dir)}"
+            there = list_runs(settings.models_dir, settings.models_dir)
+            advice = f"check the flags that name the run; {there}"
         advice = advice or "check the flags that name the run, or choose with --checkpoints"
     missing = [path for path in paths if not path.is_file()]
     if missing:
