@@ -661,7 +661,8 @@ class TestPerturbed:
         assert measured == ["nc1", "nc2_angle_activation", "nc3", "nc4"]
         assert by_epoch.title.startswith("Neural collapse of ST, AT and TRADES (frozen BN); cifar")
         assert "seed 1 (ST, TRADES (frozen BN)), seeds 1, 2 (AT)" in by_epoch.title
-        assert "Perturbed images: PGD (ST); training-time adversarial (AT, TRADES" in by_epoch.notes[0]
+        words = "Perturbed images: PGD (ST); training-time adversarial (AT, TRADES"
+        assert words in by_epoch.notes[0]
         for _, curves in by_epoch.panels:
             assert [(c.style.line, c.style.fill) for c in curves] == [
                 ("-", None),
