@@ -124,7 +124,7 @@ def epochs_of(measured: Sequence["BlockLines | Centres"]) -> str:
 
 def heads_of(groups: list[Group]) -> list[str]:
     """What stands above the panels of each group, broken where these are narrow."""
-    width = 60 // len(groups)
+    width = 80 // len(groups)
     names = [style.label for style in mode_styles(groups)] if len(groups) > 1 else [""]
     return [textwrap.fill(name, width) for name in names]
 

@@ -81,9 +81,9 @@ def test_radii_layers_and_nearest_centres_are_drawn_of_every_file():
         assert "A.pth and B.pth; cifar, vgg11bn, l_inf" in picture.title
         assert not any(word in caption_of(picture) for word in ("ST", "epoch", "seed"))
     beside = plots[f"file_{place}"]
-    assert beside.x_names == {0: "A.pth", 1: "B.pth"}
-    accuracy = beside.panels[0][1][0]
-    assert list(accuracy.points()[1]) == [0.5, 0.5]  # of clean images, one per file
+    assert beside.x_names == {0: "clean", 1: "PGD"}
+    assert labels(beside)[:2] == ["A.pth", "B.pth"]
+    assert [list(curve.points()[1]) for curve in beside.panels[0][1]] == [[0.5, 0.3]] * 2
 
 
 def test_leaps_and_the_simplex_are_drawn_of_every_file():
