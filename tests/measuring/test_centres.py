@@ -313,7 +313,10 @@ def subject_of(network, images, labels, classes=10):
     )
 
 
-@pytest.mark.parametrize("what", (*ALONE[1:4], "--neural-collapse --ncc", TOGETHER))
+SHARED = "--neural-collapse --leaps --simplex"
+
+
+@pytest.mark.parametrize("what", (*ALONE[1:4], "--neural-collapse --ncc", SHARED, TOGETHER))
 def test_the_progress_bar_counts_the_parts_that_are_measured(what, flags, run_script, monkeypatch):
     bars = []
 

@@ -21,7 +21,7 @@ from robust_nc.measuring import vertices as formulas
 from robust_nc.measuring.collapse import training_vertices
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.missing import missing_parts
-from robust_nc.measuring.sweep import checkpoint_files
+from robust_nc.measuring.sweep import checkpoint_paths
 from robust_nc.measuring.vertices import Triangle, find_leaps, find_points, vertices_of
 from utils import Ranks
 
@@ -310,6 +310,22 @@ def lose(name, is_gone):
         writer.writerows(kept)
 
 
+def test_what_tasks_share_is_counted_once_in_the_progress(flags, run_script, monkeypatch):
+    """Also where one of them has more to measure than the other."""
+    bars = []
+
+    class Bar(eval_script.PartProgress):
+        def __init__(self, total, **_):
+            super().__init__(total, shown=False)
+            bars.append(self)
+
+    monkeypatch.setattr(eval_script, "PartProgress", Bar)
+    for asked in (KINDS, f"{KINDS} --leaps --simplex", f"{KINDS} --leaps --simplex --split both"):
+        assert run_script(eval_script, f"{flags} --checkpoints 0 {asked}")[0] == 0
+    assert [bar.total for bar in bars] == [5, 5, 5]
+    assert all(bar.done == pytest.approx(bar.total) for bar in bars)
+
+
 def test_alone_they_are_of_all_kinds_of_input(flags, run_script, passes):
     assert run_script(eval_script, f"{flags} --leaps --checkpoints 2")[0] == 0
     kinds = {"clean", "pgd", "gaussian", "sign", "targeted"}
@@ -380,7 +396,7 @@ def test_ranks_share_them_out(flags, run_script, tmp_path):
     settings = eval_script.parse_args(what.split())
     run = eval_script.results_folder(settings)
     settings = eval_script.agree_with_run(settings, run)
-    sweep = eval_script.prepare(settings, run, checkpoint_files(settings, run))
+    sweep = eval_script.prepare(settings, run, checkpoint_paths(settings, run))
     missing = missing_parts(settings, sweep.data, sweep.network, sweep.files, run)
     for number in (1, 0):
         eval_script.measure(sweep, missing, Ranks(number, 2))
@@ -474,7 +490,7 @@ def test_measure_tells_them_of_any_model():
     torch.testing.assert_close(clean.vertices, vertices.double())
 
     def half_way(x, y):
-        return 0.6 * (vertices[(y + 1) % 3] - vertices[y]).view_as(x)
+        return x + 0.6 * (vertices[(y + 1) % 3] - vertices[y]).view_as(x)
 
     unknown = measure(model, loader, half_way)
     assert math.isnan(unknown.vertex_agreement) and math.isnan(unknown.vertex_distance)
