@@ -26,6 +26,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/benchmark.py
 
 # What a GPU has to settle: its tests, and the time and memory of what matters, in ten minutes.
+# benchmarks/half_hour.sh has three such calls: milliseconds per step, and runs on all of CIFAR-10.
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py
 

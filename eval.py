@@ -6,6 +6,7 @@ Asked for it, also collapse layer by layer and the nearest-centre classifier, on
     python eval.py --neural-collapse-gaussian                 # Gaussian and sign noise
     python eval.py --neural-collapse-targeted                 # PGD towards the next class
     python eval.py --layerwise --checkpoints 399              # collapse after every block
+    python eval.py --leaps --simplex                          # among the clean class means
     python eval.py --ncc                                      # classify by nearest class mean
     python eval.py --ncc-layers conv1 conv4                   # likewise after these blocks
     python eval.py --neural-collapse --checkpoints 0,10,399   # three checkpoints alone
@@ -27,18 +28,21 @@ from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
+from robust_nc.measuring.missing import (
+    Missing,
+    missing_parts,
+    parts_to_come,
+    shared_inputs,
+    takes_time,
+)
 from robust_nc.measuring.subject import Subject
 from robust_nc.measuring.sweep import (
     TASKS,
     Checkpoint,
-    Missing,
     checkpoint_files,
     epochs_of,
-    missing_parts,
     names_of_tasks,
     recorded_files,
-    rows_to_come,
-    shared_inputs,
 )
 from robust_nc.networks.checkpoints import load_checkpoint
 from robust_nc.networks.folding import FoldedNetwork
@@ -217,7 +221,21 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) ->
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     of_files = settings.checkpoint is not None
     subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed, of_files)
+    subject.triangle = triangle(settings, data)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
+
+
+def triangle(settings: Settings, data: Dataset) -> tuple[int, ...] | None:
+    """The classes of --simplex, if any.
+
+    Raises:
+        InputError: the images have no such class.
+    """
+    classes = settings.simplex
+    if classes and max(classes) >= data.num_classes:
+        last = f"the images have {data.num_classes} classes, the last is {data.num_classes - 1}"
+        raise InputError(f"argument --simplex: there is no class {max(classes)}: {last}")
+    return classes
 
 
 def open_results(sweep: Sweep) -> None:
@@ -263,23 +281,27 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
     )
     for line in attacks_in_words(sweep):
         logger.info(line)
-    total = rows_to_come((task for epoch in share for task in missing[epoch]), sweep.network)
+    total = parts_to_come(missing[epoch] for epoch in share)
     # A bar for one rank: those of others would write over it.
-    with Progress(total, "sweep", "rows", shown=ranks.number == 0) as bar:
+    with Progress(total, "sweep", "parts", shown=ranks.number == 0) as bar:
         for epoch in share:
             sweep.load(epoch, quietly=bool(settings.checkpoint))  # open_results told of these
             with subject.keeping(shared_inputs(missing[epoch])):
                 for task, parts in missing[epoch]:
-                    rows = []
+                    rows: list = []
+                    counted = takes_time(task, missing[epoch])
                     try:
                         for row in task.measure(subject, epoch, parts):
+                            is_next = not rows or task.part_of(row) != task.part_of(rows[-1])
+                            if counted and is_next:
+                                bar.update()
                             row = row.measured_with(sweep.conditions)
                             rows.append(row.of_file(sweep.files[epoch].name))
-                            bar.update()
                     except InputError as error:
                         raise InputError(f"{sweep.files[epoch].path}: {error}") from error
-                    run.append(rows, ranks.number)
-                    log_rows(sweep, epoch, rows)
+                    if rows:
+                        run.append(rows, ranks.number)
+                        log_rows(sweep, epoch, rows)
 
 
 def attacks_in_words(sweep: Sweep) -> list[str]:
@@ -309,15 +331,17 @@ def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
 
 
 def summary(sweep: Sweep) -> list[str]:
-    """The first and the last checkpoint, or every file, in tables of what was asked for."""
+    """The first and the last checkpoint, or every file, in tables like those that were asked for.
+
+    With all that earlier sweeps measured of them, and under whichever attacks.
+    """
     ends, lines = {min(sweep.files), max(sweep.files)}, []
     if sweep.settings.checkpoint:
         ends |= sweep.files.keys()
     for task in TASKS:
         asked = task.parts(sweep.settings, sweep.data)
         recorded = sweep.run.swept_rows(task.row_type) if asked else []
-        rows = [row for row in recorded if row.epoch in ends and task.part_of(row) in asked]
-        rows = [row for row in rows if row.key == row.measured_with(sweep.conditions).key]
+        rows = [row for row in recorded if row.epoch in ends and task.is_whole(row)]
         lines += table_lines(rows, unit_of(sweep)) if rows else []
     return lines
 

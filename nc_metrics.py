@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
-# Class means closer than that, relative to their size, differ by the rounding of float64 alone.
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # class means closer than that, relative to their size, are the same in float64
+COINCIDE = "the class means of the features coincide: NC1 and all that is made of them are NaN"
+ALONE = "no class has two samples: NC1 and CDNV, which measure the spread within classes, are NaN"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class NeuralCollapse:
     """The metrics of one set of N features of dimension D in C classes. No metric has a unit.
 
     `activation` is M = [mu_c - mu_G] (D x C), the class means mu_c less the mean over all samples;
-    `classifier` is W^T (D x C). Printed, it is the metrics alone. Where all class means
-    coincide, as those of a dead network, what is made of them is NaN, but for `ncc_accuracy`.
+    `classifier` is W^T (D x C). Printed, it is the metrics alone. Where all class means coincide,
+    what is made of them is NaN, but for `ncc_accuracy`; so are nc1 and cdnv of single samples.
 
     nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed.
         Papyan et al. divide by C; the published code does not, and neither does this.
@@ -95,7 +96,7 @@ class LayerCollapse:
     nc1, nc2_norm, nc2_angle: those of NeuralCollapse, the latter two of the class means.
     ncc_accuracy: share of samples whose nearest class mean in this layer is their label's.
     ncc_agreement: share of samples where it is the class that the whole network predicts; 1 - NC4
-        in the last layer, and NaN where NC1 is.
+        in the last layer, and NaN where class means coincide.
     """
 
     nc1: float
@@ -147,9 +148,7 @@ def neural_collapse(
         raise ValueError(f"features of {infinite} of {len(features)} samples are not finite")
     features = features.double()
     classifier = classifier_weight.double().T  # (D, C)
-    num_classes = classifier.shape[1]
-
-    class_means = compute_class_means(features, labels, num_classes)  # (C, D)
+    class_means = compute_class_means(features, labels, classifier.shape[1])  # (C, D)
     activation = (class_means - features.mean(0)).T  # M, (D, C); the mean over samples is mu_G
     # Class means differ within the column space of M alone. There, in at most C dimensions instead
     # of D, are the nearest class mean and all of Sigma_W that Sigma_B^+ sees.
@@ -159,11 +158,11 @@ def neural_collapse(
     nearest = torch.cdist(projected, projected_means).argmin(1)
     within = projected - projected_means[labels]
 
-    defined = _one_or_nan(singular_values, class_means)
+    defined, spread = _ones_or_nan(singular_values, class_means, labels.bincount().max())
     activation_norms, activation_cosines = _norms_and_cosines(activation)
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
-    nc1 = defined * _nc1(within.square().mean(0), singular_values, class_means)
+    nc1 = spread * _nc1(within.square().mean(0), singular_values, class_means)
     return NeuralCollapse(
         nc1=nc1,
         nc2_norm_activation=defined * (activation_norms.std() / activation_norms.mean()).item(),
@@ -173,8 +172,8 @@ def neural_collapse(
         nc3=defined * duality.square().sum().item(),
         nc4=defined * (nearest != logits.argmax(1)).double().mean().item(),
         ncc_accuracy=(nearest == labels).double().mean().item(),
-        nc1_papyan=nc1 / num_classes,
-        cdnv=defined * _cdnv(features, labels, class_means),
+        nc1_papyan=nc1 / len(class_means),
+        cdnv=spread * _cdnv(features, labels, class_means),
         nc2_zhu=_distance_to_simplex(classifier.T @ classifier),
         nc3_zhu=defined * _distance_to_simplex(classifier.T @ activation),
         class_means=class_means,
@@ -247,9 +246,10 @@ class StreamingCollapse:
         """The metrics of all features of the two passes."""
         samples = self._counts.sum()
         norms, cosines = _norms_and_cosines(self._activation())
-        defined = _one_or_nan(self._singular_values, self.class_means)
+        means, most = self.class_means, self._counts.max()
+        defined, spread = _ones_or_nan(self._singular_values, means, most)
         return LayerCollapse(
-            nc1=defined * _nc1(self._energy / samples, self._singular_values, self.class_means),
+            nc1=spread * _nc1(self._energy / samples, self._singular_values, means),
             nc2_norm=defined * (norms.std() / norms.mean()).item(),
             nc2_angle=defined * _simplex_deviation(cosines),
             ncc_accuracy=(self._correct / samples).item(),
@@ -333,13 +333,13 @@ def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.to(matrix.device), values.to(matrix.device)
 
 
-def _one_or_nan(singular_values: Tensor, class_means: Tensor) -> float:
-    """1.0; NaN, with a warning, where class means coincide: no metric of them is defined then."""
-    if singular_values[0] > ROUNDING * class_means.norm():
-        return 1.0
-    message = "the class means of the features coincide: NC1 and all that is made of them are NaN"
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return math.nan
+def _ones_or_nan(values: Tensor, class_means: Tensor, most: Tensor) -> tuple[float, float]:
+    """1.0 for metrics of the class means, and of the spread around them; NaN where undefined."""
+    coincide, alone = not values[0] > ROUNDING * class_means.norm(), bool(most < 2)
+    for undefined, message in ((coincide, COINCIDE), (alone, ALONE)):
+        if undefined:
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return math.nan if coincide else 1.0, math.nan if coincide or alone else 1.0
 
 
 def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> float:

@@ -9,36 +9,36 @@ own; where the usual name would be the same, it ends with the flags that differ.
 """
 
 import argparse
-import csv
 import io
-import math
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.parsing import Parser
+from robust_nc.parsing import Parser, positive_int, radius
+from robust_nc.reports.attacks import (
+    ATTACK_FLAGS,
+    FLAGS,
+    asked_in_words,
+    refuse_unmeasured,
+    tell_attacks,
+)
 from robust_nc.reports.drawing import RC, draw
 from robust_nc.reports.figures import all_plots
 from robust_nc.reports.groups import (
     NO_FLAGS,
     Group,
-    Line,
     LineName,
     View,
-    average,
     by_setting,
-    collect,
     common,
     group_runs,
-    in_words,
 )
-from robust_nc.reports.runs import PERTURBED, Run, radius_in_words, read_run
-from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, AutoAttackRecord, Record, radius_of
+from robust_nc.reports.runs import PERTURBED, Run, read_run
+from robust_nc.reports.table import tables
+from robust_nc.results.records import SPLITS, Record
 from robust_nc.results.run_folder import RunFolder
-from robust_nc.results.tables import NC1_DEFINITION, markdown, with_spread
 from utils import InputError, atomic_open, logger, run_script
 
 
@@ -69,11 +69,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--perturbed",
         choices=PERTURBED,
-        default="seen",
         help="which perturbed images of AT, TRADES and MART: those seen in training, as the paper "
-        "draws them, or PGD on the checkpoint (default: %(default)s)",
+        "draws them, or PGD on the checkpoint (default: seen; where an attack is asked for pgd)",
     )
+    attack = parser.add_argument_group(
+        "the attack", "of which rows are drawn, where a run was measured with several"
+    )
+    for flag, kind, meaning in (
+        ("--attack-iters", positive_int, "steps of PGD (default: the run's own)"),
+        ("--restarts", positive_int, "of PGD (default: the run's own)"),
+        ("--pgd-alpha", radius, "step size, at every radius (default: the run's, in proportion)"),
+        ("--noise-level", radius, "of noisy images, in 1/255 units (default: the run's own)"),
+    ):
+        attack.add_argument(flag, type=kind, metavar="N", help=meaning)
     args = parser.parse_args(argv)
+    for name in ("pgd_alpha", "noise_level"):
+        if getattr(args, name) is not None and getattr(args, name).value == 0:
+            parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
     return args
@@ -81,9 +93,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    view = View(args.split, args.perturbed)
-    groups = group_runs([read_measured(path) for path in args.runs])
+    given = {name: getattr(args, flag.replace("-", "_")) for name, flag in FLAGS.items()}
+    asked = {name: value for name, value in given.items() if value is not None}
+    perturbed = args.perturbed or ("pgd" if asked.keys() & ATTACK_FLAGS.keys() else "seen")
+    view = View(args.split, perturbed, asked_in_words(asked))
+    runs = [read_measured(path, asked) for path in args.runs]
+    refuse_unmeasured(runs, asked)
+    groups = group_runs(runs)
     tell_differences(groups)
+    tell_attacks(groups, view)
     for group in groups:
         tell_gaps(group, view)
     plots = all_plots(groups, view)
@@ -105,8 +123,8 @@ def main() -> None:
         write(args.out / "table.csv", table.encode())
 
 
-def read_measured(path: Path) -> Run:
-    """The run of a folder that holds something to draw.
+def read_measured(path: Path, asked: dict[str, Any]) -> Run:
+    """The run of a folder that holds something to draw, of the attack and noise asked for.
 
     Raises:
         InputError: no such folder, no metrics.csv, a damaged file, or an unknown setting.
@@ -116,7 +134,7 @@ def read_measured(path: Path) -> Run:
     folder = RunFolder(path, standard=False)
     if not folder.table(Record).is_file() and not folder.rows(Record):
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
-    return read_run(path)
+    return read_run(path, asked)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -176,67 +194,6 @@ def missing_kinds(measured: set[str], group: Group) -> list[str]:
         if row.asked_by and not (row.targeted and group.adversary)
         if kind not in measured | stood_in
     ]
-
-
-def tables(groups: list[Group], view: View) -> tuple[str, str]:
-    """Every metric at the last common epoch: Markdown, and CSV with all digits, a row per value."""
-    metrics = [metric for metric in METRICS.values() if "epochs" in metric.figures]
-    metrics.sort(key=lambda metric: metric.from_clean)
-    metrics += [METRICS[metric.classifier] for metric in metrics if metric.classifier]
-    setting_columns = ("dataset", "model", "norm", "epsilon")
-    line_columns = ("input", "split", "images", "attack_epsilon", "epoch")
-    parts, content = [], io.StringIO(newline="")
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(
-        ["mode", *setting_columns, "seeds", *line_columns, "metric", "mean", "std", "differs"]
-    )
-    for group in groups:
-        heads = ("input", "split", "images", "epsilon", "epoch", *(m.name for m in metrics))
-        rows = []
-        seeds = " ".join(str(run.seed) for run in group.runs)
-        names = [group.mode, *(getattr(group.setting, name) for name in setting_columns)]
-        for (split, kind, images, radius), line in table_lines(group, view).items():
-            epoch, attack = common(line)[-1], radius_in_words(radius, group.setting.dataset)
-            cells = [kind, split, str(images or "-"), attack if radius else "-", str(epoch)]
-            for metric in metrics:
-                mean, std = last_values(line, metric.field)
-                cells.append(with_spread(mean, std, metric.form))
-                numbers = ["" if math.isnan(value) else value for value in (mean, std)]
-                row = [kind, split, images or "", radius or "", epoch, metric.name, *numbers]
-                writer.writerow([*names, seeds, *row, in_words(group.differs)])
-            rows.append(cells)
-        parts.append(f"**{group.title()}**\n\n{markdown(heads, rows)}")
-    return "\n".join([*parts, f"{NC1_DEFINITION}\n"]), content.getvalue()
-
-
-def table_lines(group: Group, view: View) -> dict[tuple[str, str, int, float], Line]:
-    """(split, input, images, epsilon) -> rows by epoch, of all that was measured by all seeds.
-
-    AutoAttack is there whatever the split, with the clean accuracy of its images.
-    """
-    tables = [[row for row in run.records if row.split in view.splits] for run in group.runs]
-    lines = collect(tables, lambda row: (row.split, row.input, row.images, radius_of(row)))
-    for kind, field in (("clean", "clean_accuracy"), ("autoattack", "robust_accuracy")):
-        tables = [[accuracy_record(row, field) for row in run.autoattack] for run in group.runs]
-        tested = collect(tables, lambda row: (row.split, row.images, radius_of(row)))
-        for (split, images, radius), line in tested.items():
-            key = (split, kind, images, 0.0 if kind == "clean" else radius)
-            lines.setdefault(key, line)
-    return {name: line for name, line in lines.items() if common(line)}
-
-
-def accuracy_record(row: AutoAttackRecord, field: str) -> Record:
-    """A row of AutoAttack as one of all metrics, of which it knows the accuracy alone."""
-    unknown = {f.name: math.nan for f in fields(Record)}
-    known = {f.name: getattr(row, f.name) for f in fields(row) if f.name in unknown}
-    key = {"source": "eval", "input": "clean", "accuracy": getattr(row, field)}
-    return Record(**unknown | known | key)
-
-
-def last_values(line: Line, field: str) -> tuple[float, float]:
-    """Mean and deviation of a field at the last common epoch."""
-    _, mean, std = average(line, field)
-    return float(mean[-1]), float(std[-1])
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
     python reproduce.py --report --runs FOLDER...               # on runs of your own, into report/
     python reproduce.py --published st --runs FOLDER...         # and the published code's numbers
 
-Started again, it goes on. The report is in reproduction/SCALE/, or report/: claims.md and
-claims.csv, tables of last values, blocks, nearest centres and radii, figures/, runs.csv, and runs/
-with the tables of every run.
+The same command again goes on where it was stopped. The report is in reproduction/SCALE/, or
+report/: verdicts.md, claims.md and claims.csv, tables of last values, blocks, nearest centres and
+radii, figures/, runs.csv, and runs/ with the tables of every run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 from robust_nc.flags import PRECISIONS
 from robust_nc.parsing import Parser, positive_int, seed_number
 from robust_nc.reports.claims import CLAIMS, judge
-from robust_nc.reports.groups import agree
+from robust_nc.reports.groups import agree, given_runs
 from robust_nc.reports.plan import (
     Planned,
     cost_in_words,
@@ -36,9 +36,10 @@ from robust_nc.reports.plan import (
     sweep_passes,
     training_passes,
 )
-from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published
+from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published, seeds_beside
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
 from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
+from robust_nc.reports.verdicts import verdicts_in_words
 from robust_nc.results.files import free_disk, read_json, read_rows
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import TABLES
@@ -78,17 +79,17 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--published",
-        choices=PUBLISHED_RUNS,
+        choices=(*PUBLISHED_RUNS, "seeds"),
         help="print the published code's own numbers of that run beside those of --runs, which "
-        "differ in the seed, and run nothing",
+        "differ in the seed (seeds: those of three seeds of each), and run nothing",
     )
     parser.add_argument(
         "--runs",
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="with --report: on the runs in these folders, however they were trained, instead of "
-        "those of the scale; with --published: the runs to compare",
+        help="with --report: on the runs in these folders and below them, however they were "
+        "trained, instead of those of the scale; with --published: the runs to compare",
     )
     parser.add_argument(
         "--tables",
@@ -170,8 +171,10 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--report is on all that has been run: drop --only")
     if args.runs and not args.report and not args.published:
         parser.error("--runs is for a report on what was run already: give --report as well")
-    if args.published and not args.runs:
+    if args.published in PUBLISHED_RUNS and not args.runs:
         parser.error("--published compares with runs: give --runs as well")
+    if args.published == "seeds" and (args.runs or args.tables):
+        parser.error("--published seeds has runs of its own: drop --runs and --tables")
     if args.published and args.scale:
         parser.error("--published is of no scale: drop --scale")
     if args.tables and not args.published:
@@ -271,7 +274,8 @@ def is_as_planned(planned: Planned) -> bool:
     if not arguments:
         return False
     folder = RunFolder(planned.folder, standard=False)
-    rows = [row for row_type in TABLES for row in folder.shown(folder.rows(row_type))]
+    under = folder.shown_under()
+    rows = [row for row_type in TABLES for row in folder.rows(row_type) if under.made(row)]
     swept = swept_with(folder, rows)
     differing = other_than_planned(planned, arguments, swept)
     if differing:
@@ -294,6 +298,7 @@ def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
     claims = findings_in_words(findings)
     where = "in the runs that were named" if args.runs else f"at the {args.scale} scale"
     write(out / "claims.md", f"# The claims, {where}\n\n{claims}")
+    write(out / "verdicts.md", f"# The verdicts, {where}\n\n{verdicts_in_words(findings, runs)}")
     for name, (heading, in_words) in REPORT_TABLES.items():
         write(out / name, f"# {heading}\n\n{in_words(runs)}")
     logger.info(claims)
@@ -324,26 +329,11 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     return lines.getvalue()
 
 
-def given_runs(folders: list[Path]) -> list[Run]:
-    """The runs of --runs: each folder must hold one, and no two the same."""
-    given: list[Run] = []
-    for folder in folders:
-        runs = read_runs([folder])
-        if not runs:
-            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-        [run] = runs
-        twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
-        if twin is None:
-            given.append(run)
-        elif twin.path.resolve() != folder.resolve():
-            raise InputError(
-                f"--runs {folder}: of the same setting and seed as {twin.path}: give one"
-            )
-    return given
-
-
 def print_published(args: argparse.Namespace) -> None:
     """The published code's numbers beside those of --runs, which are averaged."""
+    if args.published not in PUBLISHED_RUNS:
+        print(seeds_beside(), end="")
+        return
     runs = given_runs(args.runs)
     other = next((run for run in runs if not agree(run, runs[0])), None)
     if other:

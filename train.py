@@ -73,6 +73,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     if isinstance(args.resume, Path):
         run_path = args.resume
         parser.set_defaults(**flags_of_run(run_path))
+        if args.cuda_graph or args.no_cuda_graph:  # the one that is given, not the run's
+            parser.set_defaults(cuda_graph=False, no_cuda_graph=False)
         args = parser.parse_args(argv)
         args.resume, args.run_path = "last", run_path
     check_run(parser, args)

@@ -5,9 +5,10 @@
     python benchmarks/benchmark.py --models vgg11bn --tasks st at --repeats 5
 
 Both sides run alternately, each in a process of its own, after a warm-up by the same task. A
-variant is a precision, with +compile for --compile and +graph for --cuda-graph. Medians are printed
-as ratios to the baseline, with the achieved share of the machine's matrix-product rate and the time
-that a run of 400 epochs with its sweep would take. `baseline.py` says what the baseline does.
+variant is a precision, with +compile for --compile; those without +graph have --no-cuda-graph.
+Medians are printed as ratios to the baseline, with the achieved share of the machine's
+matrix-product rate and the time that a run of 400 epochs with its sweep would take. `baseline.py`
+says what the baseline does.
 """
 
 import argparse

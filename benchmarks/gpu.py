@@ -1,8 +1,9 @@
 """All that a GPU has to settle, in ten minutes at most; the figures go to benchmarks/gpu/.
 
-    make gpu                                                  # all stages but `profile`
+    make gpu                                                  # the stages of MAKE_GPU
     python benchmarks/gpu.py --stages tests end-to-end        # some; the figures of others stay
-    python benchmarks/gpu.py --stages profile                 # where the time of a step goes
+    python benchmarks/gpu.py --stages steps profile           # ms per step, and where they go
+    python benchmarks/gpu.py --try --stages steps --out DIR   # on a CPU, with a few images
 
 Each stage is a process of its own with a limit of time. One that fails is noted and the others
 run; the exit code is then 1. benchmarks/gpu/NAME_OF_GPU.json holds every figure, the .md file
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,50 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import benchmark
-from gpu_stages import ROOT, STAGES, Bench, Figure, StageError, note, row_of
+import sides
+from gpu_stages import (
+    ROOT,
+    Bench,
+    Figure,
+    StageError,
+    compare,
+    limit_memory,
+    note,
+    project_column,
+    row_of,
+    run_tests,
+    time_jobs,
+)
+from gpu_steps import profile, time_attacks, time_pairs, time_steps, time_switches
 
 from robust_nc.parsing import Parser
 from robust_nc.results.files import read_json, write_json
 from utils import atomic_open
+
+# Name -> what it does, and the seconds that it may take.
+STAGES: dict[str, tuple[Callable[[Bench], None], int]] = {
+    "tests": (run_tests, 150),
+    "kernels": (compare, 160),
+    "end-to-end": (time_jobs, 150),
+    "column": (project_column, 95),
+    "memory": (limit_memory, 45),
+    "steps": (time_steps, 160),
+    "attack": (time_attacks, 60),
+    "profile": (profile, 45),
+    "pairs": (time_pairs, 85),
+    "switches": (time_switches, 60),
+}
+MAKE_GPU = ("tests", "kernels", "end-to-end", "column", "memory")  # 600 s
+HALF_HOUR = (
+    "tests",
+    "steps",
+    "attack",
+    "profile",
+    "pairs",
+    "switches",
+)  # 560 s
+TRIED = 4 / sides.IMAGES  # share of the images that --try takes
+
 
 # ---------------------------------------------------------------------------------------------
 # One after another, and what is left on disk
@@ -42,16 +83,18 @@ UNENDED = "did not end"
 def main() -> None:
     args = parse_args()
     if args.worker:
-        torch.cuda.set_device(args.device)
-        run_worker(Bench(args.device, args.path, args.worker))
+        if not args.trial:
+            torch.cuda.set_device(args.device)
+        run_worker(Bench(args.device, args.path, args.worker, TRIED if args.trial else 1.0))
         return
-    name = torch.cuda.get_device_name(args.device)
+    name = benchmark.cpu_name() if args.trial else torch.cuda.get_device_name(args.device)
     path = args.out / f"{slug(name)}.json"
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for stage in args.stages:
         command = [sys.executable, __file__, "--worker", stage, "--path", str(path)]
-        if not run_stage(path, stage, command, STAGES[stage][1]):
+        command += ["--try"] if args.trial else []
+        if not run_stage(path, stage, command, 600 if args.trial else STAGES[stage][1]):
             failed.append(stage)
         write_table(path)
     print(f"\nfigures: {path.with_suffix('.md')}, {path}")
@@ -61,15 +104,17 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    default = [stage for stage in STAGES if stage != "profile"]
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=default)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=MAKE_GPU)
+    parser.add_argument(
+        "--try", dest="trial", action="store_true", help="on the CPU, with a few images"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu")
     parser.add_argument("--worker", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_available() or args.trial):
         parser.error("there is no GPU here that PyTorch can use")
-    args.device = torch.device("cuda", 0)
+    args.device = torch.device("cpu") if args.trial else torch.device("cuda", 0)
     return args
 
 

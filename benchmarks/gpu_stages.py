@@ -1,4 +1,4 @@
-"""The stages of gpu.py, each run in a process of its own: tests, times, memory, profile."""
+"""What stages report, and those of `make gpu`: tests, ratios, epochs, the column, memory."""
 
 import os
 import re
@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sides
 
 from robust_nc.build import prepare, run_folder
-from robust_nc.data.datasets import Dataset, as_float
+from robust_nc.data.datasets import Dataset
 from robust_nc.results.files import Writer, read_json, write_json
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.cuda_graphs import ReplayedStep
 from robust_nc.training.epoch import Training, run_epoch
 from robust_nc.training.modes import MODES, mode_name
 from robust_nc.training.resume import Saver
-from utils import peak_memory, set_precision
+from utils import computes_bf16, peak_memory, set_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
@@ -61,6 +61,13 @@ class Bench:
     path: Path
     stage: str
     scale: float = 1.0
+
+    def variant(self, name: str) -> str:
+        """The variant of that name; on a CPU, where stages are tried, what there is of it."""
+        if self.device.type == "cuda":
+            return name
+        precision = name.split("+")[0]
+        return precision if precision != "bf16" or computes_bf16(self.device) else "tf32"
 
     @property
     def images(self) -> int:
@@ -103,7 +110,11 @@ def run_tests(bench: Bench) -> None:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             lines.append(line)
-    report_tests(bench, "".join(lines))
+    try:
+        report_tests(bench, "".join(lines))
+    except StageError:
+        if bench.device.type == "cuda":  # elsewhere they are skipped
+            raise
 
 
 def report_tests(bench: Bench, output: str) -> None:
@@ -205,7 +216,7 @@ def time_jobs(bench: Bench) -> None:
 def make_training(bench: Bench, task: str, model: str, variant: str) -> Training:
     """A run by the published command: AT and TRADES with the neural collapse of each epoch."""
     mode = sides.TRAIN_MODES.get(task, "std_train")
-    settings = sides.our_settings(variant, mode, model, bench.device)
+    settings = sides.our_settings(bench.variant(variant), mode, model, bench.device)
     adversary = MODES[mode_name(mode, settings.bn)].adversary
     settings = settings.replace(neural_collapse=adversary)
     set_precision(settings.precision)
@@ -308,56 +319,6 @@ def limit_memory(bench: Bench) -> None:
             bench.report(Figure(what, peak_memory(bench.device), "GiB", 8.0))
         del training, epochs, checkpoint
         sides.forget()
-
-
-def profile(bench: Bench) -> None:
-    """Share of a step's time in which the GPU computes, and its largest kernels."""
-    for job in JOBS:
-        if job.task == "sweep":
-            continue
-        for variant in job.variants:
-            training = make_training(bench, job.task, job.model, variant)
-            profile_steps(bench, training, f"{job.task}, {job.model}, {variant}")
-            sides.forget()
-
-
-def profile_steps(bench: Bench, training: Training, name: str, count: int = 10) -> None:
-    size, split = training.settings.batch_size, training.data.train
-    x, y = as_float(split.images[:size]), split.labels[:size]
-    training.learner.network.train()
-    for _ in range(ReplayedStep.WARM_UP + 2):
-        training.step(training.learner, x, y)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if bench.device.type == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-    sides.wait(bench.device)
-    started = time.perf_counter()
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(count):
-            training.step(training.learner, x, y)
-        sides.wait(bench.device)
-    wall = time.perf_counter() - started
-    cuda = bench.device.type == "cuda"
-    kernels = {
-        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
-        for event in profiler.key_averages()
-    }
-    bench.report(Figure(f"{name}: a step, profiled", 1000 * wall / count, "ms"))
-    bench.report(Figure(f"{name}: share computing", sum(kernels.values()) / wall, ""))
-    for kernel in sorted(kernels, key=lambda key: -kernels[key])[:6]:
-        what = f"{name}: {kernel[:80]}"
-        bench.report(Figure(what, 1000 * kernels[kernel] / count, "ms a step"))
-
-
-# Name -> what it does, and the seconds that it may take: 600 in all without the last.
-STAGES: dict[str, tuple[Callable[[Bench], None], int]] = {
-    "tests": (run_tests, 150),
-    "kernels": (compare, 160),
-    "end-to-end": (time_jobs, 150),
-    "column": (project_column, 95),
-    "memory": (limit_memory, 45),
-    "profile": (profile, 120),
-}
 
 
 def note(path: Path, stage: str, **entries: Any) -> None:

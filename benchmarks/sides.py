@@ -187,7 +187,7 @@ def our_settings(variant: str, mode: str, model: str, device: torch.device) -> S
     words = ["--model", model, "--train-mode", mode, "--precision", precision]
     words += ["--device", device.type, "--lr-max", "0.001"]
     words += ["--compile"] if "compile" in switches else []
-    words += ["--cuda-graph"] if "graph" in switches else []
+    words += [] if "graph" in switches else ["--no-cuda-graph"]
     parser = train_parser()
     args = parser.parse_args(words)
     check_run(parser, args)

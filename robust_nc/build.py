@@ -18,7 +18,7 @@ from robust_nc.networks.network import Network, Statistics
 from robust_nc.parsing import argument_value
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import STATISTICS, Settings, difference
-from robust_nc.training.cuda_graphs import ReplayedStep
+from robust_nc.training.cuda_graphs import ReplayedStep, is_replayed
 from robust_nc.training.epoch import Training
 from robust_nc.training.modes import MODES, Learner, mode_name
 from utils import (
@@ -156,6 +156,8 @@ def build_networks(
     if settings.compile and can_compile(settings.device):
         network.compile(dynamic=False)
         folded.compile(dynamic=False)
+        size = eval_batch_size(settings)
+        logger.info(f"--compile: full batches alone are compiled, in eval mode those of {size}")
     return network, folded
 
 
@@ -250,20 +252,21 @@ def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:
             f"one, on which --model {settings.model} cannot be trained, for its batch norm"
         )
     mode = MODES[mode_name(settings.train_mode, settings.bn)]
-    optimizer = make_optimizer(settings, network.model)
+    replayed = is_replayed(settings, mode, network)
+    optimizer = make_optimizer(settings, network.model, replayed)
     return Training(
         settings,
         mode,
         run,
         data,
         Learner(network, folded, optimizer, strength(settings), settings),
-        ReplayedStep(mode.step) if settings.cuda_graph else mode.step,
+        ReplayedStep(mode.step) if replayed else mode.step,
         Evaluator(folded, eval_batch_size(settings)),
     )
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
-    """The optimiser that the flags name, of the model's weights."""
+def make_optimizer(settings: Settings, model: nn.Module, replayed: bool) -> optim.Optimizer:
+    """The optimiser that the flags name, of the model's weights, for steps that may be replayed."""
     options: dict[str, Any] = {"lr": settings.lr_max, "weight_decay": settings.weight_decay}
     gpu = settings.device.type == "cuda"
     if gpu:
@@ -273,4 +276,4 @@ def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
         options |= {"momentum": settings.momentum, "nesterov": settings.nesterov}
         return optim.SGD(model.parameters(), **options)
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[settings.optimizer]
-    return kind(model.parameters(), capturable=settings.cuda_graph, **options)
+    return kind(model.parameters(), capturable=replayed, **options)

@@ -196,6 +196,8 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
     fresh = args.resume is None
     if args.init and fresh and not args.init.is_file():
         parser.error(f"argument --init: {args.init}: no such file")
+    if args.cuda_graph and args.no_cuda_graph:
+        parser.error("--cuda-graph and --no-cuda-graph: give one of them")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
 
@@ -218,10 +220,13 @@ def _check_schedule(parser: Parser, args: argparse.Namespace) -> None:
 def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of eval.py."""
     args.epsilons = (args.epsilon,) if args.epsilons is None else _parse_radii(parser, args)
-    if not (asked_inputs(args) or args.layerwise or args.ncc or args.ncc_layers or args.autoattack):
+    args.simplex = _triangle(parser, args.simplex)
+    others = (args.leaps, args.simplex, args.layerwise, args.ncc, args.ncc_layers, args.autoattack)
+    if not (asked_inputs(args) or any(others)):
         parser.error(
             "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
-            "--neural-collapse-targeted, --layerwise, --ncc, --ncc-layers or --autoattack"
+            "--neural-collapse-targeted, --leaps, --simplex, --layerwise, --ncc, --ncc-layers or "
+            "--autoattack"
         )
     if args.autoattack and not find_autoattack():
         parser.error("--autoattack needs a package: pip install torchattacks, or autoattack")
@@ -244,6 +249,19 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--checkpoint names files, {args.run} a run: sweep one of them at a time")
     if args.checkpoint and args.checkpoints:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
+
+
+def _triangle(parser: Parser, given: list[int] | None) -> tuple[int, ...] | None:
+    """The three classes of --simplex, if it is given."""
+    if given is None:
+        return None
+    classes = tuple(given) or (0, 1, 2)
+    if len(set(classes)) != 3 or len(classes) != 3:
+        parser.error(
+            "argument --simplex: expected three different classes like 0 1 2, or none; got "
+            f"{' '.join(map(str, classes))}"
+        )
+    return classes
 
 
 def unknown_layer(settings: argparse.Namespace, blocks: list[tuple[str, Any]]) -> str | None:

@@ -256,8 +256,8 @@ MACHINE = (
         "--compile",
         Means.FREE,
         action="store_true",
-        help="compile the network with torch.compile: the same results within rounding, after a "
-        "minute or so of compiling",
+        help="compile the network with torch.compile, for full batches: the same results within "
+        "rounding, after a minute or so of compiling",
     ),
     flag(
         "--eval-batch-size",

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from robust_nc.parsing import positive_int
-from robust_nc.results.records import SPLITS
+from robust_nc.parsing import class_number, positive_int
+from robust_nc.results.rows import SPLITS
 from robust_nc.settings import Means, flag
 
 SWEEP = (
@@ -40,6 +40,22 @@ SWEEP = (
         Means.MEASURE,
         action="store_true",
         help="measure both splits on the same number of images per class, those of the smaller",
+    ),
+    flag(
+        "--leaps",
+        Means.FREE,
+        action="store_true",
+        help="near which clean training class mean the images of each class lie: clean ones, and "
+        "those of the three flags above, or of all where none is given",
+    ),
+    flag(
+        "--simplex",
+        Means.FREE,
+        nargs="*",
+        type=class_number,
+        metavar="CLASS",
+        help="likewise where images of three classes lie in the plane of their clean training "
+        "class means (without a value: 0 1 2)",
     ),
     flag(
         "--autoattack",

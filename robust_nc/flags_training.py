@@ -37,7 +37,14 @@ TRAINING = (
         "--cuda-graph",
         Means.FREE,
         action="store_true",
-        help="on a GPU, capture the training step as a CUDA graph and replay it without Python",
+        help="on a GPU, capture the training step as a CUDA graph and replay it without Python: "
+        "the default but for networks of other packages and modes of one's own",
+    ),
+    flag(
+        "--no-cuda-graph",
+        Means.FREE,
+        action="store_true",
+        help="do not do so where it is the default",
     ),
     flag(
         "--optimizer",

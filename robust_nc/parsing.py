@@ -81,6 +81,7 @@ LARGEST_COUNT = 1_000_000
 positive_int = _number(
     int, lambda value: 0 < value <= LARGEST_COUNT, f"a whole number from 1 to {LARGEST_COUNT}"
 )
+class_number = _number(int, lambda value: value >= 0, "the number of a class, 0 or above")
 image_size = _number(int, lambda value: 0 < value <= 4096, "a whole number from 1 to 4096")
 seed_number = _number(
     int, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"

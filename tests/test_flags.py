@@ -23,6 +23,7 @@ MEASURED = {
 }
 FREE = {
     *("data_dir", "data_url", "models_dir", "device", "compile", "cuda_graph"),
+    "no_cuda_graph",
     *("checkpoint_epochs", "eval_batch_size", "resume", "overwrite", "trades_bn"),
 }
 

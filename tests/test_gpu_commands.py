@@ -1,16 +1,19 @@
 """`make gpu` and `make gpu-run`, on a CPU: what they time, write, and say when something fails."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import gpu
 import gpu_run
 import gpu_stages
+import gpu_steps
 import pytest
 import sides
 import torch
@@ -115,9 +118,10 @@ def test_a_stage_that_raises_says_why(path, monkeypatch):
     assert "CPU threads" in json.loads(path.read_text())["machine"]
 
 
-def test_the_stages_of_make_gpu_take_ten_minutes_at_most():
-    limits = [limit for stage, (_, limit) in gpu.STAGES.items() if stage != "profile"]
-    assert sum(limits) <= 600
+@pytest.mark.parametrize(("stages", "seconds"), ((gpu.MAKE_GPU, 600), (gpu.HALF_HOUR, 570)))
+def test_stages_together_take_no_more_than_a_call_may(stages, seconds):
+    assert sum(gpu.STAGES[stage][1] for stage in stages) <= seconds
+    assert {*gpu.MAKE_GPU, *gpu.HALF_HOUR} == {*gpu.STAGES}
 
 
 @pytest.mark.parametrize(
@@ -218,9 +222,75 @@ def test_memory_and_profile_are_measured(tiny_bench, path):
     assert [f["target"] for f in stages(path)["memory"]["figures"]] == [8.0] * 4
     bench = tiny_bench("profile")
     training = gpu_stages.make_training(bench, "st", "vgg11bn", "fp32")
-    gpu_stages.profile_steps(bench, training, "st", count=2)
+    gpu_steps.profile_steps(bench, training, "st", count=2)
     first, share, *kernels = stages(path)["profile"]["figures"]
     assert first["value"] > 0 and 0 < share["value"] <= 1.5 and len(kernels) == 6
+
+
+def test_steps_and_attacks_are_timed(tiny_bench, path, monkeypatch):
+    for stage, work, count in (
+        ("steps", gpu_steps.time_steps, len(gpu_steps.STEPS)),
+        ("attack", gpu_steps.time_attacks, len(gpu_steps.ATTACK_MODELS)),
+    ):
+        monkeypatch.setattr(gpu_steps, "VARIANTS", ("tf32", "tf32+graph"))  # one, on a CPU
+        monkeypatch.setattr(gpu_steps, "ATTACK_VARIANTS", ("tf32+compile",))
+        work(tiny_bench(stage))
+        figures = stages(path)[stage]["figures"]
+        assert len(figures) == count and len({figure["what"] for figure in figures}) == count
+        assert all(figure["unit"] == "ms" and figure["value"] > 0 for figure in figures)
+
+
+def test_a_switch_is_turned_and_turned_back():
+    switch = gpu_steps.Switch("name", "gpu_steps", "ROUNDS", 7, "tf32")
+    with pytest.raises(KeyError), switch.turned():
+        assert gpu_steps.ROUNDS == 7
+        raise KeyError
+    assert gpu_steps.ROUNDS != 7
+
+
+def half_hour(part, tmp_path):
+    """A part of half_hour.sh as it is tried without a GPU."""
+    folders = {"OUT": "out", "MODELS": "models", "GPU_TABLES": "gpu", "REPORT": "report"}
+    return subprocess.run(
+        ["bash", str(BENCHMARKS / "half_hour.sh"), part],
+        env=os.environ
+        | {name: str(tmp_path / folder) for name, folder in folders.items()}
+        | {"HALF_HOUR_TRY": "1", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_every_part_of_the_half_hour_runs_without_a_gpu(tmp_path):
+    """Both parts of evidence are done by the first here; the second finds nothing left."""
+    for part in ("1", "2", "3", "tables"):
+        result = half_hour(part, tmp_path)
+        assert result.returncode == 0, (part, result.stdout[-2000:], result.stderr[-2000:])
+    [found] = (tmp_path / "gpu").glob("*.json")
+    measured = stages(found)
+    assert {*measured} == {*gpu.HALF_HOUR}
+    assert all(stage["figures"] and not stage["error"] for stage in measured.values())
+    log = (tmp_path / "models/evidence.log").read_text()
+    assert (tmp_path / "models/ended").exists() and "error" not in log, log[-2000:]
+    finished = (tmp_path / "out/runs/finished").read_text().split()
+    assert [Path(line).name for line in finished] == [
+        "std_train",
+        "pgd_train",
+        "pgd_train_TRADES",
+        "pgd_train_TRADES_batch",
+        "pgd_train_frozen",
+    ]
+    assert not list((tmp_path / "out").rglob("*.pth"))
+    for report in ("full", "small"):
+        assert (tmp_path / "report" / report / "claims.md").exists()
+        assert list((tmp_path / "report" / report / "figures").glob("*.png"))
+
+
+def test_a_part_of_the_half_hour_that_there_is_not_is_refused_in_one_line(tmp_path):
+    result = half_hour("4", tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "expected 1, 2, 3 or tables" in result.stderr and not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

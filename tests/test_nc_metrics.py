@@ -142,6 +142,22 @@ def test_nearly_equal_features_have_an_nc1_without_a_warning(recwarn):
     assert collapse.nc1 == pytest.approx(0, abs=1e-12) and not recwarn.list
 
 
+@pytest.mark.parametrize("counts", ((1, 1, 1), (1, 0, 1), (2, 1, 1)))
+def test_single_samples_have_no_spread_within_classes_and_a_warning_says_so(counts, recwarn):
+    y = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    h = torch.randn(len(y), 16, generator=torch.Generator().manual_seed(1))
+    streamed = StreamingCollapse(3)
+    streamed.add_to_means(h, y)
+    streamed.add_to_spread(h, y, y)
+    for found in (neural_collapse(h, y, torch.eye(3)[y], torch.eye(3, 16)), streamed.result()):
+        undefined = {field.name for field in fields(found) if is_nan(getattr(found, field.name))}
+        spread = {"nc1", "nc1_papyan", "cdnv"} if max(counts) == 1 else set()
+        assert undefined == spread & {field.name for field in fields(found)}
+    told = [str(warning.message) for warning in recwarn.list]
+    assert len(told) == (2 if max(counts) == 1 else 0)
+    assert all(line.startswith("no class has two samples: NC1 and CDNV") for line in told)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     h, y, w, logits = map(torch.from_numpy, cases.features(20, 16, 5, 0.5, seed=0))
     for bad in ((h[:-1], y, logits, w), (h, y, logits[:, :-1], w), (h, y, logits, w[:, :-1])):

@@ -646,7 +646,7 @@ def test_ranks_share_a_sweep_and_leave_the_files_of_a_single_process(
 ):
     assert run_script(train, flags)[0] == 0
     shutil.copytree(tmp_path / "models", tmp_path / "shared")
-    sweep_flags += " --neural-collapse-gaussian --neural-collapse-targeted"
+    sweep_flags += " --neural-collapse-gaussian --neural-collapse-targeted --leaps --simplex"
     assert run_script(eval_script, sweep_flags)[0] == 0
     result = subprocess.run(
         [
@@ -740,7 +740,8 @@ BAD = {
     "overwrite": SWITCHES,
 }
 BAD_TRAIN = {
-    "cuda_graph": SWITCHES,
+    "cuda_graph": (*SWITCHES, " --no-cuda-graph"),
+    "no_cuda_graph": (*SWITCHES, " --cuda-graph"),
     "batch_size": COUNTS,
     "optimizer": WORDS,
     "weight_decay": NUMBERS,
@@ -776,6 +777,8 @@ BAD_EVAL = {
     "equal_n": SWITCHES,
     "autoattack": COUNTS,
     "neural_collapse_targeted": SWITCHES,
+    "leaps": SWITCHES,
+    "simplex": ("", "0", "-1", "a", "0,1,2", "0.5"),
     "layerwise": (*SWITCHES, " --compile"),
     "ncc": SWITCHES,
     "ncc_layers": ("conv99", "", "conv1 --compile"),
@@ -819,7 +822,7 @@ def test_every_flag_refuses_bad_values_with_one_line(
             [flag + value] if value.startswith("=") else [f"{flag}={value}"] for value in values
         ]
         argvs.append([f"{flag}=--"])  # which argparse of Python 3.11 takes for no value
-        if actions[dest].nargs != 0 and dest != "resume":
+        if actions[dest].nargs not in (0, "*") and dest != "resume":
             argvs.append([flag])  # its value is missing
         for argv in argvs:
             *given, last = argv

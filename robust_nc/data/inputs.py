@@ -184,7 +184,7 @@ INPUTS: dict[str, InputKind] = {
     "seen": InputKind(
         perturb=None,
         stream=6,
-        label="perturbed, as seen in training",
+        label="training-time adversarial",
         attacked=True,
         from_clean=True,
         prefix="robust_",

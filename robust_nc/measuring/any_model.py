@@ -1,14 +1,14 @@
 """Accuracy and neural collapse of any model on any loader, in one call: robust_nc.measure.
 
-It imports `attacks` and `nc_metrics` alone, so that a project that uses it meets no other file of
-ours.
+It needs `attacks`, `nc_metrics` and formulas of this folder alone, so that a project that uses it
+meets no other file of ours.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attacks import pgd
 from nc_metrics import NeuralCollapse, neural_collapse
+from robust_nc.measuring.vertices import find_leaps, vertices_of
 
 # From images (N, C, H, W) in [0, 1] and labels (N,) to what is added to the images.
 Attack = Callable[[Tensor, Tensor], Any]
@@ -29,12 +30,19 @@ class Measured:
     """What `measure` returns: mean cross-entropy, accuracy in [0, 1] and neural collapse.
 
     images: how many there were. collapse: its `class_means` are those of the features.
+    vertex_agreement: share of images that lie nearest to the clean class mean of the class that the
+        model says. vertex_distance: mean distance to that mean, over the mean distance between two
+        of them: 0 at the vertex. NaN where the clean class means are not known.
+    vertices: the class means (C, D) of these images, NaN for a class without one.
     """
 
     images: int
     loss: float
     accuracy: float
     collapse: NeuralCollapse
+    vertex_agreement: float
+    vertex_distance: float
+    vertices: Tensor = field(repr=False)
 
 
 @dataclass
@@ -52,6 +60,7 @@ def measure(
     attack: str | Attack | None = None,
     *,
     classifier: nn.Module | str | None = None,
+    clean: Measured | None = None,
     **ball: Any,
 ) -> Measured:
     """Accuracy, loss and neural collapse of a model in eval mode, on the images of one pass.
@@ -70,6 +79,8 @@ def measure(
             returns what is added to the images.
         classifier: the layer that puts out the logits, or its name; None: the last nn.Linear that a
             pass calls.
+        clean: what `measure` returned for the clean training images, whose class means are the
+            vertices; None: those of these images where there is no attack, not known under one.
         ball: of "pgd", in units of the images: epsilon (8/255), step_size (2/255), steps (10), norm
             ("l_inf" or "l_2"), restarts (1).
 
@@ -79,31 +90,60 @@ def measure(
     model = _unwrapped(model)
     perturb = _perturbation(model, attack, ball)
     layer = model.get_submodule(classifier) if isinstance(classifier, str) else classifier
-    parts, found = [], layer
     with _eval_mode(model):
-        for batch in loader:
-            x, y = _tensors(batch, model)
-            if perturb is not None:
-                x = _perturbed(x, perturb(x, y))
-            logits, call = _forward(model, x, layer)
-            if found is not None and call.layer is not found:
-                raise ValueError("batches end in other linear layers: name one as classifier")
-            found = call.layer
-            parts.append((call.entered.flatten(1), y, logits))
-    if found is None:
-        raise ValueError("the loader has no batches")
-    features, labels, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        features, labels, logits, weight = _outputs(model, loader, perturb, layer)
     if not (features.isfinite().all() and logits.isfinite().all()):
         raise ValueError("features or logits are not finite: has the training diverged?")
-    weight: Any = found.weight
-    collapse = neural_collapse(features, labels, logits, weight.detach().flatten(1))
+    collapse = neural_collapse(features, labels, logits, weight)
     _tell_missing(labels, logits.shape[1])
+    own = vertices_of(collapse.class_means, labels)
+    vertices = own if attack is None and clean is None else _clean_vertices(clean, own)
+    leaps = find_leaps(features, labels, logits.argmax(1), vertices)
     return Measured(
         images=len(labels),
         collapse=collapse,
         loss=F.cross_entropy(logits.double(), labels).item(),
         accuracy=(logits.argmax(1) == labels).double().mean().item(),
+        vertex_agreement=leaps.agreement,
+        vertex_distance=leaps.distance,
+        vertices=own,
     )
+
+
+def _outputs(
+    model: nn.Module, loader: Iterable, perturb: Attack | None, layer: nn.Module | None
+) -> tuple[Tensor, ...]:
+    """Features (N, D), labels (N,) and logits (N, C) of all images, and the classifier's W (C, D).
+
+    Raises:
+        ValueError: there are no images, or their batches end in other layers.
+    """
+    parts, found = [], layer
+    for batch in loader:
+        x, y = _tensors(batch, model)
+        if perturb is not None:
+            x = _perturbed(x, perturb(x, y))
+        logits, call = _forward(model, x, layer)
+        if found is not None and call.layer is not found:
+            raise ValueError("batches end in other linear layers: name one as classifier")
+        found = call.layer
+        parts.append((call.entered.flatten(1), y, logits))
+    if found is None:
+        raise ValueError("the loader has no batches")
+    weight: Any = found.weight
+    return *(torch.cat(part) for part in zip(*parts, strict=True)), weight.detach().flatten(1)
+
+
+def _clean_vertices(clean: Measured | None, own: Tensor) -> Tensor:
+    """The clean class means (C, D), NaN where they are not known; `own` are these images' own."""
+    if clean is None:
+        return torch.full_like(own, math.nan)
+    if clean.vertices.shape != own.shape:
+        raise ValueError(
+            f"clean is of another model: its class means are {tuple(clean.vertices.shape)}, those "
+            f"of these images {tuple(own.shape)}"
+        )
+    return clean.vertices.to(own.device)
 
 
 def _tell_missing(labels: Tensor, classes: int) -> None:
@@ -112,7 +152,7 @@ def _tell_missing(labels: Tensor, classes: int) -> None:
     if missing:
         warnings.warn(
             f"no image of class {', '.join(map(str, missing))}: its class mean counts as zero, "
-            "which changes NC1 to NC3",
+            "which changes NC1 to NC3, and it is no vertex",
             RuntimeWarning,
             stacklevel=3,
         )

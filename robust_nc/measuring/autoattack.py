@@ -62,8 +62,10 @@ def _autoattack(subject: Subject, x: Tensor, y: Tensor, strength: Strength) -> T
     """
     epsilon = strength.attack["epsilon"]
     norm = {"l_inf": "Linf", "l_2": "L2"}[strength.attack["norm"]]
+    network, advice = subject.evaluator.network, "--eval-batch-size can be lowered"
     try:
-        with memory_advice("--eval-batch-size can be lowered"):
+        # Its batches shrink as images fall: few are of one size.
+        with memory_advice(advice), network.compiled_for(full=False):
             attacked = _standard_evaluation(subject, x, y, {"norm": norm, "eps": epsilon})
     except IndexError as error:  # of its loss, which compares the four likeliest classes
         raise InputError("standard AutoAttack needs at least four classes") from error

@@ -35,12 +35,17 @@ Perturb = Callable[[Tensor, Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class Measurement:
-    """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input."""
+    """Mean cross-entropy, accuracy in [0, 1] and neural collapse of one network on one input.
+
+    features: (N, D), what these are of. predictions: (N,), the classes that the network says.
+    """
 
     images: int
     loss: float
     accuracy: float
     collapse: NeuralCollapse
+    features: Tensor = field(compare=False, repr=False)
+    predictions: Tensor = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Evaluator:
             loss=F.cross_entropy(logits.double(), labels).item(),
             accuracy=accuracy(logits, labels),
             collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
+            features=features,
+            predictions=logits.argmax(1),
         )
 
     def perturbed(self, images: Tensor, labels: Tensor, perturb: Perturb) -> Tensor:
@@ -211,9 +218,10 @@ class Evaluator:
         def next_batch() -> tuple[Result, int]:
             end = start + self.batch_size
             x, y = as_float(images[start:end]), labels[start:end]
-            if perturb is not None:
-                x = x + perturb(x, y)
-            return work(x, y), len(y)
+            with self.network.compiled_for(full=len(y) == self.batch_size):
+                if perturb is not None:
+                    x = x + perturb(x, y)
+                return work(x, y), len(y)
 
         while start < len(labels):
             result, size = self._retried(next_batch, len(labels))

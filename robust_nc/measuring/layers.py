@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.measuring.subject import InputPart, Subject, key_of
+from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, key_of
 from robust_nc.results.records import LayerRecord
 
 # The kinds of input that --layerwise measures.
 LAYER_INPUTS = [name for name, kind in INPUTS.items() if kind.layerwise]
-
-# The training images that all others are compared with.
-CLEAN_TRAINING = InputPart("train", "clean", 0.0)
 
 
 def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator[LayerRecord]:

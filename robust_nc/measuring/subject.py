@@ -6,11 +6,11 @@ input has a random stream of its own.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from robust_nc.data.datasets import Dataset
 from robust_nc.data.inputs import INPUTS, Strength
 from robust_nc.data.readers import Split
 from robust_nc.measuring.evaluator import Evaluator, Perturb
-from robust_nc.results.records import SPLITS
+from robust_nc.results.rows import SPLITS
 from utils import seed_everything
+
+Result = TypeVar("Result")
 
 
 class InputPart(NamedTuple):
@@ -31,6 +33,10 @@ class InputPart(NamedTuple):
     radius: float
 
 
+# The images whose class means are the vertices of the simplex that all others are compared with.
+CLEAN_TRAINING = InputPart("train", "clean", 0.0)
+
+
 @dataclass
 class Subject:
     """A network with the data that it is measured on, and how its inputs are perturbed.
@@ -39,6 +45,7 @@ class Subject:
     strengths: they differ in the radius and step size of their attacks alone.
     of_files: whether "epochs" are files of --checkpoint, which all have the random streams of epoch
         0: what is measured of a file does not depend on the others.
+    triangle: the classes in whose plane images are placed, if they are.
     """
 
     evaluator: Evaluator
@@ -47,8 +54,10 @@ class Subject:
     strengths: tuple[Strength, ...]
     seed: int
     of_files: bool = False
+    triangle: tuple[int, ...] | None = None
     _shared: Collection[InputPart] = field(default=(), init=False, repr=False)
     _kept: dict[InputPart, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _measured: dict[InputPart, Any] | None = field(default=None, init=False, repr=False)
 
     def split(self, name: str) -> Split:
         return getattr(self.data, name)
@@ -91,14 +100,22 @@ class Subject:
     def keeping(self, shared: Collection[InputPart]) -> Iterator[None]:
         """Inside, one checkpoint is measured: these inputs are perturbed once, and kept to the end.
 
-        They are kept in main memory.
+        They are kept in main memory. What `once` measures is kept likewise.
         """
-        self._shared = shared
+        self._shared, self._measured = shared, {}
         try:
             yield
         finally:
-            self._shared = ()
+            self._shared, self._measured = (), None
             self._kept.clear()
+
+    def once(self, part: InputPart, measure: Callable[[], Result]) -> Result:
+        """measure(), or what it has returned for this part before, inside `keeping`."""
+        if self._measured is None:
+            return measure()
+        if part not in self._measured:
+            self._measured[part] = measure()
+        return self._measured[part]
 
 
 def input_parts(

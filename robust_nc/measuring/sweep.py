@@ -1,4 +1,4 @@
-"""What a sweep measures: the checkpoints that it takes, what it is asked for, and what is missing.
+"""What a sweep measures: the checkpoints that it takes, and what it can be asked for.
 
 A part of a checkpoint is what is measured, recorded and missed as a whole: a split in one kind of
 input, a classifier, so many images.
@@ -6,7 +6,6 @@ input, a classifier, so many images.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -18,23 +17,24 @@ from robust_nc.measuring.autoattack import AutoAttackPart, autoattack_rows
 from robust_nc.measuring.centres import MEANS_INPUTS, CentrePart, centre_inputs, centre_rows
 from robust_nc.measuring.collapse import input_rows
 from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
-from robust_nc.measuring.subject import InputPart, Subject, input_parts
+from robust_nc.measuring.leaps import SimplexPart, leap_rows, simplex_rows
+from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, input_parts
+from robust_nc.measuring.vertices import MOST_POINTS
 from robust_nc.networks.blocks import FEATURES
 from robust_nc.networks.network import Network
-from robust_nc.results.conditions import conditions_of
 from robust_nc.results.files import sha256
 from robust_nc.results.records import (
     ADAPTIVE,
     CENTRE_INPUTS,
-    SPLITS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
+    LeapRecord,
     Record,
-    Row,
-    radius_of,
+    SimplexRecord,
 )
+from robust_nc.results.rows import SPLITS, Row, radius_of
 from robust_nc.results.run_folder import RunFolder, checkpoint_epochs, list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
@@ -161,11 +161,13 @@ def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
 class Task:
     """Rows of one type that a sweep can be asked for.
 
-    measure: from a subject, an epoch and parts to their rows.
+    measure: from a subject, an epoch and parts to their rows, those of a part together.
+    passes: of the same name in tasks that take the same passes of images through the network.
     """
 
     name: str
     row_type: type[Row]
+    passes: str
     measure: Callable[[Subject, int, list], Iterator[Row]]
 
     def parts(self, settings: Settings, data: Dataset) -> list:
@@ -180,25 +182,31 @@ class Task:
         """The inputs, at least the attacked ones, that `measure` asks for: here the parts."""
         return parts
 
-    def rows_of_part(self, network: Network) -> int:
-        """How many rows a part has."""
-        return 1
+    def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
+        """Whether these are all rows of a part."""
+        return bool(rows)
 
     def is_whole(self, row: Any) -> bool:
         """Whether a row has all that is measured now; rows of earlier versions may not."""
         return True
 
 
+def parts_of(settings: Settings, names: Iterable[str]) -> list[InputPart]:
+    """The parts of these kinds of input, of the splits and at the radii of the flags."""
+    splits = SPLITS if settings.split == "both" else [settings.split]
+    return input_parts(splits, names, settings.epsilons)
+
+
 class InputTask(Task):
     """Accuracy, loss and neural collapse: the flags --neural-collapse..."""
 
     name = "inputs"
+    passes = "features"
     row_type = Record
     measure = staticmethod(input_rows)
 
     def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
-        splits = SPLITS if settings.split == "both" else [settings.split]
-        return input_parts(splits, asked_inputs(settings), settings.epsilons)
+        return parts_of(settings, asked_inputs(settings))
 
     def part_of(self, row: Record) -> InputPart:
         return InputPart(row.split, row.input, radius_of(row))
@@ -211,6 +219,7 @@ class LayerTask(Task):
     """Collapse after every block: --layerwise."""
 
     name = "layers"
+    passes = "layers"
     row_type = LayerRecord
     measure = staticmethod(layer_rows)
 
@@ -220,8 +229,8 @@ class LayerTask(Task):
     def part_of(self, row: LayerRecord) -> InputPart:
         return InputPart(row.split, row.input, radius_of(row))
 
-    def rows_of_part(self, network: Network) -> int:
-        return len(network.blocks())
+    def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
+        return len(rows) >= len(network.blocks())
 
     def is_whole(self, row: LayerRecord) -> bool:
         lacks_own = INPUTS[row.input].targeted and math.isnan(row.own_distance)
@@ -232,6 +241,7 @@ class CentreTask(Task):
     """The nearest-centre classifier: --ncc, of the network's own features, and --ncc-layers."""
 
     name = "nearest centres"
+    passes = "nearest centres"
     row_type = CentreRecord
     measure = staticmethod(centre_rows)
 
@@ -246,8 +256,8 @@ class CentreTask(Task):
     def inputs(self, parts: list[CentrePart]) -> Iterable[InputPart]:
         return centre_inputs(parts)
 
-    def rows_of_part(self, network: Network) -> int:
-        return len(CENTRE_INPUTS)
+    def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
+        return len(rows) >= len(CENTRE_INPUTS)
 
     def is_whole(self, row: CentreRecord) -> bool:
         return row.input != ADAPTIVE or row.attempts > 0
@@ -257,6 +267,7 @@ class AutoAttackTask(Task):
     """Standard AutoAttack: --autoattack, of as many images as are asked for, or as there are."""
 
     name = "AutoAttack"
+    passes = "AutoAttack"
     row_type = AutoAttackRecord
     measure = staticmethod(autoattack_rows)
 
@@ -271,60 +282,71 @@ class AutoAttackTask(Task):
         return []  # it perturbs images of its own
 
 
-TASKS: tuple[Task, ...] = (InputTask(), LayerTask(), CentreTask(), AutoAttackTask())
+def placed_parts(settings: Settings) -> list[InputPart]:
+    """The parts of --leaps and --simplex: clean images and those that the other flags ask for.
+
+    Where these ask for none, they are all kinds of input.
+    """
+    asked = asked_inputs(settings) or [name for name, kind in INPUTS.items() if kind.asked_by]
+    return parts_of(settings, dict.fromkeys(["clean", *asked]))
+
+
+class LeapTask(Task):
+    """Near which vertex of the clean training simplex images lie: --leaps."""
+
+    name = "leaps"
+    row_type = LeapRecord
+    measure = staticmethod(leap_rows)
+    passes = "features"
+
+    def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
+        return placed_parts(settings) if settings.leaps else []
+
+    def part_of(self, row: LeapRecord) -> InputPart:
+        return InputPart(row.split, row.input, radius_of(row))
+
+    def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
+        return sum(row.count for row in rows) == len(getattr(data, part.split))
+
+
+class SimplexTask(Task):
+    """Where images lie in the plane of three vertices: --simplex."""
+
+    name = "simplex"
+    row_type = SimplexRecord
+    measure = staticmethod(simplex_rows)
+    passes = "features"
+
+    def parts(self, settings: Settings, data: Dataset) -> list[SimplexPart]:
+        if settings.simplex is None:
+            return []
+        classes = " ".join(map(str, settings.simplex))
+        inputs = dict.fromkeys([CLEAN_TRAINING, *placed_parts(settings)])
+        return [SimplexPart(*part, classes) for part in inputs]
+
+    def part_of(self, row: SimplexRecord) -> SimplexPart:
+        return SimplexPart(row.split, row.input, radius_of(row), row.classes)
+
+    def inputs(self, parts: list[SimplexPart]) -> list[InputPart]:
+        return [part.of_input for part in parts]
+
+    def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
+        counts = getattr(data, part.split).labels.bincount(minlength=data.num_classes).tolist()
+        sizes = [counts[label] for label in part.shown if counts[label]]
+        return len(rows) >= sum(1 + min(size, MOST_POINTS) for size in sizes)
+
+
+TASKS: tuple[Task, ...] = (
+    InputTask(),
+    LeapTask(),
+    SimplexTask(),
+    LayerTask(),
+    CentreTask(),
+    AutoAttackTask(),
+)
 
 
 def names_of_tasks(settings: Settings, data: Dataset) -> list[str]:
     """What the flags ask for, in words: the kinds of input, and the other tasks."""
     others = [task for task in TASKS if not isinstance(task, InputTask)]
     return [*asked_inputs(settings), *(task.name for task in others if task.parts(settings, data))]
-
-
-# ---------------------------------------------------------------------------------------------
-# What is missing
-# ---------------------------------------------------------------------------------------------
-
-
-class Missing(NamedTuple):
-    """What a task has still to measure of a checkpoint."""
-
-    task: Task
-    parts: list
-
-
-def missing_parts(
-    settings: Settings, data: Dataset, network: Network, epochs: Iterable[int], run: RunFolder
-) -> dict[int, list[Missing]]:
-    """Epoch -> what the flags ask for and the run's tables lack."""
-    missing: dict[int, list[Missing]] = {}
-    now = conditions_of(vars(settings))
-    for task in TASKS:
-        asked = task.parts(settings, data)
-        recorded = run.swept_rows(task.row_type) if asked else []
-        # Rows of another attack or noise are others.
-        recorded = [row for row in recorded if row.key == row.measured_with(now).key]
-        # A part of which rows were lost, or lack what is measured now, is measured again.
-        whole = [row for row in recorded if task.is_whole(row)]
-        if len(whole) < len(recorded):
-            logger.info(
-                f"{run.table(task.row_type)}: {len(recorded) - len(whole)} rows lack what is "
-                "measured now: they are measured again where they are asked for"
-            )
-        counts = Counter((row.epoch, task.part_of(row)) for row in whole)
-        for epoch in epochs:
-            parts = [part for part in asked if counts[epoch, part] < task.rows_of_part(network)]
-            if parts:
-                missing.setdefault(epoch, []).append(Missing(task, parts))
-    return dict(sorted(missing.items()))
-
-
-def rows_to_come(missing: Iterable[Missing], network: Network) -> int:
-    """How many rows will be measured."""
-    return sum(len(parts) * task.rows_of_part(network) for task, parts in missing)
-
-
-def shared_inputs(missing: list[Missing]) -> set[InputPart]:
-    """The attacked inputs of a checkpoint that several tasks need."""
-    needed = [part for task, parts in missing for part in task.inputs(parts)]
-    counts = Counter(part for part in needed if INPUTS[part.input].attacked)
-    return {part for part, count in counts.items() if count > 1}

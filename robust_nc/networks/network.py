@@ -1,7 +1,7 @@
 """A network: a model behind the normalisation of its images, so that attacks see pixels."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Network(nn.Module):
     model: Any
     mean: Tensor
     std: Tensor
+    compiled = False
 
     def __init__(
         self,
@@ -84,6 +85,21 @@ class Network(nn.Module):
         finally:
             for module, name, weight in weights:
                 module.register_parameter(name, weight)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As nn.Module.compile; `compiled_for` then says which batches are worth it."""
+        self.compiled = True
+        super().compile(*args, **options)
+
+    def compiled_for(self, full: bool) -> AbstractContextManager[Any]:
+        """Inside, compiled code runs a full batch alone: any other size runs as it is.
+
+        Each size is compiled anew, which takes longer than the few batches of that size gain. It
+        holds for every network in the process.
+        """
+        if full or not self.compiled:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     def to_channels_last(self) -> "Network":
         """Lay out weights, activations and images so; returns itself.

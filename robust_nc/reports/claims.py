@@ -1,6 +1,7 @@
 """The paper's seven claims, and what runs say of each.
 
-Source: Su et al. 2024. What a claim is judged by stands in criteria.py.
+Source: Su et al. 2024. What a claim is judged by stands in criteria.py, of claim 5 in
+ways_to_train.py.
 """
 
 import math
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from robust_nc.build import DIGESTS
-from robust_nc.reports.criteria import CRITERIA, Criterion
+from robust_nc.reports.criteria import CRITERIA
+from robust_nc.reports.criterion import Criterion, Outcome, Precondition
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.readings import Study
-from robust_nc.reports.runs import OF_SWEEP, Run, Setting, step_name
+from robust_nc.reports.runs import OF_SWEEP, Run, Setting, seeds_in_words, step_name
+from robust_nc.results.records import measured_alike
 from robust_nc.results.tables import mean_and_std
 from robust_nc.training.modes import MODES
 from utils import logger
@@ -29,36 +32,89 @@ CLAIMS = {
 }
 
 
+HOLDS, FAILS, NOT_MEASURED, NOT_TESTABLE = (
+    "holds",
+    "does not hold",
+    "not measured",
+    "not testable",
+)
+
+
 @dataclass(frozen=True)
 class Finding:
-    """What the runs of one setting say of one criterion: seed -> value.
+    """What the runs of one setting say of one criterion: seed -> outcome, of seeds that say any.
 
     differs: the flags that set them apart from other runs of the setting, in words.
     """
 
     criterion: Criterion
     setting: Setting
-    values: dict[int, float]
+    outcomes: dict[int, Outcome]
     differs: str = ""
 
     @property
+    def testable(self) -> dict[int, Outcome]:
+        """The seeds whose preconditions hold."""
+        return {seed: o for seed, o in self.outcomes.items() if not o.failed}
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Seed -> value: of those that are testable; of all, where none is."""
+        return {seed: o.value for seed, o in (self.testable or self.outcomes).items()}
+
+    @property
+    def finite(self) -> list[float]:
+        return [value for value in self.values.values() if math.isfinite(value)]
+
+    @property
     def mean(self) -> float:
-        return mean_and_std(list(self.values.values()))[0]
+        return mean_and_std(self.finite)[0]
 
     @property
     def std(self) -> float:
         """Unbiased, over the seeds; NaN of one seed."""
-        return mean_and_std(list(self.values.values()))[1]
+        return mean_and_std(self.finite)[1]
+
+    @property
+    def scale(self) -> float:
+        """Of random class means; NaN where the criterion has no such scale."""
+        return mean_and_std([o.scale for o in self.outcomes.values()])[0]
+
+    @property
+    def kind(self) -> str:
+        """One of the four verdicts. A criterion holds if it does for every testable seed."""
+        if not self.outcomes:
+            return NOT_MEASURED
+        if not self.testable:
+            return NOT_TESTABLE
+        return HOLDS if self.met == len(self.testable) else FAILS
+
+    @property
+    def met(self) -> int:
+        """For how many testable seeds the criterion holds."""
+        return sum(self.criterion.holds(o.value, o.scale) for o in self.testable.values())
 
     @property
     def verdict(self) -> str:
-        """A criterion holds if it does for every seed."""
-        met = sum(map(self.criterion.holds, self.values.values()))
-        if not self.values:
-            return "not measured"
-        if met == len(self.values):
-            return "holds"
-        return "does not hold" + (f" ({met} of {len(self.values)} seeds)" if met else "")
+        """The kind, with the number of seeds where they differ."""
+        some = self.kind == FAILS and self.met
+        return self.kind + (f" ({self.met} of {len(self.testable)} seeds)" if some else "")
+
+    @property
+    def failed(self) -> str:
+        """The preconditions that do not hold, with the mean of their values; where some seeds are
+        testable, of which seeds that is.
+        """
+        values: dict[Precondition, list[float]] = {}
+        for outcome in self.outcomes.values():
+            for precondition, value in outcome.failed:
+                values.setdefault(precondition, []).append(value)
+        seeds = [seed for seed, outcome in self.outcomes.items() if outcome.failed]
+        where = f"{seeds_in_words(seeds)}: " if seeds and self.testable else ""
+        return where + "; ".join(
+            f"{need.text} {mean_and_std(of_need)[0]:.4g}, needs {need.bound}"
+            for need, of_need in values.items()
+        )
 
 
 def judge(runs: list[Run], claims: Iterable[int] = CLAIMS) -> list[Finding]:
@@ -95,9 +151,9 @@ def findings_of(criterion: Criterion, setting: Setting, groups: list[Group]) -> 
     for chosen in product(*filter(None, by_mode)):
         if not all(go_together(*pair, groups) for pair in combinations(chosen, 2)):
             continue
-        values = {seed: criterion.measure(study) for seed, study in studies(chosen)}
-        measured = {seed: value for seed, value in values.items() if not math.isnan(value)}
-        findings.append(Finding(criterion, setting, measured, differences_in_words(chosen)))
+        outcomes = {seed: criterion.outcome(study) for seed, study in studies(chosen)}
+        known = {seed: outcome for seed, outcome in outcomes.items() if outcome.known}
+        findings.append(Finding(criterion, setting, known, differences_in_words(chosen)))
     return findings or [Finding(criterion, setting, {})]
 
 
@@ -114,7 +170,7 @@ def modes_asked(criterion: Criterion, groups: list[Group]) -> set[str]:
     """The modes whose runs a criterion looks up, as far as there are such runs."""
     asked: set[str] = set()
     for _, study in studies(groups):
-        criterion.measure(study)
+        criterion.outcome(study)
         asked |= study.asked
     return asked
 
@@ -128,7 +184,15 @@ def differences_in_words(groups: Sequence[Group]) -> str:
 
 
 def tell_not_compared(setting: Setting, groups: list[Group]) -> None:
-    """A line for each two modes that were measured in other ways."""
+    """A line for each two modes that were measured in other ways, or one that was in several."""
+    for group in groups:
+        rows = [row for run in group.runs for row in run.own_records if row.split == "train"]
+        if not measured_alike(rows):
+            ways = sorted({f"n = {row.images}, {row.precision or 'untold'}" for row in rows})
+            logger.info(
+                f"{setting}: {MODES[group.mode].label}: training images were measured in several "
+                f"ways, which are not compared: {'; '.join(ways)}"
+            )
     for group, other in combinations(groups, 2):
         names = measured_otherwise(group, other) if group.mode != other.mode else []
         if names:

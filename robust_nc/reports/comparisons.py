@@ -18,7 +18,13 @@ from robust_nc.reports.groups import (
     in_words,
 )
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
-from robust_nc.reports.runs import PERTURBED, safe, seeds_in_words, unit_of
+from robust_nc.reports.runs import (
+    PERTURBED,
+    radius_in_words,
+    safe,
+    seeds_in_words,
+    unit_of,
+)
 from robust_nc.reports.style import (
     MORE_COLORS,
     MORE_MARKERS,
@@ -156,11 +162,12 @@ def mode_styles(groups: list[Group]) -> list[Style]:
 
 
 class RadiusLine(NamedTuple):
-    """Which images a line against the radius is of, and after which epoch."""
+    """Which images a line against the radius is of, after which epoch, and in which precision."""
 
     split: str
     images: int
     epoch: int
+    precision: str
 
 
 def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
@@ -172,6 +179,7 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
     for group in groups:
         part = group.measured(lambda run: len({radius_of(row) for row in run.records} - {0.0}) > 1)
         lines = radius_lines(part, view)
+        tell_other_radii(part, lines)
         if lines:
             setting = part.setting
             shared[setting.dataset, setting.model, setting.norm].append((part, lines))
@@ -199,6 +207,15 @@ def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
     return plots
 
 
+def tell_other_radii(group: Group, lines: dict[RadiusLine, Line]) -> None:
+    """A line on radii that not all seeds were attacked at."""
+    radii = {radius for line in lines.values() for radius in set().union(*line) - {*common(line)}}
+    if radii:
+        words = [radius_in_words(radius, group.setting.dataset) for radius in sorted(radii)]
+        name = group.file_name("epsilon")
+        logger.info(f"{name}: left out, not measured by all seeds: PGD of {', '.join(words)}")
+
+
 def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:
     """Rows by epsilon: clean images at 0, and PGD of at least two."""
     tables = [
@@ -210,7 +227,11 @@ def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:
         ]
         for run in group.runs
     ]
-    lines = collect(tables, lambda row: RadiusLine(row.split, row.images, row.epoch), radius_of)
+    lines = collect(
+        tables,
+        lambda row: RadiusLine(row.split, row.images, row.epoch, row.precision),
+        radius_of,
+    )
     names = [name for name, line in lines.items() if len({*common(line)} - {0.0}) > 1]
     names.sort(key=lambda name: (SPLITS.index(name.split), -name.images))
     return {name: lines[name] for name in names}

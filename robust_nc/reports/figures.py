@@ -17,6 +17,7 @@ from robust_nc.reports.panels import (
     line_styles,
     panels_of,
 )
+from robust_nc.reports.runs import safe
 from robust_nc.reports.style import CLASSIFIER, Style, spare_pair
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS
@@ -27,7 +28,16 @@ def all_plots(groups: list[Group], view: View) -> list[Plot]:
     """Every figure of the groups, each with the numbers of images that it is of."""
     plots = [plot for group in groups for plot in group_plots(group, view)]
     plots += distance_plots(groups, view) + mode_plots(groups, view) + epsilon_plots(groups, view)
+    plots = [with_attack(plot, view) for plot in plots]
     return [with_sizes(plot) for plot in map(with_values, plots) if plot.panels]
+
+
+def with_attack(plot: Plot, view: View) -> Plot:
+    """Name and title tell the attack or noise that was asked for."""
+    if not view.asked:
+        return plot
+    name = "_".join([plot.name, *(safe(words.replace(" ", "")) for words in view.asked)])
+    return plot._replace(name=name, title=f"{plot.title}, {', '.join(view.asked)}")
 
 
 def with_values(plot: Plot) -> Plot:
@@ -43,16 +53,24 @@ def with_values(plot: Plot) -> Plot:
 
 
 def with_sizes(plot: Plot) -> Plot:
-    """The title ends with how many images there are; lines of another number say so themselves."""
+    """The title ends with how many images there are; lines of another number say so themselves.
+
+    So do lines of another precision than the first.
+    """
     sizes: dict[str, int] = {}
+    precisions: dict[str, str] = {}
     others: dict[str, None] = {}
 
     def sized(curve: Curve) -> Curve:
         row = next(iter(curve.line[0].values()))
-        if row.images == sizes.setdefault(row.split, row.images):
+        words = []
+        if row.images != sizes.setdefault(row.split, row.images):
+            words.append(f"n = {row.images}" if row.images else "n not told")
+        if row.precision != precisions.setdefault(row.split, row.precision):
+            words.append(row.precision or "precision not told")
+        if not words:
             return curve
-        size = f"n = {row.images}" if row.images else "n not told"
-        label = f"{curve.style.label}, {size}"
+        label = ", ".join([curve.style.label, *words])
         others[label] = None
         return curve._replace(style=curve.style._replace(label=label))
 
@@ -113,6 +131,9 @@ def epoch_plot(group: Group, figure: str, lines: dict[LineName, Line], view: Vie
         metrics += [m for m in METRICS.values() if m.from_clean]
     panels: list[tuple[Panel, list[Curve]]] = []
     for panel in panels_of(metrics, "epochs"):
+        if figure == "targeted":
+            label = METRICS[panel.field].target_label or panel.label
+            panel = panel._replace(label=label)
         curves = [Curve(styles[n], line, panel.field) for n, line in lines.items()]
         classifier = METRICS[panel.field].classifier
         if classifier:  # the same on every kind of input

@@ -3,12 +3,13 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.runs import PERTURBED, Run, safe, seeds_in_words
+from robust_nc.reports.runs import PERTURBED, Run, read_runs, safe, seeds_in_words
 from robust_nc.results.records import ADAPTIVE, SPLITS
 from robust_nc.training.modes import MODES
 from utils import InputError
@@ -31,18 +32,26 @@ Line = list[dict[Any, Any]]
 
 
 class LineName(NamedTuple):
-    """Which images a line is of; `images` is how many, 0 where an older version did not tell."""
+    """What a line is of: which images, how many, and in which precision they were measured.
+
+    images, precision: 0 and "" where an older version did not tell.
+    """
 
     split: str
     input: str
     images: int
+    precision: str = ""
 
 
 class View(NamedTuple):
-    """What of a group its figures show: --split, and which perturbed training images."""
+    """What of a group its figures show: --split, and which perturbed training images.
+
+    asked: the attack or noise, where flags ask for another than the run's own, in words.
+    """
 
     split: str = "train"
     perturbed: str = "seen"
+    asked: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -68,7 +77,7 @@ class Group:
         self.differs: dict[str, str] = {}
         lines = collect(
             (run.own_records for run in runs),
-            lambda row: LineName(row.split, row.input, row.images),
+            lambda row: LineName(row.split, row.input, row.images, row.precision),
         )
         self.lines: dict[LineName, Line] = {n: line for n, line in lines.items() if common(line)}
 
@@ -155,6 +164,31 @@ def agree(run: Run, other: Run) -> bool:
         and run.setting._replace(limit_train=None) == other.setting._replace(limit_train=None)
         and all(run.flags[name] == other.flags[name] for name in known_of_both)
     )
+
+
+def given_runs(folders: list[Path]) -> list[Run]:
+    """The runs of --runs: a folder holds one, or runs below it, and no two are the same."""
+    given: list[Run] = []
+    for folder in folders:
+        runs = read_runs([folder]) or runs_below(folder)
+        if not runs:
+            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
+        for run in runs:
+            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
+            if twin is None:
+                given.append(run)
+            elif twin.path.resolve() != run.path.resolve():
+                raise InputError(
+                    f"--runs {run.path}: of the same setting and seed as {twin.path}: give one"
+                )
+    return given
+
+
+def runs_below(folder: Path) -> list[Run]:
+    """In the order of their paths, but for the ways to train, which are in that of MODES."""
+    runs = read_runs(path.parent for path in folder.rglob("args.json"))
+    modes = list(MODES)
+    return sorted(runs, key=lambda r: (r.path.parents[1], modes.index(r.mode), r.path))
 
 
 def by_setting(groups: list[Group]) -> list[list[Group]]:

@@ -1,12 +1,14 @@
 """Everything that runs have measured as one table of pandas: robust_nc.load_runs."""
 
+import warnings
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from robust_nc.reports.groups import differences, in_words
-from robust_nc.reports.runs import Run, read_run
-from robust_nc.results.records import TABLES
+from robust_nc.reports.groups import agree, differences, in_words
+from robust_nc.reports.runs import Run, read_run, strong_centres
+from robust_nc.results.records import TABLES, CentreRecord, Row
 from utils import InputError
 
 ROW_TYPES = {Path(row_type.file).stem: row_type for row_type in TABLES}
@@ -22,7 +24,8 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
 
     Args:
         paths: run folders, or folders with runs below.
-        table: "metrics", "layers", "ncc" or "autoattack", as the files are called.
+        table: as the files are called: "metrics", "leaps", "simplex", "layers", "ncc" or
+            "autoattack".
 
     Raises:
         ImportError: pandas is not there. ValueError: no such table. InputError: no such folder, one
@@ -37,12 +40,29 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     found = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
     runs = [read_run(path) for path in found.values()]
+    _tell_copies(runs)
     rows = [
         names | vars(row)
         for run, names in zip(runs, _names_of(runs), strict=True)
-        for row in run.folder.rows(ROW_TYPES[table])
+        for row in _rows_of(run, ROW_TYPES[table])
     ]
     return pandas.DataFrame(rows)
+
+
+def _tell_copies(runs: list[Run]) -> None:
+    """Warn of runs that would count twice in a mean."""
+    for run, other in combinations(runs, 2):
+        if run.seed == other.seed and agree(run, other):
+            warnings.warn(
+                f"{other.path} is of the same setting and seed as {run.path}: both are loaded",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _rows_of(run: Run, row_type: type[Row]) -> list:
+    """The rows of a table, of nearest centres without those that are known to be too high."""
+    return strong_centres(run.folder) if row_type is CentreRecord else run.folder.rows(row_type)
 
 
 def _run_folders(folder: Path) -> list[Path]:

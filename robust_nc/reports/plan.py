@@ -14,7 +14,7 @@ from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS, train_parser
 from robust_nc.networks.architectures import build_model
 from robust_nc.networks.network import weight_bytes
-from robust_nc.reports.criteria import AT, BATCH, FROZEN, MART, ST
+from robust_nc.reports.readings import AT, AT_FROZEN, BATCH, FROZEN, MART, ST, ST_FROZEN
 from robust_nc.results.tables import markdown
 from robust_nc.settings import (
     STATISTICS,
@@ -45,14 +45,21 @@ class Experiment:
 
 
 # The claims that a way to train is evidence for.
-CLAIMS_OF = {ST: (1, 2, 3, 6, 7), AT: (4, 5, 6, 7), FROZEN: (5,), BATCH: (5,), MART: (5,)}
+CLAIMS_OF: dict[str, tuple[int, ...]] = {
+    ST: (1, 2, 3, 4, 5, 6, 7),  # 4 and 5: what AT is compared with
+    AT: (4, 5, 6, 7),
+    **dict.fromkeys((FROZEN, BATCH, MART, AT_FROZEN, ST_FROZEN), (5,)),
+}
 DEEP_CLAIMS = {6, 7}  # on blocks, nearest centres and radii alone
-LAYER_CLAIMS = DEEP_CLAIMS | {3}  # for which these are measured
+LAYER_CLAIMS = DEEP_CLAIMS | {3, 5}  # for which these are measured
+EARLY_BLOCK = {"vgg11bn": "conv2", "PreActResNet18": "layer1"}  # that is attacked itself
 SMALL = (
     Experiment(ST, seeds=3),
     Experiment(AT, seeds=2),
     Experiment(FROZEN, seeds=2),
     Experiment(BATCH, seeds=2),
+    Experiment(AT_FROZEN, seeds=2),
+    Experiment(ST_FROZEN, seeds=2),
     Experiment(MART),
     Experiment(ST, model="PreActResNet18"),
     Experiment(AT, model="PreActResNet18"),
@@ -138,7 +145,7 @@ def claims_of(experiment: Experiment) -> set[int]:
 
 def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
     dataset = dataset_of(args, experiment)
-    train_mode = experiment.mode.removesuffix("_batch")
+    mode = MODES[experiment.mode]
     train_images, test_images = SMALL_IMAGES if args.scale == "small" else (None, None)
     run = {
         "dataset": dataset,
@@ -146,8 +153,8 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
         "model": experiment.model,
         "norm": experiment.norm,
         **attack_of(dataset, experiment.norm),
-        "train_mode": train_mode,
-        "trades_bn": "batch" if experiment.mode != train_mode else None,
+        "train_mode": mode.train_mode,
+        "bn": mode.bn if experiment.mode != mode.train_mode else None,
         "seed": seed,
         "limit_train": args.limit_train or train_images,
         "limit_test": args.limit_test or test_images,
@@ -211,12 +218,14 @@ def sweeps_of(
     if not experiment.deep:
         return epochs, end
     radius = run.get("epsilon", PUBLISHED_ATTACKS[experiment.norm][0])
-    radii = ",".join(f"{radius * factor:g}" for factor in (0.25, 0.5, 2))
+    quarter, half, double = (f"{radius * factor:g}" for factor in (0.25, 0.5, 2))
+    blocks = {"ncc_layers": EARLY_BLOCK[experiment.model]} if standard else {}
     return (
         epochs,
-        end | {"layerwise": True, "ncc": True},
+        end | {"layerwise": True, "ncc": True} | blocks,
         # Without --pgd-alpha, so that the step follows the radius.
-        end | {"epsilons": radii, "pgd_alpha": None},
+        end | {"epsilons": f"{quarter},{half},{double}", "pgd_alpha": None},
+        {"ncc": True, "epsilons": half, "pgd_alpha": None, "checkpoints": last},
     )
 
 
@@ -270,13 +279,16 @@ def sweep_passes(planned: Planned) -> float:
     """Likewise of its sweeps."""
     train_images, test_images = images_of(planned)
     checkpoints = len(planned.sweeps[0]["checkpoints"].split(","))
-    attacks = 1 if MODES[planned.experiment.mode].adversary else 2
+    adversary = MODES[planned.experiment.mode].adversary
+    attacks = 1 if adversary else 2
     passes = checkpoints * train_images * (attacks * ATTACKED + 3 * FORWARD)
     passes += test_images * ATTACKED
     if planned.experiment.deep:
         both = train_images + test_images
         passes += both * (2 * ATTACKED + 12 * FORWARD) + 3 * both * ATTACKED
-        passes += 2 * test_images * CENTRE_ATTACKS * ATTACKED
+        # At two radii the features, of ST an early block as well, each of two kinds of class means.
+        classifiers = 2 if adversary else 3
+        passes += 2 * classifiers * test_images * CENTRE_ATTACKS * ATTACKED
     return passes
 
 

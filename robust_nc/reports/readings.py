@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from robust_nc.reports.runs import Run
-from robust_nc.results.records import ADAPTIVE
+from robust_nc.results.records import ADAPTIVE, measured_alike
 from robust_nc.training.modes import MODES
 
 ST, AT = "std_train", "pgd_train"
 FROZEN, BATCH = "pgd_train_TRADES", "pgd_train_TRADES_batch"
 MART = "pgd_train_MART"
+ST_FROZEN, AT_FROZEN = "std_train_frozen", "pgd_train_frozen"
+FITTED = 0.999  # training accuracy from which on a network is in the terminal phase
 
 
 class NotRun(Exception):
@@ -52,18 +54,17 @@ class Reading:
     rows: Callable[[Run], list]
     metric: str
 
+    def of(self, study: Study) -> list:
+        return self.rows(study[self.mode])
+
     def __call__(self, study: Study) -> float:
-        values = [getattr(row, self.metric) for row in self.rows(study[self.mode])]
+        values = [getattr(row, self.metric) for row in self.of(study)]
         return float(np.mean(values)) if values else math.nan
 
-    def images(self, study: Study) -> set[int]:
-        """How many images the rows are of, as far as they tell."""
-        return {row.images for row in self.rows(study[self.mode])} - {0}
 
-
-def same_images(study: Study, one: Reading, other: Reading) -> bool:
-    """Whether two numbers are of as many images: NC1 and its kind depend on how many these are."""
-    return len(one.images(study) | other.images(study)) < 2
+def alike(study: Study, one: Reading, other: Reading) -> bool:
+    """Whether two numbers are of as many images, and of one precision."""
+    return measured_alike(row for reading in (one, other) for row in reading.of(study))
 
 
 def last(mode: str, input: str, metric: str, split: str = "train") -> Reading:
@@ -77,21 +78,21 @@ def first(mode: str, input: str, metric: str) -> Reading:
 
 
 def ratio(one: Reading, other: Reading) -> Value:
-    """One number over another of as many images; NaN where that is not above zero."""
+    """One number over another that was measured alike; NaN where that is not above zero."""
 
     def value(study: Study) -> float:
         above, below = one(study), other(study)
-        return above / below if below > 0 and same_images(study, one, other) else math.nan
+        return above / below if below > 0 and alike(study, one, other) else math.nan
 
     return value
 
 
 def difference(one: Reading, other: Reading) -> Value:
-    """One number less another of as many images."""
+    """One number less another that was measured alike."""
 
     def value(study: Study) -> float:
         above, below = one(study), other(study)
-        return above - below if same_images(study, one, other) else math.nan
+        return above - below if alike(study, one, other) else math.nan
 
     return value
 
@@ -124,35 +125,130 @@ def early_advantage(mode: str, split: str) -> Value:
     )
 
 
-def centre_robustness(mode: str) -> Reading:
-    """Test accuracy of the nearest-centre classifier under the attack on it."""
+def centre_robustness(mode: str, share: float = 1.0) -> Reading:
+    """Test accuracy of the nearest-centre classifier under the attack on it.
+
+    share: of the run's own radius, at which it is attacked.
+    """
 
     def rows(run: Run) -> list:
-        row = run.centre_row(ADAPTIVE)
+        row = run.centre_row(ADAPTIVE, share * run.setting.epsilon)
         return [row] if row else []
 
     return Reading(mode, rows, "ncc_accuracy")
 
 
-def robustness(mode: str) -> Reading:
-    return last(mode, "pgd", "accuracy", "test")
+def early_centres(mode: str, input: str) -> Reading:
+    """Mean test accuracy of the nearest clean class mean in those early blocks that were attacked.
+
+    Early are the first half of the blocks; input: a key of CENTRE_LABELS.
+    """
+
+    def rows(run: Run) -> list:
+        blocks = [row.layer for row in run.blocks("clean", "test")]
+        early = blocks[: len(blocks) // 2]
+        attacked = [layer for layer in early if run.centre_row(ADAPTIVE, layer=layer)]
+        found = [run.centre_row(input, layer=layer) for layer in attacked]
+        return [row for row in found if row]
+
+    return Reading(mode, rows, "ncc_accuracy")
 
 
-def nc1_at_equal(metric: str, within: float, mode: str) -> Value:
-    """NC1 over that of AT at the epoch where AT's metric of clean images is nearest.
+def robustness(mode: str, share: float = 1.0) -> Reading:
+    """Test accuracy under PGD of a share of the run's own radius."""
 
-    Of epochs that are equally near the first; NaN where none comes within `within`, or the numbers
-    are of other numbers of images.
+    def rows(run: Run) -> list:
+        radius = share * run.setting.epsilon
+        return [row for own, row in run.by_radius("test").items() if math.isclose(own, radius)]
+
+    return Reading(mode, rows, "accuracy")
+
+
+def number_of_classes(run: Run) -> float:
+    """As the last row of clean images tells: NC1 as Papyan et al. report it is divided by it."""
+    whole, divided = run.last("clean", "nc1"), run.last("clean", "nc1_papyan")
+    return round(whole / divided) if divided > 0 else math.nan
+
+
+def margin(mode: str, share: float) -> Value:
+    """Robustness less the larger of ST's and of chance."""
+
+    def value(study: Study) -> float:
+        chance = 1 / number_of_classes(study[mode])
+        return robustness(mode, share)(study) - max(robustness(ST, share)(study), chance)
+
+    return value
+
+
+def terminal_phase(mode: str) -> Value:
+    """Clean NC1 after the last epoch over that of the first epoch with the training images fitted.
+
+    Infinite where none fits them, NaN where only the last one does, of those that were measured.
     """
     reached_by = last(mode, "clean", "nc1")
 
     def value(study: Study) -> float:
-        run, at = study[mode], study[AT]
-        reached, values = run.last("clean", metric), at.series("clean", metric)
-        near = min(values, key=lambda epoch: abs(values[epoch] - reached), default=None)
-        if near is None or not abs(values[near] - reached) <= within:
+        run = study[mode]
+        fitted = [e for e, a in run.series("clean", "accuracy").items() if a >= FITTED]
+        if not fitted or fitted[0] >= run.last_epoch:
+            measured = not math.isnan(run.last("clean", "accuracy"))
+            return math.inf if measured and not fitted else math.nan
+        of_first = Reading(mode, lambda run: run.of_epoch(fitted[0], "clean"), "nc1")
+        return ratio(reached_by, of_first)(study)
+
+    return value
+
+
+def equal_epochs(study: Study, mode: str, other: str, input: str) -> dict[str, int]:
+    """Mode -> the epoch at which two runs have the same loss on a kind of training input, or most
+    nearly so: the last one of the run that ends with the higher loss, the nearest of the other.
+
+    {} where it was not measured.
+    """
+    losses = {one: study[one].series(input, "loss") for one in (mode, other)}
+    ends = {one: study[one].last(input, "loss") for one in (mode, other)}
+    if any(map(math.isnan, ends.values())):
+        return {}
+    level = max(ends.values())
+    return {
+        one: study[one].last_epoch
+        if ends[one] == level
+        else min(losses[one], key=lambda epoch: abs(losses[one][epoch] - level))
+        for one in (mode, other)
+    }
+
+
+def gap_of_losses(mode: str, other: str, input: str) -> Value:
+    """How far the losses at `equal_epochs` are apart, as a share of the larger one."""
+
+    def value(study: Study) -> float:
+        epochs = equal_epochs(study, mode, other, input)
+        losses = [study[one].series(input, "loss")[epoch] for one, epoch in epochs.items()]
+        return (max(losses) - min(losses)) / max(losses) if losses else math.nan
+
+    return value
+
+
+def loss_over_chance(mode: str, other: str) -> Value:
+    """The larger of two runs' last losses on clean training images, over that of chance."""
+
+    def value(study: Study) -> float:
+        ends = [study[one].last("clean", "loss") for one in (mode, other)]
+        return max(ends) / math.log(number_of_classes(study[mode]))
+
+    return value
+
+
+def nc1_at_equal_loss(mode: str, other: str, input: str) -> Value:
+    """Clean NC1 over that of the other mode, at the epochs of equal loss on a kind of input."""
+
+    def at(one: str, epoch: int) -> Reading:
+        return Reading(one, lambda run: run.of_epoch(epoch, "clean"), "nc1")
+
+    def value(study: Study) -> float:
+        epochs = equal_epochs(study, mode, other, input)
+        if not epochs:
             return math.nan
-        of_at = Reading(AT, lambda run: run.of_epoch(near, "clean"), "nc1")
-        return ratio(reached_by, of_at)(study)
+        return ratio(at(mode, epochs[mode]), at(other, epochs[other]))(study)
 
     return value

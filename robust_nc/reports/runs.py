@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from robust_nc.agreement import step_sizes
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
+from robust_nc.results.conditions import Conditions
 from robust_nc.results.files import read_json, read_rows
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import (
@@ -22,6 +23,7 @@ from robust_nc.results.records import (
     LayerRecord,
     Record,
     at_epsilon,
+    measured_alike,
     radius_of,
 )
 from robust_nc.results.run_folder import RunFolder
@@ -37,6 +39,7 @@ FREE |= {"git_commit", "git_dirty", "torch", "ran_on"}
 PERTURBED = ("seen", "pgd")
 
 
+RowType = TypeVar("RowType")
 OF_SWEEP = " of the sweep"  # ends the names of its flags, which may be others than the run's
 
 
@@ -72,10 +75,15 @@ class Setting(NamedTuple):
         return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
 
 
+def units_of(dataset: str) -> float:
+    """How many units of --epsilon there are from black to white: 255, or 1."""
+    kind = DATASETS.get(dataset)
+    return kind.epsilon_range if kind else 255
+
+
 def unit_of(dataset: str) -> str:
     """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
-    kind = DATASETS.get(dataset)
-    return "[0, 1]" if kind and kind.epsilon_range == 1 else "1/255"
+    return "[0, 1]" if units_of(dataset) == 1 else "1/255"
 
 
 def radius_in_words(epsilon: float, dataset: str) -> str:
@@ -98,9 +106,10 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack: the rows at every epsilon, of one attack each. Of two
-        records of one input and epoch the last counts: what train.py measured comes after a
-        sweep's.
+    records, layers, centres, autoattack: the rows at every epsilon, of one attack and level of
+        noise. Of two records of one input and epoch the last counts: what train.py measured comes
+        after a sweep's.
+    shown_under: that attack and noise. others: the rows of other ones.
     """
 
     folder: RunFolder
@@ -114,6 +123,8 @@ class Run:
     layers: list[LayerRecord]
     centres: list[CentreRecord]
     autoattack: list[AutoAttackRecord]
+    shown_under: Conditions
+    others: list
 
     @property
     def path(self) -> Path:
@@ -168,17 +179,29 @@ class Run:
         return [getattr(row, metric) for row in self.blocks(input, split)]
 
     def by_radius(self, split: str) -> dict[float, Record]:
-        """Radius of PGD -> its row after the last epoch; 0.0 is that of clean images."""
-        rows = [row for row in self.records if (row.epoch, row.split) == (self.last_epoch, split)]
-        return {radius_of(row): row for row in rows if row.input in ("clean", "pgd")}
+        """Radius of PGD -> its row after the last epoch; 0.0 is that of clean images.
 
-    def centre_row(self, input: str) -> CentreRecord | None:
-        """The nearest clean class mean of the features on test images, after the last epoch."""
-        key = (self.last_epoch, "clean", input, "features")
+        Of clean images those that were measured as the others were, if any.
+        """
+        rows = [row for row in self.records if (row.epoch, row.split) == (self.last_epoch, split)]
+        attacked = [row for row in rows if row.input == "pgd"]
+        clean = [row for row in rows if row.input == "clean" and measured_alike([row, *attacked])]
+        return {radius_of(row): row for row in (*clean, *attacked)}
+
+    def centre_row(
+        self, input: str, epsilon: float | None = None, layer: str = "features"
+    ) -> CentreRecord | None:
+        """The nearest clean class mean in a layer on test images, after the last epoch.
+
+        epsilon: of the attack, instead of the run's own.
+        """
+        radius = self.setting.epsilon if epsilon is None else epsilon
+        key = (self.last_epoch, "clean", input, layer)
         rows = [
             row
-            for row in self.at_own_epsilon(self.centres)
+            for row in self.centres
             if (row.epoch, row.means, row.input, row.layer) == key
+            if math.isnan(row.epsilon) or math.isclose(row.epsilon, radius)
         ]
         return rows[0] if rows else None
 
@@ -213,8 +236,12 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     return [read_run(path) for path in folders if read_json(path / "args.json")]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
     """All that a run folder holds.
+
+    Args:
+        asked: fields of Conditions, of another attack or noise to show than the run's own; the step
+            size as a Radius.
 
     Raises:
         InputError: a damaged file, or an unknown setting.
@@ -224,11 +251,11 @@ def read_run(path: Path) -> Run:
     try:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
         setting, mode, seed = names
-        # Of one attack each; the tables may hold others beside it.
-        shown = {row_type: folder.shown(folder.rows(row_type)) for row_type in TABLES}
-        flags = read_flags(
-            arguments or {}, swept_with(folder, [row for rows in shown.values() for row in rows])
-        )
+        # Of one attack; the tables may hold others beside it.
+        under = folder.shown_under(in_units(asked or {}, setting.dataset))
+        rows = [row for row_type in TABLES for row in folder.rows(row_type)]
+        shown = [row for row in rows if under.made(row)]
+        flags = read_flags(arguments or {}, swept_with(folder, shown), shown)
         if arguments is None:  # of seed1_NAME
             flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -236,8 +263,9 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
-    records = sorted(shown[Record], key=lambda row: row.source == "train")
-    layers, centres = shown[LayerRecord], folder.shown(strong_centres(folder))
+    records = sorted(rows_of(Record, shown), key=lambda row: row.source == "train")
+    layers = rows_of(LayerRecord, shown)
+    centres = [row for row in strong_centres(folder) if under.made(row)]
     return Run(
         folder,
         setting,
@@ -249,8 +277,23 @@ def read_run(path: Path) -> Run:
         records=records,
         layers=layers,
         centres=centres,
-        autoattack=shown[AutoAttackRecord],
+        autoattack=rows_of(AutoAttackRecord, shown),
+        shown_under=under,
+        others=[row for row in rows if not under.made(row)],
     )
+
+
+def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, float]:
+    """What is asked for of an attack and noise, in the units of a data set's --epsilon."""
+    units = {"step_size": units_of(dataset), "noise": 255}
+    return {
+        name: value.in_units(units[name]) if name in units else value
+        for name, value in asked.items()
+    }
+
+
+def rows_of(row_type: type[RowType], rows: list) -> list[RowType]:
+    return [row for row in rows if isinstance(row, row_type)]
 
 
 def strong_centres(folder: RunFolder) -> list[CentreRecord]:
@@ -288,16 +331,24 @@ def names_of_path(path: Path) -> tuple[Setting, str, int]:
     return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
 
 
-def read_flags(arguments: dict[str, Any], sweep_arguments: dict[str, Any]) -> dict[str, Any]:
-    """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples."""
+def read_flags(
+    arguments: dict[str, Any], sweep_arguments: dict[str, Any], rows: list
+) -> dict[str, Any]:
+    """What of args.json and eval_args.json must be equal in runs of one group, lists as tuples.
+
+    Args:
+        rows: those that are shown.
+    """
     arguments = with_former_values(arguments, TRAIN_FLAGS)
     swept = with_former_values(sweep_arguments, SWEEP_FLAGS)
     unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(arguments)}
     flags = {name: value for name, value in arguments.items() if name not in FREE | unread}
+    unmeasured = flags_without_rows(rows)
     # Of the step size there is one for each radius.
-    for name in sorted((keys_that(SWEEP_FLAGS, Means.MEASURE) - {"pgd_alpha"}) & swept.keys()):
+    measured = keys_that(SWEEP_FLAGS, Means.MEASURE) - unmeasured - {"pgd_alpha"}
+    for name in sorted(measured & swept.keys()):
         flags[f"{name}{OF_SWEEP}"] = swept[name]
-    for radius, size in step_sizes(sweep_arguments).items():
+    for radius, size in step_sizes(sweep_arguments).items() if any(r.by_pgd for r in rows) else ():
         flags[step_name(radius)] = size
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -313,21 +364,23 @@ def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
     """
     told = read_json(folder.sweep_file) or {}
     swept = [row for row in rows if row.swept and told]
-    attacked = [row for row in swept if row.attacked and row.steps]
+    attacked = [row for row in swept if row.by_pgd and row.steps]
     noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
     of_rows: dict[str, Any] = {}
-    for key, column, those in (
-        ("attack_iters", "steps", attacked),
-        ("restarts", "restarts", attacked),
-        ("noise_level", "noise", noisy),
-    ):
-        values = sorted({getattr(row, column) for row in those})
-        if values:
-            of_rows[key] = values[0] if len(values) == 1 else values
+    for row in attacked:
+        of_rows |= {"attack_iters": row.steps, "restarts": row.restarts}
+    for row in noisy:
+        of_rows["noise_level"] = row.noise
     sizes = {f"{row.epsilon:g}": row.step_size for row in attacked if not math.isnan(row.step_size)}
     if sizes:
         of_rows["step_sizes"] = step_sizes(told) | sizes
     return told | of_rows
+
+
+def flags_without_rows(rows: list) -> set[str]:
+    """The flags of a sweep that no row was measured with, which then say nothing of the rows."""
+    names = set() if any(row.by_pgd for row in rows) else {"attack_iters", "restarts"}
+    return names if any(row.swept and row.noisy for row in rows) else names | {"noise_level"}
 
 
 def images_measured(records: list[Record], rows: list) -> dict[str, Any]:

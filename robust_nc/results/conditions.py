@@ -1,8 +1,9 @@
 """How inputs were perturbed when a row was measured, and which rows series and figures show."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 # What an args.json or eval_args.json of before there was the flag leaves unsaid.
@@ -15,6 +16,7 @@ class Conditions:
 
     epsilon, step_size: of the run's own radius, in the units of --epsilon; the step size of another
         radius is that of `step_sizes`, by f"{radius:g}", or, where there are none, in proportion.
+        Where epsilon is 0 it is the same at every radius.
     steps, restarts: of PGD. noise: --noise-level, in 1/255. trades_step: of the images that TRADES
         trains on, where its own attack does not step by --pgd-alpha.
     """
@@ -50,9 +52,20 @@ class Conditions:
         return {name: value for name, value in told.items() if name in names}
 
     def made(self, row: Any) -> bool:
-        """Whether a row may be of this attack and noise, at any radius; precision is left open."""
-        told = {name: value for name, value in self.of_row(row).items() if name != "precision"}
-        return all(_agree(getattr(row, name), value) for name, value in told.items())
+        """Whether a row of a sweep is of this attack, or noise, at any radius; others always are.
+
+        A step size or a level of noise that is not told may be any.
+        """
+        if row.by_pgd:
+            budget = (row.steps, row.restarts) == (self.steps, self.restarts)
+            return budget and _agree(row.step_size, self.step_at(row.epsilon))
+        return not (row.swept and row.noisy) or _agree(row.noise, self.noise)
+
+    def same_attack(self, other: "Conditions") -> bool:
+        """Whether it is the attack of others, at the radii that these are known of."""
+        radii = [float(radius) for radius in other.step_sizes] or [other.epsilon]
+        budget = not other.steps or (self.steps, self.restarts) == (other.steps, other.restarts)
+        return budget and all(_agree(self.step_at(r), other.step_at(r)) for r in radii)
 
 
 def _agree(value: float, other: float) -> bool:
@@ -81,19 +94,53 @@ def conditions_of(arguments: dict[str, Any]) -> Conditions:
 
 
 def shown_rows(rows: Iterable, own: Conditions, last: Conditions) -> list:
-    """The rows that series and figures show: of each kind of input and radius those of one attack.
+    """The rows that are shown together: all that are of no attack or noise, and those of one."""
+    rows = list(rows)
+    shown = shown_conditions(rows, own, last)
+    return sorted((row for row in rows if shown.made(row)), key=lambda row: row.key)
 
-    That is the run's own, at other radii with a step in proportion; or, where nothing was measured
-    with it, that of the last sweep. The tables hold the others beside them.
+
+def shown_conditions(
+    rows: Iterable, own: Conditions, last: Conditions, asked: Mapping[str, float] | None = None
+) -> Conditions:
+    """The one attack, and level of noise, of which rows are set beside each other.
+
+    It has so many steps and restarts, and a step size in proportion to the radius, or the same at
+    every radius: of the two the one that more radii were measured with. It is the run's own; where
+    nothing was measured with that, the one of the last sweep.
+
+    Args:
+        own, last: what the run was trained with, and what the last sweep was of.
+        asked: the fields of another one; what it leaves out is the run's own.
     """
-    by_place: dict[tuple, dict[tuple, list]] = {}
+    rows, asked = list(rows), dict(asked or {})
+    noise = asked.pop("noise", None) or _shown_noise(rows, own.noise, last.noise)
+    attack = _shown_attack([row for row in rows if row.by_pgd], own, last)
+    if asked:
+        attack = replace(own if own.steps else attack, **asked)  # type: ignore[arg-type]
+        if "step_size" in asked:
+            attack = replace(attack, epsilon=0.0, step_sizes={})
+    return replace(attack, noise=noise)
+
+
+def _shown_attack(rows: list, own: Conditions, last: Conditions) -> Conditions:
+    alike: dict[tuple, list] = {}
     for row in rows:
-        place = row.swept, getattr(row, "input", ""), f"{row.epsilon:g}"
-        by_place.setdefault(place, {}).setdefault(row.perturbed_by, []).append(row)
-    shown = []
-    for by_attack in by_place.values():
-        attacks = list(by_attack)
-        for conditions in (last, own):  # the ones that `own` made come first, then those of `last`
-            attacks.sort(key=lambda attack: not conditions.made(by_attack[attack][0]))
-        shown += by_attack[attacks[0]]
-    return sorted(shown, key=lambda row: row.key)
+        alike.setdefault((row.epsilon, *row.perturbed_by[:3]), []).append(row)
+    attacks = [own, replace(own, epsilon=0.0, step_sizes={})]
+    for epsilon, step_size, steps, restarts in alike:
+        in_proportion = Conditions(epsilon, step_size, steps=steps, restarts=restarts)
+        attacks += [in_proportion, replace(in_proportion, epsilon=0.0)]
+
+    def rank(attack: Conditions) -> tuple:
+        made = [key for key, same in alike.items() if attack.made(same[0])]
+        like = [bool(made) and attack.same_attack(other) for other in (own, last)]
+        return *like, len({radius for radius, *_ in made}), sum(len(alike[key]) for key in made)
+
+    return max(attacks, key=rank)
+
+
+def _shown_noise(rows: list, own: float, last: float) -> float:
+    levels = Counter(row.perturbed_by[-1] for row in rows if row.swept and row.noisy)
+    likely = [noise for noise in (own, last) if any(math.isclose(noise, n) for n in levels)]
+    return next(iter(likely or [level for level, _ in levels.most_common()]), own)

@@ -28,7 +28,8 @@ class Metric:
     """One metric.
 
     name: in figures and their table, "" where its label does; `form` is the format of its number.
-    label, scale: of its axis; scale "share" is of values in [0, 1].
+    label, scale: of its axis; scale "share" is of values in [0, 1]. target_label: of the axis of
+        targeted images, where it is measured with the target's class.
     log: in the line of the log for each measurement. table: in the table at the end of a sweep.
     report: in the report of reproduce.py.
     figures: those with a panel of it.
@@ -43,6 +44,7 @@ class Metric:
 
     name: str
     label: str = ""
+    target_label: str = ""
     scale: Literal["linear", "log", "share"] = "linear"
     form: str = ".4f"
     log: Column | None = None
@@ -165,6 +167,7 @@ class Metrics:
     clean_distance: float = metric(
         "distance (targeted: to target's class)",
         label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$",
+        target_label="Distance of targeted\nto clean means of\nthe target's class",
         log=Column("dist", ".3f"),
         figures=("epochs",),
         from_clean=True,
@@ -173,7 +176,8 @@ class Metrics:
         "angle (targeted: to target's class)",
         label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]",
         log=Column("angle", ".3f"),
-        report=Column("angle to clean means", ".3f"),
+        target_label="Angle of targeted\nto clean means of\nthe target's class [rad]",
+        report=Column("angle to clean means (targeted: of the target's class)", ".3f"),
         figures=("epochs", "radii"),
         from_clean=True,
     )
@@ -206,10 +210,13 @@ class Metrics:
         "angle (targeted: to own class)",
         label="Angle of targeted\nto clean means of\ntheir own class [rad]",
         log=Column("angle", ".3f"),
+        report=Column("angle to clean means (targeted: of their own class)", ".3f"),
         figures=("epochs",),
         from_clean=True,
         only_targeted=True,
     )
+    vertex_agreement: float = metric("nearest to the vertex of the network's class")
+    vertex_distance: float = metric("distance to the vertex of the network's class")
 
 
 # As they are shown: the accuracy first, though its column comes after that of the loss.

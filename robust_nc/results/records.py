@@ -12,8 +12,9 @@ and `step_size` are of their attack, in the units of --epsilon, `noise` is in th
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.conditions import Conditions
@@ -26,76 +27,7 @@ from robust_nc.results.metrics import (
     metric,
     metrics_of,
 )
-
-SPLITS = ("train", "test")
-UNTOLD = Conditions()
-
-
-class Row:
-    """A row of a table of a run's results.
-
-    file: the name of the table.
-    epsilon, step_size, steps, restarts: fields of types whose rows may be of an attack; NaN and 0
-        for those of all others. noise: likewise, of noise.
-    """
-
-    file: ClassVar[str]
-    epoch: int
-    epsilon: float = math.nan
-    step_size: float = math.nan
-    steps: int = 0
-    restarts: int = 0
-    noise: float = math.nan
-    precision: str = ""
-    checkpoint: str = ""
-
-    @property
-    def key(self) -> tuple:
-        """What no two rows of a table share, and the order of its rows."""
-        raise NotImplementedError
-
-    @property
-    def swept(self) -> bool:
-        """Whether eval.py recorded it, so that eval.py --overwrite drops it."""
-        return True
-
-    @property
-    def attacked(self) -> bool:
-        """Whether it is of an attack, whose epsilon it then tells."""
-        return False
-
-    @property
-    def noisy(self) -> bool:
-        """Whether it is of images with noise, whose level it then tells."""
-        kind = INPUTS.get(getattr(self, "input", ""))
-        return kind is not None and kind.noisy
-
-    @property
-    def perturbed_by(self) -> tuple[float, int, int, float]:
-        """Step size, steps, restarts and noise, 0 where not told: part of the key."""
-        step_size, noise = (0.0 if math.isnan(v) else v for v in (self.step_size, self.noise))
-        return float(f"{step_size:.9g}"), self.steps, self.restarts, noise
-
-    def measured_with(self, conditions: Conditions) -> Any:
-        """The row as one that was measured under these conditions."""
-        return replace(self, **conditions.of_row(self))  # type: ignore[type-var]
-
-    def of_file(self, name: str) -> Any:
-        """The row with the name of its file, where the row does not tell it."""
-        if self.checkpoint or not name:
-            return self
-        return replace(self, checkpoint=name)  # type: ignore[type-var]  # its types are dataclasses
-
-    def as_now(self, epsilon: float, former: Conditions = UNTOLD) -> Any:
-        """The row as this version writes it, of a run with that epsilon.
-
-        Rows of versions that did not tell the epsilon are of the run's, and those that did not tell
-        what else they were measured with are of the conditions of then.
-        """
-        row: Any = self
-        if row.attacked and math.isnan(row.epsilon):
-            row = replace(row, epsilon=epsilon)
-        return row if row.precision or former == UNTOLD else row.measured_with(former)
+from robust_nc.results.rows import SPLITS, UNTOLD, Row, radius_of
 
 
 @dataclass(frozen=True)
@@ -241,7 +173,7 @@ class LayerRecord(Row):
         report=Column("angle to the clean training class means", ".2f"),
         figures=("layers",),
         from_clean=True,
-        blocks=("clean", "pgd"),
+        blocks=("clean", "pgd", "targeted"),
     )
     own_distance: float = metric(
         "",
@@ -354,14 +286,113 @@ class AutoAttackRecord(Row):
     def attacked(self) -> bool:
         return True
 
+    @property
+    def by_pgd(self) -> bool:
+        return False
 
-def radius_of(row: Any) -> float:
-    """The epsilon of a row, 0 where nothing was attacked: unlike NaN it can be compared."""
-    return 0.0 if math.isnan(row.epsilon) else row.epsilon
+
+@dataclass(frozen=True)
+class LeapRecord(Row):
+    """A row of leaps.csv: how many images of a true class lie nearest to one clean class mean.
+
+    The class means are those of the clean *training* images, in the network's features, whatever
+    the split and input of the row. `images` is how many images the split and input have: its counts
+    add up to them, since there are no rows with the count 0. `nearest_class` is -1 where there are
+    no such class means: they coincide, or a class has no training images.
+    """
+
+    file = "leaps.csv"
+
+    epoch: int
+    split: str
+    input: str
+    true_class: int
+    nearest_class: int
+    count: int
+    images: int = 0
+    epsilon: float = math.nan
+    checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
+
+    @property
+    def key(self) -> tuple:
+        place = SPLITS.index(self.split), place_of(self.input), radius_of(self)
+        return self.epoch, *place, *self.perturbed_by, self.true_class, self.nearest_class
+
+    @property
+    def attacked(self) -> bool:
+        return INPUTS[self.input].attacked
+
+
+@dataclass(frozen=True)
+class SimplexRecord(Row):
+    """A row of simplex.csv: where an image, or the mean of a class, lies in a triangle's plane.
+
+    `classes` are the triangle's corners A, B and C, like "0 1 2": the class means of the clean
+    training images, which are the rows of class means of the split "train" and the input "clean".
+    `image` is the place of an image in its split, the same in every kind of input, and -1 in the
+    row of a class mean, whose `predicted` is -1 too; `images` is how many that is the mean of, 1
+    for an image. `label` is the true class, `predicted` the network's.
+
+    `x` and `y` are in units of the triangle's mean side, from its centroid, with A on top and B and
+    C at the same height, B to the left. `outside` in [0, 1] is the share of the distance from the
+    centroid that lies at a right angle to the plane.
+    """
+
+    file = "simplex.csv"
+
+    epoch: int
+    split: str
+    input: str
+    classes: str
+    image: int
+    label: int
+    predicted: int
+    x: float
+    y: float
+    outside: float
+    images: int = 0
+    epsilon: float = math.nan
+    checkpoint: str = ""
+    step_size: float = math.nan
+    steps: int = 0
+    restarts: int = 0
+    noise: float = math.nan
+    precision: str = ""
+
+    @property
+    def key(self) -> tuple:
+        place = SPLITS.index(self.split), place_of(self.input), radius_of(self)
+        return self.epoch, *place, *self.perturbed_by, self.classes, self.label, self.image
+
+    @property
+    def attacked(self) -> bool:
+        return INPUTS[self.input].attacked
+
+
+def measured_alike(rows: Iterable[Any]) -> bool:
+    """Whether rows are of as many images each, and of one precision, as far as they tell.
+
+    NC1 and its kind depend on both.
+    """
+    rows = list(rows)
+    images, precisions = ({getattr(row, n) for row in rows} for n in ("images", "precision"))
+    return len(images - {0}) < 2 and len(precisions - {""}) < 2
 
 
 # Those whose tables lie in results/.
-TABLES: tuple[type[Row], ...] = (Record, LayerRecord, CentreRecord, AutoAttackRecord)
+TABLES: tuple[type[Row], ...] = (
+    Record,
+    LayerRecord,
+    CentreRecord,
+    AutoAttackRecord,
+    LeapRecord,
+    SimplexRecord,
+)
 
 
 def at_epsilon(rows: list, epsilon: float) -> list:

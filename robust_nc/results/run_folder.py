@@ -15,14 +15,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robust_nc.results.conditions import Conditions, conditions_of, shown_rows
+from robust_nc.results.conditions import Conditions, conditions_of, shown_conditions, shown_rows
 from robust_nc.results.files import (
     Table,
     lock_file,
@@ -32,7 +32,8 @@ from robust_nc.results.files import (
     write_rows,
 )
 from robust_nc.results.history import EpochSummary
-from robust_nc.results.records import TABLES, Record, Row, at_epsilon
+from robust_nc.results.records import TABLES, Record, at_epsilon
+from robust_nc.results.rows import Row
 from robust_nc.results.series import published_series, series_names
 from utils import InputError, atomic_open
 
@@ -133,9 +134,10 @@ class RunFolder:
         """The attack and noise of the last sweep."""
         return conditions_of(read_json(self.sweep_file) or self.trained_with())
 
-    def shown(self, rows: list) -> list:
-        """The rows that series and figures show: those of one attack, at every radius."""
-        return shown_rows(rows, self.trained_under(), self.swept_under())
+    def shown_under(self, asked: Mapping[str, float] | None = None) -> Conditions:
+        """The one attack and noise of which figures and reports show rows, of all tables."""
+        rows = [row for row_type in TABLES for row in self.rows(row_type)]
+        return shown_conditions(rows, self.trained_under(), self.swept_under(), asked)
 
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
@@ -283,8 +285,12 @@ class RunFolder:
                 np.save(file, values)
 
     def _series(self) -> dict[str, np.ndarray]:
-        """Of the run's own epsilon alone, and of one attack."""
-        records = at_epsilon(self.shown(self.records), self.epsilon())
+        """Of the run's own epsilon alone, and each of one attack, or noise."""
+        own, last = self.trained_under(), self.swept_under()
+        by_kind: dict[str, list] = {}
+        for row in at_epsilon(self.records, self.epsilon()):
+            by_kind.setdefault(row.input, []).append(row)
+        records = [row for rows in by_kind.values() for row in shown_rows(rows, own, last)]
         return published_series(records, self.history, self.standard)
 
     def copy_tables(self, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Results in words: tables for the end of a log, and values with their spread over seeds."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
     LAYER_METRICS,
-    SPLITS,
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
+    LeapRecord,
     Record,
-    radius_of,
+    SimplexRecord,
 )
+from robust_nc.results.rows import SPLITS, radius_of
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -41,11 +42,25 @@ def markdown(
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
 
 
+# From a row to the attack or noise that it is of, "" where the other columns tell the rows apart.
+Naming = Callable[[Any], str]
+
+
 def table_lines(rows: list, unit: float = 255) -> list[str]:
-    """A table of rows of one type, of as many epochs as they are of, and the attacks on them."""
+    """A table of rows of one type, of as many epochs as they are of, and the attacks on them.
+
+    Where rows of one kind of input and radius are of several attacks or levels of noise, each says
+    which it is of.
+    """
     attacks = {(row.epsilon, attack_of(row, unit)): None for row in rows if attack_of(row, unit)}
     told = [f"attacks: {'; '.join(words for _, words in sorted(attacks))}"] if attacks else []
-    return TABLE_LINES[type(rows[0])](rows) + told
+
+    def name(row: Any) -> str:
+        return perturbed_in_words(row, unit)
+
+    kinds = {(getattr(row, "input", ""), radius_of(row), row.perturbed_by) for row in rows}
+    several = len({kind[:2] for kind in kinds}) < len(kinds)
+    return TABLE_LINES[type(rows[0])](rows, name if several else lambda row: "") + told
 
 
 def epsilon_of(row: Any) -> str:
@@ -55,8 +70,9 @@ def epsilon_of(row: Any) -> str:
 def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit: float) -> str:
     """PGD with its budget, like "PGD-10, 8/255, step 2/255"; a radius of 1 is 1 / `unit`."""
     units = "" if unit == 1 else f"/{unit:g}"
+    size = "" if math.isnan(step) else f", step {step:g}{units}"  # which older versions left untold
     again = f", {restarts} restarts" if restarts > 1 else ""
-    return f"PGD-{steps}, {radius:g}{units}, step {step:g}{units}{again}"
+    return f"PGD-{steps}, {radius:g}{units}{size}{again}"
 
 
 def attack_of(row: Any, unit: float) -> str:
@@ -66,12 +82,19 @@ def attack_of(row: Any, unit: float) -> str:
     return attack_in_words(row.steps, row.restarts, row.epsilon, row.step_size, unit)
 
 
-def file_of(row: Any) -> str:
-    """The end of a line: the file of --checkpoint that the row is of."""
-    return f"  {row.checkpoint}" if row.checkpoint else ""
+def perturbed_in_words(row: Any, unit: float) -> str:
+    """The attack, or noise, that a row is of; "" where it is of neither, or was not told."""
+    if row.noisy and not math.isnan(row.noise):
+        return f"noise {row.noise:g}/255"
+    return attack_of(row, unit)
 
 
-def input_table(rows: list[Record]) -> list[str]:
+def end_of(row: Any, name: Naming) -> str:
+    """The end of a line: the attack, where it is to be told, and the file of --checkpoint."""
+    return "".join(f"  {words}" for words in (name(row), row.checkpoint) if words)
+
+
+def input_table(rows: list[Record], name: Naming) -> list[str]:
     """A line per kind of input and epoch, training images first."""
     lines = []
     columns = {metric.field: metric.table for metric in METRICS.values() if metric.table}
@@ -81,53 +104,64 @@ def input_table(rows: list[Record]) -> list[str]:
             head = "input" if split == "train" else "test input"
             heads = "  ".join(map(head_of, columns.values()))
             lines.append(f"{head:<10} epsilon  images  epoch  {heads}")
-        for row in sorted(of_split, key=lambda r: (place_of(r.input), radius_of(r))):
+
+        def place(row: Record) -> tuple:
+            return place_of(row.input), radius_of(row), row.perturbed_by
+
+        for row in sorted(of_split, key=place):
             cells = "  ".join(cell(getattr(row, field), c) for field, c in columns.items())
             lines.append(
                 f"{row.input:<10} {epsilon_of(row):>7}  {row.images:>6}  {row.epoch:>5}  {cells}"
-                f"{file_of(row)}"
+                f"{end_of(row, name)}"
             )
     return [*lines, NC1_DEFINITION]
 
 
 def cell(value: float, column: Column) -> str:
-    return f"{value:{column.form}}".rjust(len(column.name))
+    width = max(len(column.name), len(f"{0.0:{column.form}}"))  # NaN is as wide as a number
+    return f"{value:{column.form}}".rjust(width)
 
 
 def head_of(column: Column) -> str:
     return column.name.rjust(len(cell(0.0, column)))
 
 
-def layer_table(rows: list[LayerRecord]) -> list[str]:
+def layer_table(rows: list[LayerRecord], name: Naming) -> list[str]:
     """A line per block of the last epoch, or every file: its place among clean class means, NC1.
 
     For targeted inputs also the share of images that lie nearest to the target's class mean.
     """
     last = max(row.epoch for row in rows)
     epochs = sorted({row.epoch for row in rows if row.checkpoint or row.epoch == last})
-    tables = [layer_lines([row for row in rows if row.epoch == epoch], epoch) for epoch in epochs]
+    tables = [layer_lines([row for row in rows if row.epoch == epoch], name) for epoch in epochs]
     return [CENTRE_DEFINITION, *(line for table in tables for line in table)]
 
 
-def layer_lines(rows: list[LayerRecord], epoch: int) -> list[str]:
+def layer_lines(rows: list[LayerRecord], name: Naming) -> list[str]:
     """The lines of one epoch, or file."""
     lines = [rows[0].checkpoint] if rows[0].checkpoint else []
+
+    def head(row: LayerRecord) -> str:
+        return (name(row) and f"{row.input}, {name(row)}") or input_and_epsilon(row)
+
     for split in SPLITS:
         of_split = [row for row in rows if row.split == split]
-        columns = {input_and_epsilon(row): layer_columns(row.input) for row in of_split}
-        inputs = f"{split:<5} {epoch:>3} layer   "
+        columns = {head(row): layer_columns(row.input) for row in of_split}
+        inputs = f"{split:<5} {rows[0].epoch:>3} layer   "
         heads = f"{f'({of_split[0].images if of_split else 0} images)':<18}"
-        for name, shown in columns.items():
-            head = " ".join(map(head_of, shown.values()))
-            inputs += f" | {name:<{len(head)}}"
-            heads += f" | {head}"
+        for words, shown in columns.items():
+            names = " ".join(map(head_of, shown.values()))
+            width = max(len(words), len(names))
+            inputs += f" | {words:<{width}}"
+            heads += f" | {names:<{width}}"
         lines += [inputs.rstrip(), heads]
-        measured = {(row.layer, input_and_epsilon(row)): row for row in of_split}
+        measured = {(row.layer, head(row)): row for row in of_split}
         for layer in dict.fromkeys(row.layer for row in of_split):
             line = f"          {layer:<8}"
-            for name, shown in columns.items():
-                row = measured[layer, name]
-                line += " | " + " ".join(cell(getattr(row, f), c) for f, c in shown.items())
+            for words, shown in columns.items():
+                row = measured.get((layer, words))
+                cells = [cell(getattr(row, f, math.nan), c) for f, c in shown.items()]
+                line += f" | {' '.join(cells):<{len(words)}}"
             lines.append(line)
     return lines
 
@@ -148,33 +182,80 @@ CENTRE_DEFINITION = (
 )
 
 
-def centre_table(rows: list[CentreRecord]) -> list[str]:
+def centre_table(rows: list[CentreRecord], name: Naming) -> list[str]:
     """Accuracy by nearest class mean beside the network's."""
     lines = ["layer     means      epsilon  epoch  images  test images   by class mean  by network"]
     for row in rows:
         lines.append(
             f"{row.layer:<8}  {row.means:<10} {epsilon_of(row):>7}  {row.epoch:>5}  "
             f"{row.images:>6}  {row.input:<11}  {row.ncc_accuracy:>14.4f}  "
-            f"{row.network_accuracy:>10.4f}{file_of(row)}"
+            f"{row.network_accuracy:>10.4f}{end_of(row, name)}"
         )
     return lines
 
 
-def autoattack_table(rows: list[AutoAttackRecord]) -> list[str]:
+def autoattack_table(rows: list[AutoAttackRecord], name: Naming) -> list[str]:
     lines = ["AutoAttack epsilon  epoch  images  clean accuracy  robust accuracy"]
     for row in rows:
         lines.append(
             f"{row.split:<10} {epsilon_of(row):>7}  {row.epoch:>5}  {row.images:>6}  "
-            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}{file_of(row)}"
+            f"{row.clean_accuracy:>14.4f}  {row.robust_accuracy:>15.4f}{end_of(row, name)}"
         )
     return lines
 
 
-TABLE_LINES: dict[type, Callable[[list], list[str]]] = {
+def by_input(rows: list) -> Iterator[tuple[str, list]]:
+    """The rows of each split, kind of input and epoch, with the words that begin its line."""
+    groups: dict[tuple, list] = {}
+    for row in rows:
+        attack = radius_of(row), row.perturbed_by
+        groups.setdefault((row.split, row.input, attack, row.epoch), []).append(row)
+    for (split, input, _, epoch), group in groups.items():
+        yield f"{split:<5}  {input:<10} {epsilon_of(group[0]):>7}  {epoch:>5}", group
+
+
+BY_INPUT = "split  input      epsilon  epoch"
+
+
+def leap_table(rows: list[LeapRecord], name: Naming) -> list[str]:
+    """A line per input: the share nearest to their own clean class mean, the commonest leaps."""
+    lines = [f"{BY_INPUT}  images  own class  commonest leaps"]
+    for place, group in by_input(rows):
+        shares = {(r.true_class, r.nearest_class): r.count / r.images for r in group}
+        own = sum(share for (true, nearest), share in shares.items() if true == nearest)
+        leaps = sorted((-share, pair) for pair, share in shares.items() if pair[0] != pair[1])
+        words = ", ".join(f"{a} to {b} {-share:.4f}" for share, (a, b) in leaps[:3])
+        if min(nearest for _, nearest in shares) < 0:
+            own, words = math.nan, "not known"
+        lines.append(f"{place}  {group[0].images:>6}  {own:>9.4f}  {words}{end_of(group[0], name)}")
+    return [*lines, LEAP_DEFINITION]
+
+
+LEAP_DEFINITION = (
+    "own class: share of images whose nearest clean training class mean is their true label's; "
+    "leaps: share of all images, from their label to the nearest one"
+)
+
+
+def simplex_table(rows: list[SimplexRecord], name: Naming) -> list[str]:
+    """A line per input: how many images there are points of, and how far outside the plane."""
+    lines = [f"{BY_INPUT}  points  classes  mean share outside their plane"]
+    for place, group in by_input(rows):
+        shares = [row.outside for row in group if row.image >= 0]
+        mean = mean_and_std(shares)[0]
+        lines.append(
+            f"{place}  {len(shares):>6}  {group[0].classes:<7}  {mean:.4f}{end_of(group[0], name)}"
+        )
+    return lines
+
+
+TABLE_LINES: dict[type, Callable[[list, Naming], list[str]]] = {
     Record: input_table,
     LayerRecord: layer_table,
     CentreRecord: centre_table,
     AutoAttackRecord: autoattack_table,
+    LeapRecord: leap_table,
+    SimplexRecord: simplex_table,
 }
 
 

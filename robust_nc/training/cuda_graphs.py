@@ -7,9 +7,47 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from robust_nc.training.modes import Learner, Step
+from robust_nc.networks.architectures import ARCHITECTURES
+from robust_nc.networks.network import Network
+from robust_nc.settings import Settings
+from robust_nc.training.modes import Learner, Step, TrainingMode
 from utils import logger
+
+
+def is_replayed(settings: Settings, mode: TrainingMode, network: Network) -> bool:
+    """Whether a run replays its training step, which on a GPU one log line tells."""
+    if settings.device.type != "cuda":
+        return False
+    reason = reason_for_plain_steps(settings, mode, network)
+    if reason is None:
+        logger.info("the training step is replayed as a CUDA graph (--no-cuda-graph: it is not)")
+    else:
+        logger.info(f"the training step is not replayed as a CUDA graph: {reason}")
+    return reason is None
+
+
+def reason_for_plain_steps(settings: Settings, mode: TrainingMode, network: Network) -> str | None:
+    """Why a step is not replayed on a GPU, in words; None: it is.
+
+    A replay does what was captured. Networks of other packages, and modes of one's own, may decide
+    something in Python, anew at every step: they are replayed where --cuda-graph asks for it.
+    """
+    if settings.no_cuda_graph:
+        return "--no-cuda-graph"
+    if mode.bn == "batch":
+        for name, norm in network.model.named_modules():
+            counts = isinstance(norm, _BatchNorm) and norm.num_batches_tracked is not None
+            if counts and norm.momentum is None:
+                return f"batch norm {name} has no momentum, and waits for the device at every step"
+    if settings.cuda_graph:
+        return None
+    if settings.model not in ARCHITECTURES:
+        return f"--model {settings.model} is of another package; --cuda-graph asks for it"
+    if not mode.replayed:
+        return f"--train-mode {settings.train_mode} does not say that it can; --cuda-graph asks"
+    return None
 
 
 class ReplayedStep:
@@ -30,8 +68,7 @@ class ReplayedStep:
 
     All graphs share one pool: they never run at the same time, and nothing of one is read after
     another has run. Captures are made on the stream of the first steps, which cuBLAS has its
-    workspaces for by then. While one is made no other thread may call CUDA; the one that writes
-    files handles tensors in main memory alone.
+    workspaces for by then. Other threads, as the one that writes files, may go on meanwhile.
     """
 
     WARM_UP = 3
@@ -78,7 +115,9 @@ class ReplayedStep:
         saved = generator.clone_state()
         learner.optimizer.zero_grad(set_to_none=True)
         try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.side):
+            with torch.cuda.graph(
+                graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"
+            ):
                 result = self.step(learner, *inputs)
         except RuntimeError as error:
             # The end of a capture that failed raises again; the first error is the reason.
@@ -97,7 +136,7 @@ class ReplayedStep:
     def _give_up(self, reason: str) -> None:
         self.works = False
         self.captured.clear()
-        logger.warning(f"--cuda-graph: no CUDA graph of the training step: {reason}")
+        logger.warning(f"no CUDA graph of the training step, every step runs as it is: {reason}")
 
 
 @contextmanager

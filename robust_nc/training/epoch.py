@@ -11,7 +11,7 @@ from torch import Tensor, optim
 
 from robust_nc.data.datasets import Dataset, as_float
 from robust_nc.data.inputs import INPUTS
-from robust_nc.measuring.collapse import make_record
+from robust_nc.measuring.collapse import leaps_of, make_record, training_vertices
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.results.history import STEP_MEANS, EpochSummary
 from robust_nc.results.records import Record
@@ -70,8 +70,10 @@ def run_epoch(
     training.learner.folded.refold()
     test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
     tested = training.evaluator.measure(test.images, test.labels)
-    records = [make_record(tested, source="train", epoch=epoch, split="test", input="clean")]
-    records += measure_collapse(training, epoch, perturbed)
+    collapse, vertices = measure_collapse(training, epoch, perturbed)
+    leaps = None if vertices is None else leaps_of(tested, test.labels, vertices)
+    key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "test", "input": "clean"}
+    records = [make_record(tested, leaps=leaps, **key), *collapse]
     summary = EpochSummary(
         epoch=epoch,
         lr=rate_of_step(training.settings, epoch, steps - 1, steps),
@@ -126,7 +128,8 @@ def train_epoch(
         for i in range(first, len(parts)):
             set_rate(learner.optimizer, rate_of_step(settings, epoch, i, len(parts)))
             x, y = as_float(data.images[parts[i]]), data.labels[parts[i]]
-            result = training.step(learner, x, y)
+            with learner.network.compiled_for(full=len(y) == settings.batch_size):
+                result = training.step(learner, x, y)
             if i == first:
                 check_columns(settings, result.means.keys())
             for name, value in result.means.items():
@@ -215,20 +218,32 @@ def check_losses(settings: Settings, epoch: int, means: dict[str, Tensor]) -> No
         )
 
 
-def measure_collapse(training: Training, epoch: int, perturbed: Tensor | None) -> list[Record]:
-    """The records that the --neural-collapse flags ask for, in eval mode after the epoch."""
+def measure_collapse(
+    training: Training, epoch: int, perturbed: Tensor | None
+) -> tuple[list[Record], Tensor | None]:
+    """The records that the --neural-collapse flags ask for, in eval mode after the epoch.
+
+    Returns:
+        Also the clean training class means (C, D), where the flags have them measured.
+    """
     settings, evaluator, data = training.settings, training.evaluator, training.data.train
     key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "train"}
-    records = []
+    records, vertices = [], None
     if settings.neural_collapse:
         clean = evaluator.measure(data.images, data.labels)
-        records.append(make_record(clean, **key, input="clean"))
+        vertices = training_vertices(clean, data.labels)
+        leaps = leaps_of(clean, data.labels, vertices)
+        records.append(make_record(clean, leaps=leaps, **key, input="clean"))
+        means = clean.collapse.class_means
+        del clean  # and its features
         if perturbed is not None:
             robust = evaluator.measure(perturbed, data.labels)
+            leaps = leaps_of(robust, data.labels, vertices)
             key_of_seen = key | {"input": "seen", "epsilon": training.learner.strength.radius}
-            records.append(make_record(robust, clean.collapse.class_means, **key_of_seen))
+            records.append(make_record(robust, means, leaps, **key_of_seen))
     if settings.neural_collapse_gaussian:
         perturb = INPUTS["gaussian_l2"].bound(evaluator.network, training.learner.strength)
         noisy = evaluator.measure(data.images, data.labels, perturb)
-        records.append(make_record(noisy, **key, input="gaussian_l2"))
-    return records
+        known = None if vertices is None else leaps_of(noisy, data.labels, vertices)
+        records.append(make_record(noisy, leaps=known, **key, input="gaussian_l2"))
+    return records, vertices

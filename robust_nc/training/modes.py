@@ -204,6 +204,8 @@ class TrainingMode:
     short, label: in the names of figures and in their legends.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     train_mode, bn: which --train-mode and --bn choose it.
+    replayed: whether a GPU replays its steps unasked; one that decides something in Python, anew at
+        every step, must not be.
     """
 
     step: Callable[[Learner, Tensor, Tensor], Step]
@@ -212,6 +214,7 @@ class TrainingMode:
     train_mode: str
     bn: str = "batch"
     adversary: bool = True
+    replayed: bool = False
 
 
 def frozen(mode: TrainingMode) -> TrainingMode:
@@ -229,10 +232,15 @@ def frozen(mode: TrainingMode) -> TrainingMode:
 # Under its name as a folder: that of --train-mode, with --bn after it where it is not the default.
 MODES: dict[str, TrainingMode] = {
     "std_train": TrainingMode(
-        step=standard_step, short="st", label="ST", train_mode="std_train", adversary=False
+        step=standard_step,
+        short="st",
+        label="ST",
+        train_mode="std_train",
+        adversary=False,
+        replayed=True,
     ),
     "pgd_train": TrainingMode(
-        step=adversarial_step, short="at", label="AT", train_mode="pgd_train"
+        step=adversarial_step, short="at", label="AT", train_mode="pgd_train", replayed=True
     ),
     "pgd_train_TRADES": TrainingMode(
         step=partial(trades_step, frozen=True),
@@ -240,15 +248,17 @@ MODES: dict[str, TrainingMode] = {
         label="TRADES (frozen)",
         train_mode="pgd_train_TRADES",
         bn="frozen",
+        replayed=True,
     ),
     "pgd_train_TRADES_batch": TrainingMode(
         step=partial(trades_step, frozen=False),
         short="trades_batch",
         label="TRADES (batch)",
         train_mode="pgd_train_TRADES",
+        replayed=True,
     ),
     "pgd_train_MART": TrainingMode(
-        step=mart_step, short="mart", label="MART", train_mode="pgd_train_MART"
+        step=mart_step, short="mart", label="MART", train_mode="pgd_train_MART", replayed=True
     ),
 }
 # Every mode whose default is batch can be frozen.

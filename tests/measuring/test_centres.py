@@ -205,17 +205,19 @@ def test_the_classifiers_of_layers_on_clean_and_pgd_images(flags, image_tree, ru
 # Perturbed images are made once
 # ---------------------------------------------------------------------------------------------
 
+INPUTS_OF_BOTH = (
+    "--neural-collapse --neural-collapse-targeted --neural-collapse-gaussian --split both"
+)
 ALONE = (
     "--neural-collapse --split both",
     "--neural-collapse-targeted --neural-collapse-gaussian --split both",
     "--layerwise",
     "--ncc",
     "--ncc-layers stem",
+    f"{INPUTS_OF_BOTH} --leaps",
+    f"{INPUTS_OF_BOTH} --simplex",
 )
-TOGETHER = (
-    "--neural-collapse --neural-collapse-targeted --neural-collapse-gaussian --split both "
-    "--layerwise --ncc --ncc-layers stem"
-)
+TOGETHER = f"{INPUTS_OF_BOTH} --leaps --simplex --layerwise --ncc --ncc-layers stem"
 RADII = f"--epsilons 8,{RADIUS} --checkpoints 0,2"
 
 
@@ -247,10 +249,12 @@ def test_flags_together_give_the_bits_that_each_alone_gives(flags, run_script, a
     attacks_made.clear()
     assert run_script(eval_script, f"{flags} {RADII} {TOGETHER}")[0] == 0
     assert tables() == alone
-    assert {"metrics.csv", "layers.csv", "ncc.csv"} <= alone.keys()
+    names = {"metrics.csv", "layers.csv", "ncc.csv", "leaps.csv", "simplex.csv"}
+    assert names <= alone.keys()
     # Of two epochs, two splits, two radii: PGD and targeted, each once.
     assert sorted(attacks_made) == [6] * 8 + [18] * 8
-    assert made_alone == 16 * 2 + 2 * 2 * 2 * 2  # once more for layers, twice for the centres
+    # Once more for layers, for leaps and for the simplex, twice for the centres.
+    assert made_alone == 16 * 4 + 2 * 2 * 2 * 2
 
 
 def test_perturbed_images_are_kept_for_those_alone_that_need_them(
@@ -309,7 +313,7 @@ def subject_of(network, images, labels, classes=10):
 
 
 @pytest.mark.parametrize("what", (*ALONE[1:4], "--neural-collapse --ncc", TOGETHER))
-def test_the_progress_bar_counts_the_rows_that_are_measured(what, flags, run_script, monkeypatch):
+def test_the_progress_bar_counts_the_parts_that_are_measured(what, flags, run_script, monkeypatch):
     bars = []
 
     class Bar:

@@ -201,10 +201,11 @@ class TestOnlyWhatIsMissing:
         assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
         measured.clear()
         assert run_script(eval_script, f"{run_of_three} --neural-collapse-gaussian")[0] == 0
-        assert measured == [(18, True)] * 2 * 3  # Gaussian and sign noise of three epochs
+        # Gaussian and sign noise of three epochs; the clean pass is for the class means that all
+        # images are compared with.
+        assert measured == [(18, False), (18, True), (18, True)] * 3
         measured.clear()
         assert run_script(eval_script, f"{run_of_three} --neural-collapse-targeted")[0] == 0
-        # The clean pass is for the class means that the targeted ones are compared with.
         assert measured == [(18, False), (18, True)] * 3
         at_once = f"{run_of_three} {ALL_INPUTS} --models-dir at_once"
         assert run_script(eval_script, at_once)[0] == 0
@@ -218,7 +219,8 @@ class TestOnlyWhatIsMissing:
         assert run_script(eval_script, f"{run_of_three} --neural-collapse")[0] == 0
         measured.clear()
         assert run_script(eval_script, f"{run_of_three} --neural-collapse --split both")[0] == 0
-        assert measured == [(6, False), (6, True)] * 3  # the test images
+        # The test images, and the training images for their class means.
+        assert measured == [(18, False), (6, False), (6, True)] * 3
 
     def test_a_sweep_that_was_killed_measures_the_rest(self, run_of_three, run_script, measured):
         flags = f"{run_of_three} --neural-collapse"
@@ -622,8 +624,30 @@ class TestWhatARowWasMeasuredWith:
         after = {r.key: r for r in table(Record, "metrics.csv")}
         assert all(repr(after[key]) == repr(row) for key, row in before.items())
         assert len({r.loss for r in self.swept().values()}) == 4
+        # The tables at the end have them all, and name them where they are several.
+        more = ("2, 8/255, step 2/255", "2, 8/255, step 2/255, 2 restarts")
+        names = [f"PGD-{a}" for a in (*more, "5, 8/255, step 2/255", "2, 8/255, step 3/255")]
+        lines = output.splitlines()
+        found = [line.partition("  PGD-")[2] for line in lines if line.startswith("pgd  ")]
+        assert sorted(f"PGD-{name}" for name in found) == sorted(names)
+        [heads, *_] = [line.split(" | ") for line in lines if line.startswith("train   2 layer")]
+        assert {head.strip() for head in heads} >= {f"pgd, {name}" for name in names}
+        assert sum(line.startswith("features  ") and "PGD-" in line for line in lines) == 24
         # The series are of the run's own attack.
         assert published == {path.name: path.read_bytes() for path in results.glob("*.npy")}
+
+    def test_single_images_of_each_class_have_no_nc1(self, tree, run_script):
+        flags = f"{tree} --train-mode pgd_train --limit-train 3"
+        outputs = [run_script(train, f"{flags} --epochs 1 --neural-collapse")[1]]
+        outputs.append(run_script(eval_script, f"{flags} --neural-collapse --layerwise")[1])
+        assert [output.count("no class has two samples: NC1") for output in outputs] == [1, 1]
+        place = TREE_FOLDER.parent.parent / "pgd_train/seed1/results"
+        kept = [r for r in read_rows(place / "metrics.csv", Record) if r.split == "train"]
+        assert {r.source for r in kept} == {"train", "eval"}
+        assert all(np.isnan([r.nc1, r.cdnv]).all() and not np.isnan(r.nc3) for r in kept)
+        layers = read_rows(place / "layers.csv", LayerRecord)
+        assert {np.isnan(r.nc1) for r in layers if r.split == "train"} == {True}
+        assert not any(np.isnan(r.nc1) for r in layers if r.split == "test")
 
     def test_log_lines_and_tables_name_the_attack(self, tree, run_script):
         mode = "--train-mode pgd_train"

@@ -15,10 +15,10 @@ from robust_nc.networks.network import Network
 
 pytestmark = pytest.mark.slow
 
-SMALL = "--dataset digits --limit-train 40 --lr-max 0.01 --attack-iters 2"
+SMALL = "--dataset digits --limit-train 40 --lr-max 0.01 --attack-iters 2 --eval-batch-size 20"
 
-# What a run may compile, with the one graph that tells whether compiling works.
-MOST_GRAPHS = 9
+# What a run may compile: full batches alone, with the one graph that tells whether compiling works.
+MOST_GRAPHS = 5
 
 
 def rows(path):
@@ -31,7 +31,7 @@ def assert_same(found, expected, tolerance):
     assert len(found) == len(expected)
     for row, reference in zip(found, expected, strict=True):
         for name, value in row.items():
-            if name in ("source", "split", "input", "epoch", "lr"):
+            if name in ("source", "split", "input", "epoch", "lr", "precision"):
                 assert value == reference[name]
             elif value and name not in ("seconds", "peak_memory"):
                 margin = 0.11 if "acc" in name or name == "nc4" else 0.01

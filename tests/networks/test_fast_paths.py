@@ -389,23 +389,30 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(run_script, monkeyp
 @pytest.mark.parametrize(
     ("mode", "in_training"),
     (
-        # Of two batch sizes each pass that differs in mode, momentum or what it differentiates, and
-        # the eval-mode passes of the test and the training images.
-        ("std_train", 1 * 2 + 2),
-        ("pgd_train", 3 * 2 + 2),
-        ("pgd_train --precision bf16", 3 * 2 + 2),
-        ("pgd_train_TRADES", 2 * 2 + 2),
-        ("pgd_train_TRADES --trades-bn batch", 3 * 2 + 2),
-        ("pgd_train_MART", 2 * 2 + 2),
+        # Of full batches each pass that differs in mode, momentum or what it differentiates.
+        ("std_train", 1),
+        ("pgd_train", 3),
+        ("pgd_train --precision bf16", 3),
+        ("pgd_train_TRADES", 2),
+        ("pgd_train_TRADES --trades-bn batch", 3),
+        ("pgd_train_MART", 2),
     ),
 )
 def test_a_compiled_run_compiles_in_its_first_epoch_alone(
     mode, in_training, run_script, tiny_models, monkeypatch
 ):
-    """Traced as for a compiler, but run as it is: what is counted does not depend on that."""
-    compile_module, found = nn.Module.compile, []
+    """Traced as for a compiler, but run as it is: what is counted does not depend on that.
+
+    Short batches, the last one of an epoch and of what is evaluated, are not even traced.
+    """
+    compile_module, found, sizes = nn.Module.compile, [], set()
+
+    def backend(graph, inputs):
+        sizes.update(value.shape[0] for value in inputs if value.dim() == 4 and value.shape[2] > 3)
+        return graph
+
     monkeypatch.setattr(
-        nn.Module, "compile", lambda self, **how: compile_module(self, backend="eager", **how)
+        nn.Module, "compile", lambda self, **how: compile_module(self, backend=backend, **how)
     )
     monkeypatch.setattr(build, "can_compile", lambda device: True)
     run_epoch, stats = train.run_epoch, torch._dynamo.utils.counters["stats"]
@@ -420,14 +427,24 @@ def test_a_compiled_run_compiles_in_its_first_epoch_alone(
     flags = "--dataset digits --limit-train 40 --lr-max 0.01 --attack-iters 2 --compile --epochs 3"
     flags += f" --neural-collapse --train-mode {mode}"
     torch.compiler.reset()
-    code, _, error = run_script(train, f"{flags} --limit-test 20 --batch-size 16")
+    flags += " --eval-batch-size 18"
+    code, out, error = run_script(train, f"{flags} --limit-test 20 --batch-size 16")
     assert code == 0, error
-    assert found == [in_training, 0, 0]
+    assert found == [in_training + 1, 0, 0] and sizes == {16, 18}
+    assert out.count("full batches alone are compiled, in eval mode those of 18") == 1
     torch.compiler.reset()
+    sizes.clear()
     before = stats["unique_graphs"]
     code, _, error = run_script(sweep, f"{flags} --neural-collapse-targeted")
     assert code == 0, error
-    assert stats["unique_graphs"] - before == 2  # with the input's gradient and without
+    # With the input's gradient and without.
+    assert stats["unique_graphs"] - before == 2 and sizes == {18}
+
+
+def test_two_cuda_graph_flags_are_refused_in_one_line(run_script):
+    code, out, err = run_script(train, "--device cpu --cuda-graph --no-cuda-graph")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "--cuda-graph and --no-cuda-graph: give one of them" in err
 
 
 def test_a_cuda_graph_without_a_gpu_is_refused_in_one_line(run_script):

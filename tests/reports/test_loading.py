@@ -51,6 +51,16 @@ def test_every_row_says_which_run_it_is_of():
     assert len(load_runs([first])) == 4
 
 
+def test_a_copy_of_a_run_is_told_and_a_weak_attack_is_left_out():
+    paths = [make_run(flags={"epochs": 3}, models=models) for models in ("models", "copies")]
+    with pytest.warns(RuntimeWarning, match=r"copies.* of the same setting and seed as models"):
+        load_runs(paths)
+    row = {"epoch": 1, "split": "test", "means": "clean", "input": "adaptive"}
+    row |= {"ncc_accuracy": 0.25, "network_accuracy": 0.5}
+    RunFolder(paths[0], standard=True).append([CentreRecord(**row)])
+    assert load_runs(paths[0], "ncc") == []
+
+
 def test_other_tables_and_what_was_not_measured():
     path = make_run(flags={})
     assert load_runs(path, "layers") == []

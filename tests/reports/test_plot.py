@@ -597,7 +597,7 @@ class TestPerturbed:
     def test_figures_show_the_one_that_is_asked_for_under_its_name(self, here, mode):
         group = group_of(self.run(mode))
         for view, name, value in (
-            (AS_USUAL, "perturbed, as seen in training", 0.3),
+            (AS_USUAL, "training-time adversarial", 0.3),
             (PGD, "PGD", 0.1),
         ):
             [epochs, *_] = group_plots(group, view)
@@ -611,8 +611,8 @@ class TestPerturbed:
     @pytest.mark.parametrize(
         ("asked", "there", "told"),
         [
-            ("seen", "pgd", "not measured: perturbed, as seen in training; drawn is PGD"),
-            ("pgd", "seen", "not measured: PGD; drawn is perturbed, as seen in training"),
+            ("seen", "pgd", "not measured: training-time adversarial; drawn is PGD"),
+            ("pgd", "seen", "not measured: PGD; drawn is training-time adversarial"),
         ],
     )
     def test_the_other_is_drawn_under_its_own_name_and_one_line_says_so(
@@ -676,7 +676,7 @@ class TestPerturbed:
         groups = groups_of(self.run(), self.run("pgd_train_TRADES", kinds=["pgd"]))
         [distance] = comparisons.distance_plots(groups, AS_USUAL)
         assert distance.title.startswith("Class means, clean to perturbed; cifar")
-        assert labels(distance) == ["AT: perturbed, as seen in training", "TRADES (frozen): PGD"]
+        assert labels(distance) == ["AT: training-time adversarial", "TRADES (frozen): PGD"]
 
     def test_the_table_has_both(self, run_script, undrawn):
         run_script(plot, f"{self.run()} --table")

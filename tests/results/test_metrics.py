@@ -27,7 +27,7 @@ def test_the_columns_of_the_tables_are_where_they_were():
         "loss accuracy ncc_accuracy nc1 nc2_norm_activation nc2_norm_classifier "
         "nc2_angle_activation nc2_angle_classifier nc3 nc4 clean_distance clean_angle "
         "clean_distance_abs clean_angle_abs clean_mean_distance clean_mean_angle nc1_papyan cdnv "
-        "nc2_zhu nc3_zhu own_distance own_angle"
+        "nc2_zhu nc3_zhu own_distance own_angle vertex_agreement vertex_distance"
     )
     told = "checkpoint step_size steps restarts noise precision"
     columns = f"source epoch split input {metrics} images epsilon {told}"
@@ -44,7 +44,7 @@ def test_the_columns_of_the_tables_are_where_they_were():
 
 def test_every_metric_has_a_formula_and_every_formula_a_row():
     formulas = {field.name for field in fields(NeuralCollapse) if field.type is float}
-    others = {name for name in METRICS if name.startswith(("clean_", "own_"))} | {
+    others = {name for name in METRICS if name.startswith(("clean_", "own_", "vertex_"))} | {
         "loss",
         "accuracy",
     }

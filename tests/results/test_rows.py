@@ -7,9 +7,10 @@ import pytest
 from test_scripts import make_folder, make_record
 
 from robust_nc.results import run_folder
-from robust_nc.results.conditions import conditions_of, shown_rows
+from robust_nc.results.conditions import conditions_of, shown_conditions, shown_rows
 from robust_nc.results.files import read_rows, write_rows
-from robust_nc.results.records import TABLES, UNTOLD, Record, Row, at_epsilon, radius_of
+from robust_nc.results.records import TABLES, Record, at_epsilon
+from robust_nc.results.rows import UNTOLD, Row, radius_of
 from robust_nc.results.run_folder import RunFolder
 from utils import InputError
 
@@ -92,7 +93,7 @@ def test_copies_of_the_tables_have_it(folder, tmp_path):
 
 def test_no_two_row_types_share_a_table():
     names = [row_type.file for row_type in TABLES]
-    assert len(set(names)) == len(names) == 4
+    assert len(set(names)) == len(names) == 6
 
 
 @pytest.mark.parametrize("row_type", TABLES)
@@ -136,9 +137,62 @@ def test_of_one_kind_of_input_and_radius_one_attack_is_shown():
     assert shown_rows([made(last), made(own), clean], own, last) == [clean, made(own)]
     assert shown_rows([made(last), made(other)], own, last) == [made(last)]
     assert len(shown_rows([made(other), made(replace(other, steps=21))], own, last)) == 1
+    # At other radii too: what was measured with another one is left out.
     radii = [made(own, 4.0), made(last, 4.0), made(other, 16.0)]
-    assert shown_rows(radii, own, last) == [made(own, 4.0), made(other, 16.0)]
+    assert shown_rows(radii, own, last) == [made(own, 4.0)]
     assert made(own, 4.0).step_size == 1.0
+
+
+# Rows as (radius, step size, steps), and those shown of a run of PGD-10, 8/255, step 2/255.
+BY_RADIUS = {
+    "in proportion": (
+        ((4, 1, 10), (8, 2, 10), (16, 4, 10), (16, 2, 10)),
+        ((4, 1), (8, 2), (16, 4)),
+    ),
+    "one step": (((4, 2, 10), (8, 2, 10), (16, 2, 10), (16, 4, 10)), ((4, 2), (8, 2), (16, 2))),
+    "of one radius": (((8, 2, 10), (16, 1, 10)), ((8, 2),)),
+    "of others": (((4, 1, 20), (16, 1, 20), (8, 1, 20), (8, 2, 20)), ((4, 1), (8, 1), (16, 1))),
+    "own before more": (((8, 2, 10), (4, 1, 50), (8, 2, 50), (16, 4, 50)), ((8, 2),)),
+}
+
+
+def attacked_rows(rows):
+    names = ("epsilon", "step_size", "steps")
+    row = replace(make_record("pgd", "eval"), restarts=1, precision="fp32")
+    return [replace(row, **dict(zip(names, map(float, told), strict=True))) for told in rows]
+
+
+@pytest.mark.parametrize("case", BY_RADIUS)
+def test_rows_of_several_radii_are_of_one_step_rule(case):
+    rows, expected = BY_RADIUS[case]
+    own = conditions_of({"epsilon": 8.0, "pgd_alpha": 2.0, "attack_iters": 10})
+    shown = shown_rows(attacked_rows(rows), own, own)
+    assert [(row.epsilon, row.step_size) for row in shown] == list(expected)
+    assert len({row.steps for row in shown}) == 1
+
+
+def test_an_attack_that_is_asked_for_is_shown_with_the_run_s_own_for_the_rest():
+    rows = attacked_rows([(4, 1, 10), (8, 2, 10), (8, 2, 50), (16, 1, 10), (16, 1, 50)])
+    own = conditions_of({"epsilon": 8.0, "pgd_alpha": 2.0, "attack_iters": 10})
+    for asked, expected in (
+        ({}, [(4, 10), (8, 10)]),
+        ({"steps": 50}, [(8, 50)]),
+        ({"step_size": 1.0}, [(4, 10), (16, 10)]),
+        ({"step_size": 1.0, "steps": 50}, [(16, 50)]),
+        ({"restarts": 2}, []),
+    ):
+        shown = shown_conditions(rows, own, own, asked)
+        made = [(row.epsilon, row.steps) for row in rows if shown.made(row)]
+        assert made == expected, asked
+
+
+def test_one_level_of_noise_is_shown():
+    row = replace(make_record("gaussian", "eval"), precision="fp32")
+    rows = [replace(row, noise=noise) for noise in (4.0, 8.0, 16.0)]
+    own, last = (conditions_of({"epsilon": 8.0, "noise_level": level}) for level in (8.0, 16.0))
+    assert shown_rows(rows, own, last) == rows[1:2]
+    assert shown_rows([rows[0], rows[2]], own, last) == rows[2:]
+    assert shown_conditions(rows, own, last, {"noise": 4.0}).noise == 4.0
 
 
 def test_a_bool_is_read_as_it_was_written(tmp_path):

@@ -9,10 +9,17 @@ import pytest
 import torch
 from conftest import CIFAR_STATISTICS
 from test_fast_paths import make_learner
+from torch.overrides import TorchFunctionMode
 
+import train
+from robust_nc import build
+from robust_nc.data.datasets import Dataset
+from robust_nc.data.readers import Split
+from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.networks.network import Network
-from robust_nc.training.cuda_graphs import ReplayedStep
-from robust_nc.training.modes import standard_step
+from robust_nc.training.cuda_graphs import ReplayedStep, reason_for_plain_steps
+from robust_nc.training.epoch import train_epoch
+from robust_nc.training.modes import MODES, TrainingMode, standard_step
 
 X, Y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
 SYNC = "called a synchronizing CUDA operation (Triggered internally at somewhere.cpp:1)"
@@ -82,7 +89,8 @@ class FakeCuda:
                 fake.current = self.former
 
         class capture(on_stream):
-            def __init__(self, graph, pool, stream):
+            def __init__(self, graph, pool, stream, capture_error_mode):
+                assert capture_error_mode == "thread_local"  # the writer's thread goes on
                 super().__init__(stream)
                 self.graph, self.pool = graph, pool
 
@@ -151,7 +159,7 @@ def messages(caplog):
 
 
 def said(reason):
-    return [f"--cuda-graph: no CUDA graph of the training step: {reason}"]
+    return [f"no CUDA graph of the training step, every step runs as it is: {reason}"]
 
 
 def run(replayed, learner, rounds=6):
@@ -239,3 +247,103 @@ def test_warnings_of_the_first_steps_are_shown_but_for_adam_s(learner, monkeypat
     with pytest.warns(UserWarning) as shown:
         ReplayedStep(step)(learner, X, Y)
     assert [str(warning.message) for warning in shown] == ["something else"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Which runs are replayed
+# ---------------------------------------------------------------------------------------------
+
+GPU = torch.device("cuda", 0)
+
+
+class OnCpu(TorchFunctionMode):
+    """What is asked of a GPU is done on the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {name: self.here(value) for name, value in (kwargs or {}).items()}
+        return function(*map(self.here, args), **kwargs)
+
+    def here(self, value):
+        on_gpu = isinstance(value, torch.device) and value.type == "cuda"
+        return torch.device("cpu") if on_gpu else value
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, tiny_models):
+    """A run of these flags on a GPU, which a stand-in counts the captures of."""
+    cuda = FakeCuda(monkeypatch)
+
+    def prepared(flags, device=GPU):
+        settings = train.parse_args(f"--device cpu --batch-size 8 {flags}".split())
+        images = Split(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), Y.repeat(3)[:20])
+        data = Dataset(images, images, 4, *CIFAR_STATISTICS)
+        settings = settings.replace(device=device)
+        return build.prepare(settings, build.run_folder(settings), data)
+
+    with OnCpu():
+        yield cuda, prepared
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("switch", ("", "--no-cuda-graph"))
+def test_every_mode_of_ours_is_replayed_unless_told_otherwise(mode, switch, on_gpu, caplog):
+    """Two epochs of 8, 8 and 4 images: the full batch is captured after three of them."""
+    caplog.set_level("INFO", logger="robust_nc")
+    cuda, prepared = on_gpu
+    flags = f"--train-mode {mode.train_mode} --bn {mode.bn} --attack-iters 1 --optimizer adam"
+    training = prepared(f"{flags} {switch}")
+    for epoch in (0, 1):
+        train_epoch(training, epoch, None, None)
+    captured = 0 if switch else 1
+    assert (cuda.captures, cuda.replays) == (captured, captured)
+    assert training.learner.optimizer.param_groups[0]["capturable"] is not bool(switch)
+    told = [line for line in messages(caplog) if "CUDA graph" in line]
+    assert len(told) == 1 and ("is not replayed" in told[0]) is bool(switch)
+
+
+@pytest.mark.parametrize("optimizer", ("adam", "adamw"))
+def test_no_step_is_replayed_without_a_gpu(optimizer, on_gpu, caplog):
+    caplog.set_level("INFO", logger="robust_nc")
+    training = on_gpu[1](f"--optimizer {optimizer}", torch.device("cpu"))
+    assert training.step is standard_step and not messages(caplog)
+    assert not training.learner.optimizer.param_groups[0]["capturable"]
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_every_network_of_ours_is_replayed(model, on_gpu):
+    assert isinstance(on_gpu[1](f"--model {model}").step, ReplayedStep)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    (
+        ({}, None),
+        ({"no_cuda_graph": True}, "--no-cuda-graph"),
+        ({"model": "theirs:make"}, "--model theirs:make is of another package; --cuda-graph asks"),
+        ({"model": "theirs:make", "cuda_graph": True}, None),
+    ),
+)
+def test_networks_of_other_packages_are_replayed_on_request(change, reason, learner):
+    settings = train.parse_args(["--device", "cpu"]).replace(device=GPU, **change)
+    given = reason_for_plain_steps(settings, MODES["std_train"], learner.network)
+    assert (given is None) is (reason is None) and (given or "").startswith(reason or "")
+
+
+def test_a_mode_of_one_s_own_is_replayed_on_request(learner):
+    settings = train.parse_args(["--device", "cpu"])
+    own = TrainingMode(step=standard_step, short="own", label="own", train_mode="own_train")
+    for asked in (False, True):
+        settings = settings.replace(cuda_graph=asked)
+        assert (reason_for_plain_steps(settings, own, learner.network) is None) is asked
+
+
+@pytest.mark.parametrize("asked", (False, True))
+@pytest.mark.parametrize("bn", ("batch", "frozen"))
+def test_a_batch_norm_without_momentum_is_not_captured_in_training(bn, asked, learner):
+    """It divides by how many batches there were, which Python asks the device for."""
+    learner.network.model.norm = torch.nn.BatchNorm2d(8, momentum=None)
+    settings = train.parse_args(["--device", "cpu"]).replace(cuda_graph=asked)
+    mode = MODES["pgd_train" if bn == "batch" else "pgd_train_frozen"]
+    reason = reason_for_plain_steps(settings, mode, learner.network)
+    assert (reason is None) is (bn == "frozen")
+    assert reason is None or reason.startswith("batch norm norm has no momentum")

@@ -180,6 +180,26 @@ def test_a_folder_of_an_older_version_or_another_machine_goes_on(flags, run_scri
 
 
 @pytest.mark.parametrize(
+    ("told", "given", "asked"),
+    (
+        ({"cuda_graph": False}, "", (False, False)),  # of before --no-cuda-graph: as by default
+        ({"cuda_graph": False, "no_cuda_graph": True}, "", (False, True)),
+        ({"cuda_graph": True}, "", (True, False)),
+        ({"cuda_graph": True}, "--no-cuda-graph", (False, True)),
+        ({"no_cuda_graph": True}, "--cuda-graph", (True, False)),
+    ),
+)
+def test_a_run_goes_on_with_its_cuda_graphs_or_those_that_are_asked_for(
+    told, given, asked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("robust_nc.flags.select_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr("robust_nc.going_on.select_device", lambda name: torch.device("cuda", 0))
+    (tmp_path / "args.json").write_text(json.dumps({"dataset": "digits"} | told))
+    settings = train.parse_args(["--resume", str(tmp_path), *given.split()])
+    assert (settings.cuda_graph, settings.no_cuda_graph) == asked
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     ((None, "the folder of a run"), ("{", "args.json"), ('{"dataset": "moon"}', "moon")),
 )
