@@ -20,7 +20,7 @@ from torch import Tensor
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 ROUNDING = 1e-12  # class means closer than that, relative to their size, are the same in float64
 COINCIDE = "the class means of the features coincide: NC1 and all that is made of them are NaN"
-ALONE = "no class has two samples: NC1 and CDNV, which measure the spread within classes, are NaN"
+ALONE = "no class has two samples: NC1 and CDNV, the spread within classes, are 0 of any network"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class NeuralCollapse:
 
     `activation` is M = [mu_c - mu_G] (D x C), the class means mu_c less the mean over all samples;
     `classifier` is W^T (D x C). Printed, it is the metrics alone. Where all class means coincide,
-    what is made of them is NaN, but for `ncc_accuracy`; so are nc1 and cdnv of single samples.
+    what is made of them is NaN, but for `ncc_accuracy`. Of single samples nc1 and cdnv are 0.
 
     nc1: tr(Sigma_W Sigma_B^+), within-class against between-class variability; 0 when collapsed.
         Papyan et al. divide by C; the published code does not, and neither does this.
@@ -158,11 +158,11 @@ def neural_collapse(
     nearest = torch.cdist(projected, projected_means).argmin(1)
     within = projected - projected_means[labels]
 
-    defined, spread = _ones_or_nan(singular_values, class_means, labels.bincount().max())
+    defined = _one_or_nan(singular_values, class_means, labels.bincount().max())
     activation_norms, activation_cosines = _norms_and_cosines(activation)
     classifier_norms, classifier_cosines = _norms_and_cosines(classifier)
     duality = classifier / classifier.norm() - activation / activation.norm()
-    nc1 = spread * _nc1(within.square().mean(0), singular_values, class_means)
+    nc1 = defined * _nc1(within.square().mean(0), singular_values, class_means)
     return NeuralCollapse(
         nc1=nc1,
         nc2_norm_activation=defined * (activation_norms.std() / activation_norms.mean()).item(),
@@ -173,7 +173,7 @@ def neural_collapse(
         nc4=defined * (nearest != logits.argmax(1)).double().mean().item(),
         ncc_accuracy=(nearest == labels).double().mean().item(),
         nc1_papyan=nc1 / len(class_means),
-        cdnv=spread * _cdnv(features, labels, class_means),
+        cdnv=defined * _cdnv(features, labels, class_means),
         nc2_zhu=_distance_to_simplex(classifier.T @ classifier),
         nc3_zhu=defined * _distance_to_simplex(classifier.T @ activation),
         class_means=class_means,
@@ -246,10 +246,10 @@ class StreamingCollapse:
         """The metrics of all features of the two passes."""
         samples = self._counts.sum()
         norms, cosines = _norms_and_cosines(self._activation())
-        means, most = self.class_means, self._counts.max()
-        defined, spread = _ones_or_nan(self._singular_values, means, most)
+        means = self.class_means
+        defined = _one_or_nan(self._singular_values, means, self._counts.max())
         return LayerCollapse(
-            nc1=spread * _nc1(self._energy / samples, self._singular_values, means),
+            nc1=defined * _nc1(self._energy / samples, self._singular_values, means),
             nc2_norm=defined * (norms.std() / norms.mean()).item(),
             nc2_angle=defined * _simplex_deviation(cosines),
             ncc_accuracy=(self._correct / samples).item(),
@@ -333,13 +333,13 @@ def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.to(matrix.device), values.to(matrix.device)
 
 
-def _ones_or_nan(values: Tensor, class_means: Tensor, most: Tensor) -> tuple[float, float]:
-    """1.0 for metrics of the class means, and of the spread around them; NaN where undefined."""
-    coincide, alone = not values[0] > ROUNDING * class_means.norm(), bool(most < 2)
-    for undefined, message in ((coincide, COINCIDE), (alone, ALONE)):
+def _one_or_nan(singular_values: Tensor, class_means: Tensor, most: Tensor) -> float:
+    """1.0; NaN where class means coincide. Warns of it, and where no class has two samples."""
+    coincide = not singular_values[0] > ROUNDING * class_means.norm()
+    for undefined, message in ((coincide, COINCIDE), (bool(most < 2), ALONE)):
         if undefined:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return math.nan if coincide else 1.0, math.nan if coincide or alone else 1.0
+    return math.nan if coincide else 1.0
 
 
 def _nc1(variances: Tensor, singular_values: Tensor, class_means: Tensor) -> float:

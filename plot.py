@@ -10,6 +10,8 @@ own; where the usual name would be the same, it ends with the flags that differ.
 
 import argparse
 import io
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import matplotlib
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.parsing import Parser, positive_int, radius
+from robust_nc.reports.animation import gif_of
 from robust_nc.reports.attacks import (
     ATTACK_FLAGS,
     FLAGS,
@@ -24,8 +27,10 @@ from robust_nc.reports.attacks import (
     refuse_unmeasured,
     tell_attacks,
 )
-from robust_nc.reports.drawing import RC, draw
-from robust_nc.reports.figures import all_plots
+from robust_nc.reports.captions import caption_of
+from robust_nc.reports.comparisons import compare_plot, tell_swept
+from robust_nc.reports.drawing import draw
+from robust_nc.reports.figures import all_pictures, finished, in_order, with_attack
 from robust_nc.reports.groups import (
     NO_FLAGS,
     Group,
@@ -35,11 +40,16 @@ from robust_nc.reports.groups import (
     common,
     group_runs,
 )
+from robust_nc.reports.latex import latex_tables
+from robust_nc.reports.panels import Picture, Plot
 from robust_nc.reports.runs import PERTURBED, Run, read_run
+from robust_nc.reports.style import RC
 from robust_nc.reports.table import tables
 from robust_nc.results.records import SPLITS, Record
 from robust_nc.results.run_folder import RunFolder
 from utils import InputError, atomic_open, logger, run_script
+
+TABLES = ("markdown", "latex")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,8 +67,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--table",
-        action="store_true",
-        help="print the values of the last epoch, and write them as table.md and table.csv",
+        nargs="?",
+        choices=TABLES,
+        const="markdown",
+        help="print the values of the last epoch, and write them as table.md and table.csv; latex: "
+        "print them for a paper, and write table.tex as well",
     )
     parser.add_argument(
         "--split",
@@ -69,9 +82,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--perturbed",
         choices=PERTURBED,
-        help="which perturbed images of AT, TRADES and MART: those seen in training, as the paper "
+        help="which perturbed images of AT, TRADES and MART: those of training time, as the paper "
         "draws them, or PGD on the checkpoint (default: seen; where an attack is asked for pgd)",
     )
+    parser.add_argument(
+        "--panels",
+        choices=("main", "all"),
+        default="main",
+        help="draw the main panels, or all metrics: loss, CDNV, Zhu's NC2 and NC3, ... "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="draw the collapse of all runs in one figure, a line for each setting",
+    )
+    parser.add_argument(
+        "--animate",
+        action="store_true",
+        help="write the simplex over the checkpoints as a GIF as well",
+    )
+    add_attack_flags(parser)
+    args = parser.parse_args(table_told(sys.argv[1:] if argv is None else argv))
+    for name in ("pgd_alpha", "noise_level"):
+        if getattr(args, name) is not None and getattr(args, name).value == 0:
+            parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"argument --out: {args.out} is not a folder")
+    return args
+
+
+def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     attack = parser.add_argument_group(
         "the attack", "of which rows are drawn, where a run was measured with several"
     )
@@ -82,13 +123,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("--noise-level", radius, "of noisy images, in 1/255 units (default: the run's own)"),
     ):
         attack.add_argument(flag, type=kind, metavar="N", help=meaning)
-    args = parser.parse_args(argv)
-    for name in ("pgd_alpha", "noise_level"):
-        if getattr(args, name) is not None and getattr(args, name).value == 0:
-            parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"argument --out: {args.out} is not a folder")
-    return args
+
+
+def table_told(argv: list[str]) -> list[str]:
+    """The arguments, in which --table has its value: none is a folder of runs that follows it."""
+    told = list(argv)
+    for place, (flag, value) in enumerate(pairwise([*argv, ""])):
+        if flag == "--table" and value not in TABLES:
+            told[place] = "--table=markdown"
+    return told
 
 
 def main() -> None:
@@ -96,31 +139,66 @@ def main() -> None:
     given = {name: getattr(args, flag.replace("-", "_")) for name, flag in FLAGS.items()}
     asked = {name: value for name, value in given.items() if value is not None}
     perturbed = args.perturbed or ("pgd" if asked.keys() & ATTACK_FLAGS.keys() else "seen")
-    view = View(args.split, perturbed, asked_in_words(asked))
+    view = View(args.split, perturbed, asked_in_words(asked), args.panels)
     runs = [read_measured(path, asked) for path in args.runs]
     refuse_unmeasured(runs, asked)
     groups = group_runs(runs)
-    tell_differences(groups)
     tell_attacks(groups, view)
-    for group in groups:
-        tell_gaps(group, view)
-    plots = all_plots(groups, view)
+    tell_swept(groups, view)
+    if args.compare:
+        compared = finished(with_attack(compare_plot(in_order(groups), view), view))
+        plots: list[Plot | Picture] = [compared] if compared.panels else []
+    else:
+        tell_differences(groups)
+        for group in groups:
+            tell_gaps(group, view)
+        plots = all_pictures(groups, view)
     if not plots:
         images = "" if args.split == "train" else f" with --split {args.split}"
         raise InputError(f"{args.runs[0]}: holds nothing to draw{images}; run eval.py on it first")
     args.out.mkdir(parents=True, exist_ok=True)
     for plot in plots:
-        with matplotlib.rc_context(RC):
-            figure = draw(plot)
-            for kind in ("png", "pdf"):
-                content = io.BytesIO()
-                figure.savefig(content, format=kind)
-                write(args.out / f"{plot.name}.{kind}", content.getvalue())
+        draw_plot(plot, args.out)
+    if args.animate:
+        animate(plots, args)
     if args.table:
         words, table = tables(groups, view)
-        logger.info(words)
+        latex = latex_tables(table) if args.table == "latex" else ""
+        logger.info(latex or words)
+        if latex:
+            write(args.out / "table.tex", latex.encode())
         write(args.out / "table.md", words.encode())
         write(args.out / "table.csv", table.encode())
+
+
+def draw_plot(plot: Plot | Picture, out: Path) -> None:
+    """A figure as PNG and PDF, with its caption beside it."""
+    with matplotlib.rc_context(RC):
+        figure = draw(plot)
+        for kind in ("png", "pdf"):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind)
+            write(out / f"{plot.name}.{kind}", content.getvalue())
+    caption = caption_of(plot)
+    logger.info(caption)
+    write(out / f"{plot.name}.txt", f"{caption}\n".encode())
+
+
+def animate(plots: list[Plot | Picture], args: argparse.Namespace) -> None:
+    """The simplex over its checkpoints, as GIFs.
+
+    Raises:
+        InputError: none was measured.
+    """
+    simplices = [p for p in plots if isinstance(p, Picture) and p.name.startswith("simplex_")]
+    if not simplices:
+        raise InputError(f"{args.runs[0]}: nothing to animate; run eval.py --simplex on it first")
+    for picture in simplices:
+        if len(picture.epochs) < 2:
+            logger.info(f"{picture.name}: not animated, measured at one epoch alone")
+            continue
+        with matplotlib.rc_context(RC):
+            write(args.out / f"{picture.name}.gif", gif_of(picture))
 
 
 def read_measured(path: Path, asked: dict[str, Any]) -> Run:

@@ -8,12 +8,11 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sides
 from gpu_stages import Bench, Figure, make_training
+from switches import SWITCHES
 
 from attacks import pgd
 from robust_nc.data.datasets import as_float
@@ -43,33 +43,6 @@ PROFILES = (
 PAIRS = (("tf32+graph", 2), ("tf32+graph", 3), ("bf16+compile+graph", 2))  # processes at once
 PAIRED_SECONDS = 2.0
 ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A setting that may make a step faster: an attribute of a module, and its other value."""
-
-    name: str
-    module: str
-    attribute: str
-    value: Any
-    variant: str
-
-    @contextmanager
-    def turned(self) -> Iterator[None]:
-        module = import_module(self.module)
-        former = getattr(module, self.attribute)
-        setattr(module, self.attribute, self.value)
-        try:
-            yield
-        finally:
-            setattr(module, self.attribute, former)
-
-
-SWITCHES = (
-    Switch("all cuDNN kernels", "torch.backends.cudnn", "benchmark_limit", 0, "tf32+graph"),
-    Switch("combo kernels", "torch._inductor.config", "combo_kernels", True, "bf16+compile+graph"),
-)
 
 
 def time_steps(bench: Bench) -> None:
@@ -192,13 +165,14 @@ def _time_for_a_while(bench: Bench, step: Callable[[], Any]) -> float:
 
 
 def time_switches(bench: Bench) -> None:
-    """An AT step with each switch as it is, and turned."""
-    for switch in SWITCHES:
-        for turned in (False, True):
-            with switch.turned() if turned else nullcontext():
-                milliseconds = time_step(bench, "at", "vgg11bn", switch.variant)
-            name = f"{step_name('at', 'vgg11bn', switch.variant)}, {switch.name}"
-            bench.report(Figure(f"{name}: {'on' if turned else 'off'}", milliseconds, "ms"))
+    """An AT step of each variant as it is, and with each switch turned."""
+    for variant in dict.fromkeys(switch.variant for switch in SWITCHES.values()):
+        turned = [(name, s.turned()) for name, s in SWITCHES.items() if s.variant == variant]
+        for name, switch in [("as it is", nullcontext()), *turned]:
+            with switch:
+                milliseconds = time_step(bench, "at", "vgg11bn", bench.variant(variant))
+            place = step_name("at", "vgg11bn", variant)
+            bench.report(Figure(f"{place}, {name}", milliseconds, "ms"))
 
 
 def profile(bench: Bench) -> None:

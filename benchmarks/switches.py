@@ -1,10 +1,12 @@
-"""What may make a step faster or slower, measured on and off: SWITCHES=NAME,NAME COMMAND.
+"""What may make a step faster or slower: a stage of gpu.py times each; SWITCHES=NAME,NAME COMMAND.
 
 Those that begin with "no-" turn off what a run does; the others are tried here alone.
 """
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,19 +28,40 @@ def padded_convolution(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor 
     return conv_forward(conv, x, weight, bias)
 
 
-# Name -> the attribute that is set, and to what.
-SWITCHES: dict[str, tuple[Any, str, Any]] = {
-    "no-biases-left-out": (modes, "biases_left_out", lambda *_: nullcontext(0.0)),
-    "no-counted-once": (modes, "counted_once", lambda *_, **__: nullcontext()),
-    "no-weights-cast": (Network, "weights_cast", lambda network: nullcontext()),
-    "benchmark-limit-0": (torch.backends.cudnn, "benchmark_limit", 0),
-    "combo-kernels": (torch._inductor.config, "combo_kernels", True),
-    "padded-channels": (nn.Conv2d, "_conv_forward", padded_convolution),
+@dataclass(frozen=True)
+class Switch:
+    """An attribute of a module or class, its other value, and the variant that is timed with it."""
+
+    owner: Any
+    attribute: str
+    value: Any
+    variant: str = "tf32+graph"
+
+    def turn(self) -> None:
+        setattr(self.owner, self.attribute, self.value)
+
+    @contextmanager
+    def turned(self) -> Iterator[None]:
+        former = getattr(self.owner, self.attribute)
+        self.turn()
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.attribute, former)
+
+
+SWITCHES = {
+    "no-biases-left-out": Switch(modes, "biases_left_out", lambda *_: nullcontext(0.0)),
+    "no-counted-once": Switch(modes, "counted_once", lambda *_, **__: nullcontext()),
+    "padded-channels": Switch(nn.Conv2d, "_conv_forward", padded_convolution),
+    "benchmark-limit-0": Switch(torch.backends.cudnn, "benchmark_limit", 0),
+    "no-weights-cast": Switch(Network, "weights_cast", lambda network: nullcontext(), "bf16+graph"),
+    "combo-kernels": Switch(torch._inductor.config, "combo_kernels", True, "bf16+compile+graph"),
 }
 
 
 def set_switches(names: str = os.environ.get("SWITCHES", "")) -> None:
-    """Set those that are named, with commas between; for the rest of the process.
+    """Turn those that are named, with commas between; for the rest of the process.
 
     Raises:
         SystemExit: there is no such switch.
@@ -46,4 +69,4 @@ def set_switches(names: str = os.environ.get("SWITCHES", "")) -> None:
     for name in filter(None, names.split(",")):
         if name not in SWITCHES:
             raise SystemExit(f"SWITCHES: no {name!r}; there are {', '.join(SWITCHES)}")
-        setattr(*SWITCHES[name])
+        SWITCHES[name].turn()

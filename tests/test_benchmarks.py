@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import baseline
 import pytest
@@ -189,18 +190,29 @@ def test_the_benchmark_trains_with_the_defaults_of_train_py():
 
 
 @pytest.mark.parametrize("name", switches.SWITCHES)
-def test_a_switch_changes_nothing_but_the_time(name, tiny_net, monkeypatch):
+def test_a_switch_changes_nothing_but_the_time(name, tiny_net):
     weights = []
-    for names in ("", name):
-        monkeypatch.setattr(*switches.SWITCHES[name][:2], getattr(*switches.SWITCHES[name][:2]))
-        switches.set_switches(names)
+    for switch in (nullcontext(), switches.SWITCHES[name].turned()):
         network = Network(copy.deepcopy(tiny_net), *CIFAR_STATISTICS).train()
         torch.manual_seed(0)
         x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
-        MODES["pgd_train"].step(make_learner(network, lr=0.1), x, y)
+        with switch:
+            MODES["pgd_train"].step(make_learner(network, lr=0.1), x, y)
         weights.append(network.state_dict())
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, msg=key)
+
+
+def test_a_switch_is_turned_for_a_block_or_for_good(monkeypatch):
+    switch = switches.Switch(sides, "IMAGES", 7)
+    with pytest.raises(KeyError), switch.turned():
+        assert sides.IMAGES == 7
+        raise KeyError
+    assert sides.IMAGES != 7
+    monkeypatch.setattr(sides, "IMAGES", sides.IMAGES)
+    monkeypatch.setitem(switches.SWITCHES, "seven", switch)
+    switches.set_switches("seven")
+    assert sides.IMAGES == 7
 
 
 def test_an_unknown_switch_is_refused():

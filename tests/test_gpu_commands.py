@@ -18,6 +18,7 @@ import pytest
 import sides
 import torch
 from conftest import BENCHMARKS
+from switches import SWITCHES
 
 from robust_nc.training import resume
 
@@ -240,12 +241,12 @@ def test_steps_and_attacks_are_timed(tiny_bench, path, monkeypatch):
         assert all(figure["unit"] == "ms" and figure["value"] > 0 for figure in figures)
 
 
-def test_a_switch_is_turned_and_turned_back():
-    switch = gpu_steps.Switch("name", "gpu_steps", "ROUNDS", 7, "tf32")
-    with pytest.raises(KeyError), switch.turned():
-        assert gpu_steps.ROUNDS == 7
-        raise KeyError
-    assert gpu_steps.ROUNDS != 7
+def test_every_switch_is_timed_beside_its_variant_as_it_is(tiny_bench, path, monkeypatch):
+    monkeypatch.setattr(gpu_steps, "time_step", lambda *_: 1.0)
+    gpu_steps.time_switches(tiny_bench("switches"))
+    names = [figure["what"] for figure in stages(path)["switches"]["figures"]]
+    variants = {switch.variant for switch in SWITCHES.values()}
+    assert len(set(names)) == len(names) == len(SWITCHES) + len(variants)
 
 
 def half_hour(part, tmp_path):

@@ -1,138 +1,296 @@
-"""Figures of a group's blocks: their collapse, and the classifiers by the nearest centre."""
+"""Figures of the blocks: how images lie to clean class means, and nearest-centre classifiers."""
 
 import math
+import textwrap
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.groups import Group, Line, LineName, collect, common
-from robust_nc.reports.panels import (
-    Curve,
-    Panel,
-    Plot,
-    autoattack_curves,
-    left_out,
-    line_styles,
-    panels_of,
+from robust_nc.reports.comparisons import (
+    after_epochs,
+    by_place,
+    mode_styles,
+    names_of,
+    settings_in_words,
 )
-from robust_nc.reports.style import AUTOATTACK, CENTRE_STYLES, input_style
-from robust_nc.results.records import CENTRE_INPUTS, CENTRE_LABELS, LAYER_METRICS, CentreRecord
+from robust_nc.reports.groups import Group, Line, LineName, View, collect, common
+from robust_nc.reports.panels import Curve, Panel, Plot, autoattack_curves, tell_left_out
+from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
+from robust_nc.results.records import (
+    CENTRE_INPUTS,
+    LAYER_METRICS,
+    AutoAttackRecord,
+    CentreRecord,
+)
 from utils import logger
 
-CENTRE_LABEL = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
+GROUPS_PER_FIGURE = 5
+MOST_BLOCK_NUMBERS = 9  # that a panel's axis holds
+# What the blocks' class means are compared with: the field of images of their own class, and that
+# of targeted images. Those are compared with their target's too, by the third field.
+TO_CLEAN = {
+    "centre_accuracy": ("Share nearest", "centre_accuracy", "target_centre_accuracy"),
+    "clean_angle": ("Angle [rad]", "own_angle", "clean_angle"),
+    "clean_distance": ("Distance", "own_distance", "clean_distance"),
+}
+OF_TARGETED = {"target_centre_accuracy", "own_angle", "own_distance"}
+TO_CLEAN_NOTE = (
+    "Share of images nearest to the clean training class mean of their own class, and angle of "
+    "class means to it; dashed with hollow markers, of targeted images: to that of their target"
+)
+CENTRES_NOTE = (
+    "Share of test images that are put into their class by the nearest class mean of {images}"
+    "clean, or PGD, training images, and by the network"
+)
 
 
-def layer_plots(group: Group) -> list[Plot]:
-    """Each metric against the network's blocks at the last common epoch; test images are dashed.
+class BlockLines(NamedTuple):
+    """What the blocks of a group were measured to be at its last common epoch."""
 
-    Of the seeds whose blocks were measured.
+    group: Group
+    epoch: int
+    lines: dict[LineName, Line]
+    blocks: dict[int, str]
+
+
+def layer_plots(groups: list[Group], view: View) -> list[Plot]:
+    """How the blocks' features lie to the clean class means, the ways to train side by side."""
+    plots = []
+    for place, together in by_place(groups).items():
+        measured = [part for group in together if (part := block_lines(group, view))]
+        for number in range(0, len(measured), GROUPS_PER_FIGURE):
+            more = f"_{number // GROUPS_PER_FIGURE + 1}" if number else ""
+            name = view.file_name(f"layers_{place}") + more
+            plots.append(layer_plot(name, measured[number : number + GROUPS_PER_FIGURE], view))
+    return plots
+
+
+def block_lines(group: Group, view: View) -> BlockLines | None:
+    """Of the seeds whose blocks were measured, in the splits that the view shows, or else in all.
+
+    None where there is nothing that all of them have.
     """
     group = group.measured(lambda run: run.at_own_epsilon(run.layers))
     tables = [run.at_own_epsilon(run.layers) for run in group.runs]
     epochs = common([{row.epoch: row for row in table} for table in tables])
     if not epochs:
-        return left_out(group, "layers", any(tables))
-    tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
-    lines = collect(
-        tables, lambda row: LineName(row.split, row.input, row.images), lambda row: row.index
-    )
-    lines = {name: line for name, line in lines.items() if common(line)}
-    styles = line_styles(list(lines))
-    panels = [
-        (panel, [Curve(styles[name], line, panel.field) for name, line in lines.items()])
-        for panel in panels_of(LAYER_METRICS.values(), "layers")
-    ]
-    title = group.title(f"layers at epoch {epochs[-1]}")
-    name, blocks = group.file_name("layers"), {row.index: row.layer for row in tables[0]}
-    return [Plot(name, title, [group], panels, "Block", blocks)]
-
-
-def centre_plots(group: Group) -> list[Plot]:
-    """Accuracy of the nearest class centre and of the network.
-
-    Against epochs, or of one epoch against the kinds of images, for each layer and for class means
-    of clean and of perturbed images; and where several layers were measured against these. Of the
-    seeds that were measured.
-    """
-    group = group.measured(lambda run: run.at_own_epsilon(run.centres))
-    tables = [run.at_own_epsilon(run.centres) for run in group.runs]
-    lines = collect(tables, lambda row: (row.layer, row.means, row.images, row.input))
-    lines = {name: line for name, line in lines.items() if common(line)}
-    if not lines:
-        return left_out(group, "ncc", any(tables))
-    blocks = layer_order(group, {layer for layer, *_ in lines})
-    # Of the layers that all seeds have.
-    tell_other_layers(group, tables, blocks)
-    tables = [[row for row in table if row.layer in blocks] for table in tables]
-    several = [centre_layer_plot(group, tables, blocks)] if len(blocks) > 1 else []
-    epochs = {epoch for line in lines.values() for epoch in common(line)}
-    if len(epochs) == 1:
-        return [centre_input_plot(group, tables, blocks, epochs.pop()), *several]
-    panels: dict[tuple[str, str], list[Curve]] = defaultdict(list)
-    for (layer, means, _, kind), line in lines.items():
-        panels[layer, means] += centre_curves(kind, line)
-    style = AUTOATTACK._replace(label="AutoAttack: network")
-    marks = [curve._replace(style=style) for curve in autoattack_curves(group)]
-    drawn = [
-        (centre_panel(curves, f"{layer}\n"), curves + marks)
-        for (layer, _), curves in sorted(panels.items(), key=lambda item: blocks.index(item[0][0]))
-    ]
-    title = group.title("nearest-centre classifier")
-    return [Plot(group.file_name("ncc"), title, [group], drawn), *several]
-
-
-def tell_other_layers(group: Group, tables: list[list[CentreRecord]], blocks: list[str]) -> None:
-    """A line on layers that not all seeds have."""
-    others = layer_order(group, {row.layer for table in tables for row in table} - {*blocks})
-    if others:
-        name = group.file_name("ncc")
-        logger.info(f"{name}: left out, not measured by all seeds: {', '.join(others)}")
-
-
-def centre_input_plot(
-    group: Group, tables: list[list[CentreRecord]], blocks: list[str], epoch: int
-) -> Plot:
-    """The nearest-centre classifier and the network on each kind of test images, at one epoch."""
-    lines = collect(
-        [[row for row in table if row.epoch == epoch] for table in tables],
-        lambda row: (row.layer, row.means, row.images),
-        lambda row: CENTRE_INPUTS.index(row.input),
-    )
-    # The network under AutoAttack has a place of its own.
-    marks = [
-        Curve(AUTOATTACK, [{len(CENTRE_INPUTS): rows[epoch]} for rows in curve.line], curve.field)
-        for curve in autoattack_curves(group)
-        if epoch in common(curve.line)
-    ]
-    drawn = []
-    for (layer, *_), line in sorted(lines.items(), key=lambda item: blocks.index(item[0][0])):
-        if common(line):
-            curves = [Curve(style, line, field) for field, style in CENTRE_STYLES.items()]
-            label = "Test accuracy\n(share of images)"
-            panel = centre_panel(curves, f"{layer}\n")._replace(label=label)
-            drawn.append((panel, curves + marks))
-    title = group.title(f"nearest-centre classifier at epoch {epoch}")
-    kinds = [*CENTRE_LABELS.values(), *(["AutoAttack"] if marks else [])]
-    names = {place: kind.replace(" on ", " on\n") for place, kind in enumerate(kinds)}
-    return Plot(group.file_name("ncc"), title, [group], drawn, "Test images", names)
-
-
-def centre_layer_plot(group: Group, tables: list[list[CentreRecord]], blocks: list[str]) -> Plot:
-    """The nearest-centre classifier against the layers at the last common epoch."""
-    epochs = common([{row.epoch: row for row in table} for table in tables])
+        tell_left_out(group, "layers", any(tables))
+        return None
     tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
     lines = collect(
         tables,
+        lambda row: LineName(row.split, row.input, row.images, row.precision),
+        lambda row: row.index,
+    )
+    lines = {name: line for name, line in lines.items() if common(line)}
+    lines = {n: line for n, line in lines.items() if n.split in view.splits} or lines
+    return BlockLines(group, epochs[-1], lines, {row.index: row.layer for row in tables[0]})
+
+
+def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
+    """Metric by metric a panel for each group."""
+    groups = [part.group for part in measured]
+    heads = heads_of(groups)
+    panels = []
+    for metric in LAYER_METRICS.values():
+        if metric.field in OF_TARGETED or not metric.shown_in("layers", view.panels):
+            continue
+        label, own, targets = TO_CLEAN.get(metric.field, (metric.label, metric.field, ""))
+        meaning = "" if targets else metric.meaning
+        for head, part in zip(heads, measured, strict=True):
+            panel = Panel(metric.field, metric.name, label, metric.scale, meaning, head)
+            panels.append((panel, layer_curves(part.lines, metric.field, own, targets)))
+    numbers = sorted({index for part in measured for index in part.blocks})
+    step = math.ceil(len(numbers) / MOST_BLOCK_NUMBERS)
+    blocks = ", ".join(f"{index + 1} {layer}" for index, layer in measured[0].blocks.items())
+    epoch = epochs_of(measured)
+    return Plot(
+        name,
+        f"Blocks after epoch {epoch}: {names_of(groups)}; {settings_in_words(groups)}",
+        groups,
+        panels,
+        "Block",
+        {index: str(index + 1) for index in numbers[::step]},
+        columns=0 if len(panels) <= GROUPS_PER_FIGURE else len(groups) if len(groups) > 1 else 4,
+        notes=(TO_CLEAN_NOTE, f"Blocks: {blocks}"),
+    )
+
+
+def epochs_of(measured: Sequence["BlockLines | Centres"]) -> str:
+    """After which epoch each group was measured."""
+    styles = mode_styles([part.group for part in measured])
+    return after_epochs([(s.label, p.epoch) for s, p in zip(styles, measured, strict=True)])
+
+
+def heads_of(groups: list[Group]) -> list[str]:
+    """What stands above the panels of each group, broken where these are narrow."""
+    width = 60 // len(groups)
+    names = [style.label for style in mode_styles(groups)] if len(groups) > 1 else [""]
+    return [textwrap.fill(name, width) for name in names]
+
+
+def layer_curves(lines: dict[LineName, Line], field: str, own: str, targets: str) -> list[Curve]:
+    """A curve for each kind of images, of targeted ones another to their target's class mean."""
+    curves = []
+    for name, line in lines.items():
+        style = split_style(input_style(name.input), name.split)
+        targeted = INPUTS[name.input].targeted
+        curves.append(Curve(style, line, own if targeted else field))
+        if targeted and targets:
+            curves.append(Curve(to_target(style), line, targets))
+    return curves
+
+
+def to_target(style: Style) -> Style:
+    label = style.label.replace("targeted", "targeted: to the target", 1)
+    return style._replace(label=label, line="--" if style.line == "-" else ":", fill="white")
+
+
+class Bar(NamedTuple):
+    """The height of a bar, as a row of a line."""
+
+    value: float
+    split: str
+    images: int
+    precision: str
+
+
+def bar_of(row: CentreRecord | AutoAttackRecord, field: str) -> Bar:
+    return Bar(getattr(row, field), row.split, row.images, row.precision)
+
+
+class Centres(NamedTuple):
+    """The rows of each run of a group at its last common epoch, and the layers that all have."""
+
+    group: Group
+    epoch: int
+    tables: list[list[CentreRecord]]
+    layers: list[str]
+
+
+def centre_plots(groups: list[Group]) -> list[Plot]:
+    """The nearest-centre classifiers and the networks, as bars for each way to train.
+
+    And against the layers where several were measured.
+    """
+    plots = []
+    for place, together in by_place(groups).items():
+        measured = [part for group in together if (part := centres_of(group))]
+        for number in range(0, len(measured), GROUPS_PER_FIGURE):
+            more = f"_{number // GROUPS_PER_FIGURE + 1}" if number else ""
+            some = measured[number : number + GROUPS_PER_FIGURE]
+            plots.append(centre_plot(f"ncc_{place}{more}", some))
+        plots += [centre_layer_plot(part) for part in measured if len(part.layers) > 1]
+    return plots
+
+
+def centres_of(group: Group) -> Centres | None:
+    """Of the seeds that were measured; None where there is nothing that all of them have."""
+    group = group.measured(lambda run: run.at_own_epsilon(run.centres))
+    tables = [run.at_own_epsilon(run.centres) for run in group.runs]
+    epochs = common([{row.epoch: row for row in table} for table in tables])
+    if not epochs:
+        tell_left_out(group, "ncc", any(tables))
+        return None
+    tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
+    names = [{row.layer for row in table} for table in tables]
+    shared = set.intersection(*names)
+    others = layer_order(group, set.union(*names) - shared)
+    if others:
+        missing = ", ".join(others)
+        logger.info(f"{group.file_name('ncc')}: left out, not measured by all seeds: {missing}")
+    if not shared:
+        return None
+    tables = [[row for row in table if row.layer in shared] for table in tables]
+    return Centres(group, epochs[-1], tables, layer_order(group, shared))
+
+
+def centre_plot(name: str, measured: list[Centres]) -> Plot:
+    """Bars of the last layer, a panel for each group."""
+    groups = [part.group for part in measured]
+    heads = heads_of(groups)
+    kinds = {row.means for part in measured for table in part.tables for row in table}
+    means = [kind for kind in INPUTS if kind in kinds]
+    panels = []
+    for head, part in zip(heads, measured, strict=True):
+        panel = Panel("value", "nearest centre", "Test accuracy", "share", head=head)
+        panels.append((panel, bar_curves(part, means)))
+    names = [*(f"{INPUTS[kind].label} means" for kind in means), "network"]
+    epoch = epochs_of(measured)
+    counts = sorted({r.centre_images for part in measured for t in part.tables for r in t})
+    of_images = " or ".join(str(count) for count in counts if count)
+    note = CENTRES_NOTE.format(images=f"{of_images} " if of_images else "")
+    return Plot(
+        name,
+        f"Nearest-centre classifiers after epoch {epoch}: {names_of(groups)}; "
+        f"{settings_in_words(groups)}",
+        groups,
+        panels,
+        "",
+        dict(enumerate(names)),
+        bars=True,
+        notes=(note,),
+    )
+
+
+def bar_curves(part: Centres, means: list[str]) -> list[Curve]:
+    """For each kind of test images a bar per kind of class means, and one of the network."""
+    curves = []
+    for kind in CENTRE_INPUTS:
+        line: Line = []
+        for table in part.tables:
+            # Of rows of several numbers of images those of most.
+            rows = sorted(
+                (row for row in table if (row.layer, row.input) == (part.layers[-1], kind)),
+                key=lambda row: row.images,
+            )
+            bars = {
+                means.index(r.means): Bar(r.ncc_accuracy, r.split, r.images, r.precision)
+                for r in rows
+            }
+            bars |= {
+                len(means): Bar(r.network_accuracy, r.split, r.images, r.precision) for r in rows
+            }
+            line.append(bars)
+        if common(line):
+            curves.append(Curve(input_style(kind), line, "value"))
+    for curve in autoattack_curves(part.group)[:1]:
+        if part.epoch in common(curve.line):
+            of_epoch = [rows[part.epoch] for rows in curve.line]
+            line = [
+                {len(means): Bar(r.robust_accuracy, r.split, r.images, r.precision)}
+                for r in of_epoch
+            ]
+            curves.append(Curve(AUTOATTACK, line, "value"))
+    return curves
+
+
+def centre_layer_plot(part: Centres) -> Plot:
+    """The nearest-centre classifier against the layers, dashed the network on the same images."""
+    lines = collect(
+        part.tables,
         lambda row: (row.means, row.images, row.input),
-        lambda row: blocks.index(row.layer),
+        lambda row: part.layers.index(row.layer),
     )
     panels: dict[str, list[Curve]] = defaultdict(list)
     for (means, _, kind), line in lines.items():
         if common(line):
             panels[means] += centre_curves(kind, line)
-    drawn = [(centre_panel(curves, ""), curves) for curves in panels.values()]
-    name = group.file_name("ncc_layers")
-    title = group.title(f"nearest-centre classifier by layer at epoch {epochs[-1]}")
-    return Plot(name, title, [group], drawn, "Block", dict(enumerate(blocks)))
+    drawn = [
+        (Panel("", "", "Test accuracy", "share", head=f"{INPUTS[means].label} class means"), curves)
+        for means, curves in panels.items()
+    ]
+    group, blocks = part.group, ", ".join(f"{i + 1} {name}" for i, name in enumerate(part.layers))
+    return Plot(
+        group.file_name("ncc_layers"),
+        group.title(f"nearest-centre classifier by layer after epoch {part.epoch}"),
+        [group],
+        drawn,
+        "Block",
+        {number: str(number + 1) for number in range(len(part.layers))},
+        notes=(f"Blocks: {blocks}",),
+    )
 
 
 def centre_curves(kind: str, line: Line) -> list[Curve]:
@@ -140,14 +298,6 @@ def centre_curves(kind: str, line: Line) -> list[Curve]:
     style = input_style(kind)
     network = style._replace(label=f"{style.label}: network", line="--", fill="white")
     return [Curve(style, line, "ncc_accuracy"), Curve(network, line, "network_accuracy")]
-
-
-def centre_panel(curves: list[Curve], layer: str) -> Panel:
-    """Its title says of how many training images the class means are."""
-    row = next(iter(curves[0].line[0].values()))
-    number = f"{row.centre_images} " if row.centre_images else ""
-    title = f"{layer}means of {number}{INPUTS[row.means].label} training images"
-    return Panel("", "", CENTRE_LABEL, "share", title=title)
 
 
 def layer_order(group: Group, names: set[str]) -> list[str]:

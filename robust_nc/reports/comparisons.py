@@ -1,41 +1,166 @@
-"""Figures of several groups: distances to clean class means, training modes, radii of PGD."""
+"""Figures of several groups: collapse, distances to clean class means, radii of PGD."""
 
 from collections import defaultdict
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.groups import (
-    Group,
-    Line,
-    View,
-    average,
-    collect,
-    common,
-    differences,
-    in_words,
-)
+from robust_nc.reports.captions import in_words
+from robust_nc.reports.groups import Group, Line, LineName, View, differences
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
-from robust_nc.reports.runs import (
-    PERTURBED,
-    radius_in_words,
-    safe,
-    seeds_in_words,
-    unit_of,
-)
+from robust_nc.reports.runs import PERTURBED
 from robust_nc.reports.style import (
     MORE_COLORS,
     MORE_MARKERS,
     Style,
+    mode_in_words,
     mode_style,
+    perturbed_style,
     split_style,
 )
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, radius_of
-from robust_nc.training.modes import MODES
 from utils import logger
+
+LOSS_LABEL = "Cross-entropy of the same images"
+
+
+def by_place(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """The groups of each setting, by its name in files."""
+    shared: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        shared[group.setting.file_name].append(group)
+    return shared
+
+
+def mode_plots(groups: list[Group], view: View) -> list[Plot]:
+    """The collapse of two or more groups of one setting, against epochs and against the loss."""
+    return [
+        plot
+        for place, together in by_place(groups).items()
+        if len(together) > 1
+        for plot in (
+            collapse_plot(f"collapse_{place}", together, view),
+            loss_plot(f"collapse_loss_{place}", together, view),
+        )
+    ]
+
+
+def compare_plot(groups: list[Group], view: View) -> Plot:
+    """The collapse of any groups in one figure, a line for each, named by what differs."""
+    return collapse_plot("compare", groups, view)
+
+
+class KindLine(NamedTuple):
+    """One line of a figure of several groups: its style there, and whether it is perturbed."""
+
+    style: Style
+    name: LineName
+    line: Line
+    perturbed: bool
+
+
+def collapse_plot(name: str, groups: list[Group], view: View) -> Plot:
+    """NC1 to NC4 of clean and perturbed images against epochs; the colour tells the group."""
+    lines = kind_lines(groups, view)
+    panels = [
+        (panel, [Curve(one.style, one.line, panel.field) for one in lines])
+        for panel in panels_of(METRICS.values(), "modes", view.panels)
+    ]
+    title = f"Neural collapse of {names_of(groups)}; {settings_in_words(groups)}"
+    return Plot(
+        view.file_name(name),
+        title,
+        groups,
+        panels,
+        legend=collapse_legend(groups, lines),
+        notes=perturbed_notes(groups, view),
+    )
+
+
+def loss_plot(name: str, groups: list[Group], view: View) -> Plot:
+    """NC1 against the loss on the same images, clean and perturbed, a line per run in its order.
+
+    Whether a way to train collapses less, or only later, is seen at equal loss.
+    """
+    nc1 = METRICS["nc1"]
+    panel = Panel(nc1.field, nc1.name, nc1.label, nc1.scale, nc1.meaning)
+    panels = []
+    for perturbed in (False, True):
+        curves = [
+            Curve(one.style._replace(line="-"), [rows], nc1.field, against="loss")
+            for one in kind_lines(groups, view)
+            if one.perturbed == perturbed
+            for rows in one.line
+        ]
+        panels.append((panel._replace(head="perturbed" if perturbed else "clean"), curves))
+    return Plot(
+        view.file_name(name),
+        f"NC1 against the loss of {names_of(groups)}; {settings_in_words(groups)}",
+        groups,
+        panels,
+        x_label=LOSS_LABEL,
+        x_falls=True,
+        legend=tuple(mode_styles(groups)),
+        notes=("A line per run, in the order of its epochs", *perturbed_notes(groups, view)),
+    )
+
+
+def kind_lines(groups: list[Group], view: View) -> list[KindLine]:
+    """Clean and perturbed images of each group, of each split those of most images."""
+    lines = []
+    for style, group in zip(mode_styles(groups), groups, strict=True):
+        seen = set()
+        for name, line in group.shown(view).items():
+            if name.input not in ("clean", *PERTURBED) or (name.split, name.input) in seen:
+                continue
+            seen.add((name.split, name.input))
+            perturbed = name.input != "clean"
+            label = f"{style.label}: {INPUTS[name.input].label}"
+            own = style._replace(label=label, line="-", size=style.size - 1)
+            own = perturbed_style(own) if perturbed else own
+            if name.split != "train":
+                label, line_of_test = f"{own.label}, {name.split}", "-." if perturbed else ":"
+                own = own._replace(label=label, line=line_of_test, size=own.size + 2, fill="none")
+            lines.append(KindLine(own, name, line, perturbed))
+    return lines
+
+
+def collapse_legend(groups: list[Group], lines: list[KindLine]) -> tuple[Style, ...]:
+    """The groups by colour, and what the kinds of line are."""
+    kinds = {}
+    for one in lines:
+        images = "" if one.name.split == "train" else f", {one.name.split}"
+        label = ("perturbed" if one.perturbed else "clean") + images
+        kinds[label] = one.style._replace(label=label, color="0.35", marker="o")
+    return (*(style._replace(line="-") for style in mode_styles(groups)), *kinds.values())
+
+
+def perturbed_notes(groups: list[Group], view: View) -> tuple[str, ...]:
+    """Which perturbed images each group's are."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for group, style in zip(groups, mode_styles(groups), strict=True):
+        for kind in {name.input for name in group.shown(view)}.intersection(PERTURBED):
+            kinds[INPUTS[kind].label].append(style.label)
+    told = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+    return (f"Perturbed images: {told}",) if told else ()
+
+
+def tell_swept(groups: list[Group], view: View) -> None:
+    """One line on PGD of the checkpoints where images seen in training are drawn in its place."""
+    if view.perturbed != "seen" or "train" not in view.splits:
+        return
+    both = [
+        style.label
+        for group, style in zip(groups, mode_styles(groups), strict=True)
+        if {n.input for n in group.lines if n.split == "train"}.issuperset(PERTURBED)
+    ]
+    if both:
+        logger.info(
+            f"{', '.join(both)}: drawn are the training-time adversarial images; PGD on the "
+            "checkpoints was measured too: --perturbed pgd draws it"
+        )
 
 
 def distance_plots(groups: list[Group], view: View) -> list[Plot]:
@@ -47,15 +172,12 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
         lines = [
             (name, line)
             for name, line in group.shown(view).items()
-            if name.input in PERTURBED and np.isfinite(average(line, "clean_angle")[1]).any()
+            if name.input in PERTURBED and has_values(line, "clean_angle")
         ]
         if lines:
             shared[group.setting.file_name].append((group, lines))
         else:
             logger.info(f"{group.file_name()}: left out, not measured: distance to clean")
-    from_clean = panels_of(
-        (m for m in METRICS.values() if m.from_clean and not m.only_targeted), "epochs"
-    )
     plots = []
     for place, lines_of_groups in shared.items():
         together = [group for group, _ in lines_of_groups]
@@ -66,181 +188,86 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
                 kind = f": {INPUTS[name.input].label}" if kinds != {name.input} else ""
                 own = style._replace(label=style.label + kind)
                 styled.append((split_style(own, name.split), line))
-        panels = [(p, [Curve(*line, p.field) for line in styled]) for p in from_clean]
+        panels = [
+            (panel, [Curve(*line, panel.field) for line in styled])
+            for panel in panels_of(METRICS.values(), "distance", view.panels)
+        ]
         which = INPUTS[kinds.pop()].label if len(kinds) == 1 else "perturbed"
-        title = f"Class means, clean to {which}; {together[0].setting.title}"
-        title = f"{title}, {seeds_of(together)}"
+        title = f"Class means, clean to {which}; {settings_in_words(together)}"
         plots.append(Plot(view.file_name(f"distance_{place}"), title, together, panels))
     return plots
 
 
-def mode_plots(groups: list[Group], view: View) -> list[Plot]:
-    """Clean and perturbed images of AT, TRADES and MART, two or more of them, in one figure.
-
-    Once against epochs and once against the error on clean images: whether a mode collapses less,
-    or only later, is seen at equal accuracy.
-    """
-    shared = defaultdict(list)
-    for group in groups:
-        if group.adversary:
-            shared[group.setting.file_name].append(group)
-    return [
-        plot
-        for place, together in shared.items()
-        if len(together) > 1
-        for plot in plots_of_modes(place, together, view)
-    ]
-
-
-def plots_of_modes(place: str, groups: list[Group], view: View) -> list[Plot]:
-    """The two figures of `mode_plots` for the groups of one place."""
-    by_epoch: dict[Panel, list[Curve]] = defaultdict(list)
-    by_error: dict[Panel, list[Curve]] = defaultdict(list)
-    styles = mode_styles(groups)
-    for panel in panels_of(METRICS.values(), "modes"):  # a row of panels each
-        for style, group in zip(styles, groups, strict=True):
-            lines = group.shown(view)
-            for name, line in lines.items():
-                if name.input != "clean" and name.input not in PERTURBED:
-                    continue
-                titled = panel._replace(title=INPUTS[name.input].label)
-                own = split_style(style, name.split)
-                by_epoch[titled].append(Curve(own, line, panel.field))
-                clean = lines.get(name._replace(input="clean"), [])
-                if clean and panel.field != "accuracy":
-                    by_error[titled] += error_curves(own, clean, line, panel.field)
-    modes = list(dict.fromkeys(MODES[group.mode].label for group in groups))
-    names = f"{', '.join(modes[:-1])} and {modes[-1]}" if len(modes) > 1 else modes[0]
-    title = f"{names}, {groups[0].setting.title}, {seeds_of(groups)}"
-    return [
-        Plot(view.file_name(f"modes_{place}"), title, groups, list(by_epoch.items())),
-        Plot(
-            view.file_name(f"modes_accuracy_{place}"),
-            title,
-            groups,
-            list(by_error.items()),
-            x_label="Share of clean images misclassified (log)",
-            x_falls=True,
-        ),
-    ]
-
-
-def error_curves(style: Style, clean: Line, line: Line, field: str) -> list[Curve]:
-    """A curve per run, of the epochs of which the clean rows tell the error, in their order."""
-    curves = []
-    for clean_rows, rows in zip(clean, line, strict=True):
-        both = {epoch: rows[epoch] for epoch in common([clean_rows, rows])}
-        curves.append(Curve(style, [both], field, clean_rows))
-    return curves
+def has_values(line: Line, field: str) -> bool:
+    return bool(np.isfinite(Curve(Style("", ""), line, field).points()[1]).any())
 
 
 def seeds_of(groups: list[Group]) -> str:
-    """The seeds of all of one figure; where they are not the same, the legend tells which."""
-    return seeds_in_words({run.seed for group in groups for run in group.runs})
+    seeds = [(style.label, g.seeds) for style, g in zip(mode_styles(groups), groups, strict=True)]
+    return by_value(seeds)
+
+
+def names_of(groups: list[Group]) -> str:
+    """The ways to train, like "ST, AT and MART"."""
+    *most, last = dict.fromkeys(mode_in_words(group.mode) for group in groups)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def settings_in_words(groups: list[Group]) -> str:
+    """The settings of one figure, and whose seeds are which."""
+    settings = "; ".join(dict.fromkeys(group.setting.title for group in groups))
+    return f"{settings}, {seeds_of(groups)}"
+
+
+def by_value(values: list[tuple[str, str]]) -> str:
+    """(name, value) of each: the value if all have the same, or "30 (AT, MART), 40 (ST)"."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, value in values:
+        names[value].append(name)
+    if len(names) == 1:
+        return values[0][1]
+    return ", ".join(f"{value} ({', '.join(whose)})" for value, whose in names.items())
+
+
+def after_epochs(epochs: list[tuple[str, int]]) -> str:
+    """The last epoch of each, in words."""
+    return by_value([(name, str(epoch)) for name, epoch in epochs])
 
 
 def mode_styles(groups: list[Group]) -> list[Style]:
-    """A style for each group of one figure: its mode's, with what else differs in the label."""
-    flags = [
-        {name: v for name, v in group.flags.items() if name not in ("train_mode", "bn")}
-        | {"epsilon": group.setting.epsilon}
-        for group in groups
-    ]
+    """A style for each group of one figure: its mode's, with what else differs in the label.
+
+    Of flags these are the ones that set groups of one mode apart: a way to train has flags that
+    others have not, and its name tells it.
+    """
     styles = []
     seen: dict[str, int] = defaultdict(int)
-    for group, differs in zip(groups, differences(flags), strict=True):
+    for group, differs in zip(groups, differences(labelling_flags(groups)), strict=True):
         style = mode_style(group.mode)
         if seen[group.mode]:
             place = sum(max(count - 1, 0) for count in seen.values())
             marker, color = (names[place % len(names)] for names in (MORE_MARKERS, MORE_COLORS))
             style = style._replace(marker=marker, color=color)
         seen[group.mode] += 1
-        seeds = group.seeds if len({group.seeds for group in groups}) > 1 else ""
-        label = ", ".join(filter(None, (style.label, in_words(differs), seeds)))
+        label = ", ".join(filter(None, (style.label, in_words(differs))))
         styles.append(style._replace(label=label))
     return styles
 
 
-class RadiusLine(NamedTuple):
-    """Which images a line against the radius is of, after which epoch, and in which precision."""
-
-    split: str
-    images: int
-    epoch: int
-    precision: str
-
-
-def epsilon_plots(groups: list[Group], view: View) -> list[Plot]:
-    """Metrics under PGD against its epsilon at the last common checkpoint, the modes together.
-
-    Of runs of one data set, model and norm that were swept at two radii or more.
-    """
-    shared = defaultdict(list)
+def labelling_flags(groups: list[Group]) -> list[dict[str, Any]]:
+    """Of each group what may be told in its label: the setting, and flags that vary in a mode."""
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for group in groups:
-        part = group.measured(lambda run: len({radius_of(row) for row in run.records} - {0.0}) > 1)
-        lines = radius_lines(part, view)
-        tell_other_radii(part, lines)
-        if lines:
-            setting = part.setting
-            shared[setting.dataset, setting.model, setting.norm].append((part, lines))
-    plots = []
-    for place, lines_of_groups in shared.items():
-        together = [group for group, _ in lines_of_groups]
-        epochs = set.intersection(*({name.epoch for name in lines} for _, lines in lines_of_groups))
-        panels: dict[Panel, list[Curve]] = {p: [] for p in panels_of(METRICS.values(), "radii")}
-        for style, (group, lines) in zip(mode_styles(together), lines_of_groups, strict=True):
-            epoch = max(epochs or {name.epoch for name in lines})
-            if not epochs:
-                style = style._replace(label=f"{style.label}, epoch {epoch}")
-            for panel, curves in panels.items():
-                for name, line in lines.items():
-                    if name.epoch == epoch:
-                        curves.append(Curve(split_style(style, name.split), line, panel.field))
-                if panel.field == "accuracy":
-                    curves += autoattack_by_radius(group, epoch, style)
-        at_epoch = [f"epoch {max(epochs)}"] if epochs else []
-        title = ", ".join(["PGD of several radii", *place, *at_epoch, seeds_of(together)])
-        file_name = view.file_name(safe("_".join(["epsilon", *place])))
-        unit = unit_of(place[0])
-        x_label = f"epsilon of the attack ({'in ' if unit == '[0, 1]' else ''}{unit})"
-        plots.append(Plot(file_name, title, together, list(panels.items()), x_label))
-    return plots
-
-
-def tell_other_radii(group: Group, lines: dict[RadiusLine, Line]) -> None:
-    """A line on radii that not all seeds were attacked at."""
-    radii = {radius for line in lines.values() for radius in set().union(*line) - {*common(line)}}
-    if radii:
-        words = [radius_in_words(radius, group.setting.dataset) for radius in sorted(radii)]
-        name = group.file_name("epsilon")
-        logger.info(f"{name}: left out, not measured by all seeds: PGD of {', '.join(words)}")
-
-
-def radius_lines(group: Group, view: View) -> dict[RadiusLine, Line]:
-    """Rows by epsilon: clean images at 0, and PGD of at least two."""
-    tables = [
-        [
-            # By definition clean class means are at no distance from themselves.
-            replace(row, clean_distance=0.0, clean_angle=0.0) if row.input == "clean" else row
-            for row in run.records
-            if row.split in view.splits and row.input in ("clean", "pgd")
-        ]
-        for run in group.runs
-    ]
-    lines = collect(
-        tables,
-        lambda row: RadiusLine(row.split, row.images, row.epoch, row.precision),
-        radius_of,
-    )
-    names = [name for name, line in lines.items() if len({*common(line)} - {0.0}) > 1]
-    names.sort(key=lambda name: (SPLITS.index(name.split), -name.images))
-    return {name: lines[name] for name in names}
-
-
-def autoattack_by_radius(group: Group, epoch: int, style: Style) -> list[Curve]:
-    """Accuracy under AutoAttack at one epoch, where it was measured, in a mode's style."""
-    tables = [[row for row in run.autoattack if row.epoch == epoch] for run in group.runs]
-    lines = collect(tables, lambda row: row.images, radius_of)
-    label = f"{style.label}: AutoAttack, test"
-    own = style._replace(label=label, marker="*", size=7, line="none", fill="white")
-    return [Curve(own, line, "robust_accuracy") for line in lines.values() if common(line)]
+        alike[group.mode].append(group.flags)
+    varying = {
+        name
+        for flags in alike.values()
+        for name in {name for one in flags for name in one}
+        if len({one[name] for one in flags if name in one}) > 1
+    }
+    told = []
+    for group in groups:
+        setting = group.setting._asdict()
+        del setting["limit_train"]  # a flag as others are
+        told.append(setting | {n: v for n, v in group.flags.items() if n in varying})
+    return told

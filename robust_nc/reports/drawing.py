@@ -1,14 +1,13 @@
-"""How figures are drawn: axes, lines with their bands, legends, titles."""
+"""How figures of lines and bars are drawn: axes, ticks, lines with their bands, legends."""
 
 import math
-import textwrap
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -16,177 +15,262 @@ from matplotlib.ticker import (
     FixedLocator,
     LogFormatterMathtext,
     MaxNLocator,
-    NullLocator,
+    NullFormatter,
     StrMethodFormatter,
 )
 
-from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.panels import Panel, Plot
-from robust_nc.reports.style import LR_DROP, Style
+from robust_nc.reports.panels import Curve, Panel, Picture, Plot
+from robust_nc.reports.style import LR_DROP, WIDTH, Style
 from robust_nc.results.history import EpochSummary
 
-RC: Any = {
-    "font.size": 7,
-    "lines.linewidth": 1.0,
-    "lines.markeredgecolor": "white",
-    "lines.markeredgewidth": 0.3,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.4,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType, which publishers ask for
-    "savefig.dpi": 200,
-}
-WIDTH, PANEL_HEIGHT = 5.5, 1.45  # inches; the width of a column of text
-MARKERS_PER_LINE = 12
-JOINED_WIDTH = 0.3
-TITLE_WIDTH, LEGEND_WIDTH, X_WIDTH = 100, 105, 40  # characters
-TITLED_HEIGHT, NAMES_HEIGHT = 0.35, 0.3  # inches, of titles of panels and names of blocks
-LEGEND_LINES = 9  # that the place of one panel holds
+PANELS_PER_ROW = 5
+PANEL_HEIGHT = 1.15  # inches
+LEGEND_LINE, HEAD_HEIGHT, X_AXIS_HEIGHT, Y_AXIS_WIDTH = 0.15, 0.15, 0.36, 0.4  # inches
+NAMES_HEIGHT = 0.3  # inches, of slanting names
+MARKERS_PER_LINE = 5
+FEW = (
+    10  # epochs: so many are points that no line joins, for nothing is known of the course between
+)
+CHARACTER = 0.057  # inches, on average
+BAND = "± one std over seeds"
 
 
-def draw(plot: Plot) -> Figure:
-    """Two columns of panels; the legend in the place that an odd number leaves, or below."""
-    rows, odd = math.ceil(len(plot.panels) / 2), len(plot.panels) % 2
-    runs = [run for group in plot.groups for run in group.runs] if plot.x_label == "Epoch" else []
-    drops = {epoch for run in runs for epoch in lr_drops(run.history)}
+def draw(plot: Plot | Picture) -> Figure:
+    """A figure: rows of up to five panels with one legend below them, or a picture."""
+    if isinstance(plot, Picture):
+        return plot.paint(plot.epochs[-1])
+    columns = plot.columns or min(len(plot.panels), PANELS_PER_ROW)
+    rows = math.ceil(len(plot.panels) / columns)
+    drops = drops_of(plot)
     handles = legend_entries(plot, [LR_DROP] if drops else [])
-    # Each entry has a handle of six characters or so beside its label.
-    widest = max(len(str(handle.get_label())) for handle in handles) + 8
-    columns = min(3, max(1, LEGEND_WIDTH // widest))
-    inside = odd and len(handles) <= LEGEND_LINES and widest <= LEGEND_WIDTH // 2
-    below = 0 if inside else 0.2 + 0.15 * math.ceil(len(handles) / columns)
-    titles = TITLED_HEIGHT if any(panel.title for panel, _ in plot.panels) else 0
-    names = NAMES_HEIGHT if crowded(plot) else 0
-    height = 0.3 + rows * (PANEL_HEIGHT + titles) + below + names
+    legend_columns = columns_of_legend(handles)
+    height = rows * (PANEL_HEIGHT + X_AXIS_HEIGHT)
+    heads = max(panel.head.count("\n") + bool(panel.head) for panel, _ in plot.panels)
+    height += HEAD_HEIGHT * heads
+    if plot.x_names and not fits(plot.x_names.values(), columns):
+        height += rows * NAMES_HEIGHT
+    height += 0.05 + LEGEND_LINE * math.ceil(len(handles) / legend_columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(wrapped(plot.title), fontsize=7.5)
-    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for ax, (panel, curves) in zip(axes, plot.panels, strict=False):
-        points = [curve.points() for curve in curves]
-        measured = () if plot.x_falls else np.unique(np.concatenate([x for x, *_ in points]))
-        for curve, values in zip(curves, points, strict=True):
-            draw_line(ax, curve.style, values, panel.scale, joined(values[0], measured))
-        finish_x_axis(ax, plot)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for number, (ax, (panel, curves)) in enumerate(zip(axes, plot.panels, strict=False)):
+        if plot.bars:
+            draw_bars(ax, curves)
+        for curve in () if plot.bars else curves:
+            draw_line(ax, curve, panel.scale, joined=not (plot.over_epochs or plot.x_falls))
+        finish_x_axis(ax, plot, columns)
         finish_y_axis(ax, panel)
+        ax.set_xlabel(plot.x_label if number >= len(plot.panels) - columns else "")
+        above = plot.panels[number - columns][0].head if number >= columns else ""
+        ax.set_title(panel.head if panel.head != above else "", linespacing=0.95)
         for epoch in drops:
-            ax.axvline(epoch, color=LR_DROP.color, linestyle=LR_DROP.line, linewidth=0.8, zorder=0)
+            ax.axvline(epoch, color=LR_DROP.color, linestyle=LR_DROP.line, linewidth=0.7, zorder=0)
     drawn = axes[: len(plot.panels)]
-    for ax in drawn[-2:]:
-        ax.set_xlabel(plot.x_label)
-    for ax in drawn[: -2 - odd] if plot.x_names else ():  # the same names below
-        ax.tick_params("x", labelbottom=False)
-    if odd:
-        axes[-1].axis("off")
-    if inside:
-        axes[-1].legend(handles=handles, loc="center")
-    else:
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    for ax in axes[len(plot.panels) :]:
+        ax.axis("off")
+    share_axes(plot, drawn, columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns)
     return figure
 
 
+def drops_of(plot: Plot | Picture) -> list[int]:
+    """Where the learning rate of a run drops: of all runs at the same epochs, or of none."""
+    runs = [run for group in plot.groups for run in group.runs if run.history]
+    drops = {tuple(lr_drops(run.history)) for run in runs}
+    return list(drops.pop()) if plot.over_epochs and len(drops) == 1 else []
+
+
+def lr_drops(history: list[EpochSummary]) -> list[int]:
+    """Epochs whose learning rate is at most a fifth of the former one's; 0 ends a smooth decay."""
+    return [
+        row.epoch
+        for before, row in pairwise(history)
+        if row.epoch == before.epoch + 1 and 0 < row.lr <= before.lr / 5
+    ]
+
+
+def share_axes(plot: Plot, axes: Sequence[Axes], columns: int) -> None:
+    """Panels beside each other that show one metric have one scale, which the first one tells."""
+    places = [
+        ((number // columns, panel.label, panel.scale), panel, ax)
+        for number, ((panel, _), ax) in enumerate(zip(plot.panels, axes, strict=True))
+    ]
+    for _, alike in groupby(places, key=lambda place: place[0]):
+        (_, panel, first), *others = alike
+        ends = [ax.get_ylim() for ax in (first, *(ax for *_, ax in others))]
+        for _, _, ax in others:
+            set_limits(ax, panel, min(low for low, _ in ends), max(high for _, high in ends))
+            ax.set_ylabel("")
+            ax.tick_params("y", which="both", labelleft=False)
+        if others:
+            set_limits(first, panel, min(low for low, _ in ends), max(high for _, high in ends))
+
+
 def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
-    """Of each style of the curves and of others, and of the band over seeds."""
+    """Of each style of the curves and of others, and of the deviation over seeds."""
     styles = dict.fromkeys(curve.style for _, curves in plot.panels for curve in curves)
-    entries: list[Artist] = [handle(style) for style in (*styles, *others)]
+    shown = [*(plot.legend or styles), *others]
+    if plot.bars:
+        entries: list[Artist] = [Patch(color=style.color, label=style.label) for style in shown]
+    else:
+        entries = [handle(style, plot.over_epochs and is_of_points(plot, style)) for style in shown]
     if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
-        entries.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="± one std over seeds"))
+        entries.append(Patch(color="0.5", alpha=0.4, linewidth=0, label=BAND))
     return entries
 
 
-def handle(style: Style) -> Line2D:
+def columns_of_legend(handles: Iterable[Artist]) -> int:
+    """As many columns as the width holds, each as wide as the longest entry."""
+    handles = list(handles)
+    widest = max(len(str(handle.get_label()).replace("$", "")) for handle in handles)
+    columns = max(1, int(WIDTH / (0.5 + CHARACTER * widest)))
+    lines = math.ceil(len(handles) / columns)
+    return math.ceil(len(handles) / lines)  # as even as can be
+
+
+def handle(style: Style, few: bool = False) -> Line2D:
+    """A line as the legend shows it; of a few points it has none, but for one without markers."""
     line = Line2D([], [], label=style.label, color=style.color, linestyle=style.line)
-    line.set(marker=style.marker, markersize=style.size)
+    line.set(marker=style.marker, markersize=style.size, markeredgewidth=0.7)
     if style.fill:
-        line.set(markerfacecolor=style.fill, markeredgecolor=style.color, markeredgewidth=0.8)
+        line.set(markerfacecolor=style.fill)
+    if few and style.marker:
+        line.set_linestyle("none")
     return line
 
 
-def joined(x: np.ndarray, others: Sequence[float] | np.ndarray) -> bool:
-    """Whether a line joins points between which others were measured, or two points alone."""
-    between = [place for place in others if x[0] < place < x[-1] and place not in x]
-    return len(x) == 2 or bool(between)
+def is_of_points(plot: Plot, style: Style) -> bool:
+    """Whether all that is drawn in a style is so few points that no line joins them."""
+    curves = [curve for _, curves in plot.panels for curve in curves]
+    # A legend of its own explains colours by one style and lines by another.
+    alike = [
+        c for c in curves if c.style == style or (plot.legend and c.style.color == style.color)
+    ]
+    return bool(alike) and all(len(curve.points()[0]) <= FEW for curve in alike)
 
 
-def draw_line(ax: Axes, style: Style, values: tuple, scale: str, thin: bool) -> None:
-    """A line with a dozen markers or so, and its band of one standard deviation.
+def draw_line(ax: Axes, curve: Curve, scale: str, joined: bool) -> None:
+    """A line with a few markers and its band of one standard deviation; or points with bars.
 
-    thin: it joins what was measured and tells nothing of the course between; so does no line at
-    all. The deviation is that of the points alone then.
+    joined: whether few points are joined too.
     """
-    x, mean, std = values
-    step = math.ceil(len(x) / MARKERS_PER_LINE)
-    line = handle(style)
+    x, mean, std = curve.points()
+    few = len(x) <= FEW
+    step = 1 if few else math.ceil(len(x) / MARKERS_PER_LINE)
+    line = handle(curve.style, few and not joined)
     line.set_data(x, mean)
     # Lines that coincide take turns, so that each shows its markers.
-    line.set_markevery((len(ax.lines) * step // len(INPUTS) % step, step))
+    line.set_markevery((len(ax.lines) * step // 4 % step, step))
     ax.add_line(line)
     # On a logarithmic axis a band that reaches zero has no end: it ends a decade below its line.
     low = np.maximum(mean - std, mean / 10) if scale == "log" else mean - std
-    if thin or style.line == "none":
-        line.set_linewidth(JOINED_WIDTH)
-        ax.vlines(x, low, mean + std, color=style.color, alpha=0.5, linewidth=1.5)
+    if (few and not joined) or curve.style.line == "none":
+        ax.vlines(x, low, mean + std, color=curve.style.color, alpha=0.4, linewidth=2)
     else:
-        ax.fill_between(x, low, mean + std, color=style.color, alpha=0.2, linewidth=0)
+        ax.fill_between(x, low, mean + std, color=curve.style.color, alpha=0.2, linewidth=0)
 
 
-def wrapped(title: str) -> str:
-    """A long title on several lines, which end with its parts where they can."""
-    lines: list[str] = []
-    for part in title.split("; "):
-        joined = f"{lines[-1]}; {part}" if lines else part
-        lines = [*lines[:-1], joined] if len(joined) <= TITLE_WIDTH else [*lines, part]
-    return "\n".join(textwrap.fill(line, TITLE_WIDTH) for line in lines)
+def draw_bars(ax: Axes, curves: list[Curve]) -> None:
+    """For each place on the x axis a group of bars, one of each line, with the deviation."""
+    width = 0.8 / len(curves)
+    for number, curve in enumerate(curves):
+        x, mean, std = curve.points()
+        places = x + (number - (len(curves) - 1) / 2) * width
+        # The edge shows where a bar of no height is.
+        ax.bar(
+            places,
+            mean,
+            width * 0.85,
+            color=curve.style.color,
+            edgecolor=curve.style.color,
+            linewidth=0.5,
+        )
+        if np.isfinite(std).any():
+            ax.errorbar(places, mean, std, fmt="none", ecolor="black", elinewidth=0.7)
 
 
-def crowded(plot: Plot) -> bool:
-    """Whether the names on the x axis need a slant."""
-    names = (plot.x_names or {}).values()
-    return sum(max(map(len, name.split("\n"))) + 2 for name in names) > X_WIDTH
-
-
-def finish_x_axis(ax: Axes, plot: Plot) -> None:
+def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
+    ax.margins(x=0.08, y=0.08)
     ax.autoscale_view()
     if plot.x_falls:
         ax.set_xscale("log")
         ax.invert_xaxis()
-        return
-    if plot.x_names is None:
-        epochs = plot.x_label == "Epoch"
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=epochs, min_n_ticks=1))
-        return
-    ax.set_xticks(list(plot.x_names), list(plot.x_names.values()))
-    if crowded(plot):
-        ax.tick_params("x", labelrotation=45)
-        for label in ax.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+        low, high = sorted(ax.get_xlim())
+        tick_log_axis(ax.xaxis, low, high)
+    elif plot.x_names is not None:
+        ax.set_xticks(list(plot.x_names), list(plot.x_names.values()))
+        ax.tick_params("x", length=0)
+        if not fits(plot.x_names.values(), columns):
+            ax.tick_params("x", labelrotation=35)
+            for label in ax.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+    elif plot.x_ticks:
+        ax.set_xticks(plot.x_ticks, apart(plot.x_ticks, columns))
+    else:
+        bins = 3 if columns > 3 else 6
+        ax.xaxis.set_major_locator(MaxNLocator(bins, integer=plot.over_epochs, min_n_ticks=1))
+
+
+def fits(names: Iterable[str], columns: int) -> bool:
+    """Whether names have place beside each other below a panel."""
+    names = list(names)
+    widest = max(map(len, names))
+    return widest <= 2 or len(names) * (widest + 1) * CHARACTER < WIDTH / columns - Y_AXIS_WIDTH
+
+
+def apart(ticks: Sequence[float], columns: int) -> list[str]:
+    """Labels of ticks; none of one that would touch the label before it."""
+    inch = (WIDTH / columns - Y_AXIS_WIDTH) / ((max(ticks) - min(ticks)) or 1)
+    labels: list[str] = []
+    end = -math.inf
+    for tick in ticks:
+        label = f"{tick:g}"
+        half = len(label) * CHARACTER / 2
+        free = tick * inch - half > end
+        labels.append(label if free else "")
+        end = tick * inch + half + CHARACTER if free else end
+    return labels
 
 
 def finish_y_axis(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel(panel.label)
-    ax.set_title(panel.title, fontsize=7)
-    high = ax.get_ylim()[1]
-    if panel.scale == "share":
-        ax.set_ylim(-0.06, 1.06)
-    elif panel.scale == "linear" or ax.dataLim.minposy == np.inf:  # nothing above zero
-        ax.set_ylim(-0.06 * high, 1.04 * high)
-    else:
+    low, high = panel.limits or ax.get_ylim()
+    if panel.scale == "log" and (panel.limits or ax.dataLim.minposy < np.inf):
         ax.set_yscale("log")
-        ax.set_ylabel(f"{panel.label} (log)")
-        ticks = log_ticks(*ax.get_ylim())
-        ax.yaxis.set_major_locator(FixedLocator(ticks))
-        ax.yaxis.set_minor_locator(NullLocator())
-        powers = ticks[-1] >= 1000 * ticks[0]
-        ax.yaxis.set_major_formatter(
-            LogFormatterMathtext() if powers else StrMethodFormatter("{x:g}")
-        )
+        low, high = panel.limits or ax.get_ylim()
+    elif panel.scale == "log":  # nothing above zero
+        panel = panel._replace(scale="linear")
+    set_limits(ax, panel, low, high)
+
+
+def set_limits(ax: Axes, panel: Panel, low: float, high: float) -> None:
+    """The ends of the y axis and its ticks."""
+    if panel.scale == "share":
+        ax.set_ylim(-0.04, 1.04)
+        ax.set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
+    elif ax.get_yscale() == "log":
+        ax.set_ylim(low, high)
+        tick_log_axis(ax.yaxis, low, high)
+    else:
+        ax.set_ylim(min(low, -0.05 * high), high)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def tick_log_axis(axis: Axis, low: float, high: float) -> None:
+    """Labelled ticks, and between them the small ones that tell a logarithmic axis."""
+    ticks = log_ticks(low, high)
+    powers = ticks[-1] >= 1000 * ticks[0]
+    plain = StrMethodFormatter("{x:g}")
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(LogFormatterMathtext() if powers else plain)
+    axis.set_minor_locator(FixedLocator(minor_ticks(low, high)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Three to seven ticks of a logarithmic axis: powers of ten where it holds as many of them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = [d * 10.0**power for power in range(first, last + 1) for d in digits]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
@@ -199,10 +283,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def lr_drops(history: list[EpochSummary]) -> list[int]:
-    """Epochs whose learning rate is at most a fifth of the former one's; 0 ends a smooth decay."""
-    return [
-        row.epoch
-        for before, row in pairwise(history)
-        if row.epoch == before.epoch + 1 and 0 < row.lr <= before.lr / 5
-    ]
+def minor_ticks(low: float, high: float) -> list[float]:
+    """Two to nine times each power of ten, or the powers where these are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    digits = range(1, 10) if last - first <= 6 else (1,)
+    ticks = [d * 10.0**power for power in range(first, last + 1) for d in digits]
+    return [tick for tick in ticks if low <= tick <= high]

@@ -44,7 +44,7 @@ class LineName(NamedTuple):
 
 
 class View(NamedTuple):
-    """What of a group its figures show: --split, and which perturbed training images.
+    """What of a group its figures show: --split, which perturbed training images, --panels.
 
     asked: the attack or noise, where flags ask for another than the run's own, in words.
     """
@@ -52,6 +52,7 @@ class View(NamedTuple):
     split: str = "train"
     perturbed: str = "seen"
     asked: tuple[str, ...] = ()
+    panels: str = "main"
 
     @property
     def splits(self) -> tuple[str, ...]:

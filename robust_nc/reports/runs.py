@@ -21,7 +21,9 @@ from robust_nc.results.records import (
     AutoAttackRecord,
     CentreRecord,
     LayerRecord,
+    LeapRecord,
     Record,
+    SimplexRecord,
     at_epsilon,
     measured_alike,
     radius_of,
@@ -106,9 +108,9 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack: the rows at every epsilon, of one attack and level of
-        noise. Of two records of one input and epoch the last counts: what train.py measured comes
-        after a sweep's.
+    records, layers, centres, autoattack, leaps, simplex: the rows at every epsilon, of one attack
+        and level of noise. Of two records of one input and epoch the last counts: what train.py
+        measured comes after a sweep's.
     shown_under: that attack and noise. others: the rows of other ones.
     """
 
@@ -123,6 +125,8 @@ class Run:
     layers: list[LayerRecord]
     centres: list[CentreRecord]
     autoattack: list[AutoAttackRecord]
+    leaps: list[LeapRecord]
+    simplex: list[SimplexRecord]
     shown_under: Conditions
     others: list
 
@@ -278,6 +282,8 @@ def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
         layers=layers,
         centres=centres,
         autoattack=rows_of(AutoAttackRecord, shown),
+        leaps=rows_of(LeapRecord, shown),
+        simplex=rows_of(SimplexRecord, shown),
         shown_under=under,
         others=[row for row in rows if not under.made(row)],
     )

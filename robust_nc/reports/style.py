@@ -1,4 +1,4 @@
-"""Colours, markers and their sizes, each once: of kinds of input, of training modes and of others.
+"""How figures look, each thing once: type, colours, markers, lines, of inputs, modes and others.
 
 A kind of input or a mode that has no row here is drawn in a spare style.
 """
@@ -10,12 +10,52 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.results.records import ADAPTIVE, CENTRE_LABELS
 from robust_nc.training.modes import MODES
 
+WIDTH = 5.5  # inches: a column of text
+# As papers are set: 8 points everywhere, in a face like that of their text, which comes with
+# matplotlib.
+RC: Any = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.0,
+    "axes.linewidth": 0.5,
+    "axes.labelpad": 2,
+    "axes.titlepad": 3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.2,
+    "legend.handletextpad": 0.5,
+    "legend.labelspacing": 0.3,
+    "figure.constrained_layout.w_pad": 0.02,
+    "figure.constrained_layout.h_pad": 0.02,
+    "figure.constrained_layout.wspace": 0.03,
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
+    "savefig.dpi": 200,
+}
+
 
 class Style(NamedTuple):
     label: str
     color: str
     marker: str = ""
-    size: float = 4.5
+    size: float = 4.0
     line: Any = "-"
     fill: str | None = None  # of the marker: "white", "none" for a ring, or else the line's colour
 
@@ -25,44 +65,45 @@ class Look(NamedTuple):
 
     color: str
     marker: str
-    size: float = 4.5
+    size: float = 4.0
+    line: str = "-"
+    fill: str | None = None
 
 
-# The colours are Okabe and Ito's, which the colour-blind can tell apart; markers that are drawn
-# later are smaller, so that all are seen.
+# The colours are Okabe and Ito's, which the colour-blind can tell apart; noise, which lies on the
+# clean images more often than not, has rings around their markers.
 INPUT_LOOKS = {
-    "clean": Look("#0072B2", "o", 5.5),
+    "clean": Look("#0072B2", "o"),
     "pgd": Look("#D55E00", "s"),
-    "gaussian": Look("#009E73", "^"),
-    "sign": Look("#CC79A7", "D", 3),
-    "targeted": Look("#E69F00", "v"),
-    "gaussian_l2": Look("#56B4E9", "P", 4),
+    "gaussian": Look("#009E73", "^", 6.5, fill="none"),
+    "sign": Look("#CC79A7", "D", 8.5, fill="none"),
+    "targeted": Look("#E69F00", "v", 4.5),
+    "gaussian_l2": Look("#56B4E9", "h", 7, fill="none"),
     ADAPTIVE: Look("#661100", "X"),
 }
 INPUT_LOOKS["seen"] = INPUT_LOOKS["pgd"]  # figures show one of the two
-# Tol's colours, none of them an input's.
+# Tol's colours, none of them an input's. With frozen batch norm a mode has the hue of the one with
+# batch statistics, lighter, and a dashed line.
 MODE_LOOKS = {
-    "std_train": Look("#882255", "o"),
-    "pgd_train": Look("#117733", "<"),
-    "pgd_train_TRADES": Look("#332288", "X"),
-    "pgd_train_TRADES_batch": Look("#999933", ">"),
-    "pgd_train_MART": Look("#AA4499", "*"),
-    "std_train_frozen": Look("#EE3377", "P"),
-    "pgd_train_frozen": Look("#225555", "d"),
-    "pgd_train_MART_frozen": Look("#BBCC33", "8"),
+    "std_train": Look("#332288", "o"),
+    "std_train_frozen": Look("#9A90C8", "o", line="--"),
+    "pgd_train": Look("#117733", "s"),
+    "pgd_train_frozen": Look("#7DBB92", "s", line="--"),
+    "pgd_train_TRADES": Look("#D99BCB", "D", 3.5, line="--"),
+    "pgd_train_TRADES_batch": Look("#9A2A86", "D", 3.5),
+    "pgd_train_MART": Look("#8A8A20", "v", 4.5),
+    "pgd_train_MART_frozen": Look("#C9C978", "v", 4.5, line="--"),
 }
-SPARE_LOOKS = (Look("#CC6677", "d"), Look("#00767B", "8"), Look("#F0E442", "H"))
+SPARE_LOOKS = (Look("#00767B", "d"), Look("#B8A100", "8"), Look("0.45", "H"))
 
-CLASSIFIER = Style("classifier $W$", "black", "*", 4, "--")
-AUTOATTACK = Style("AutoAttack, test", "#44AA99", "p", 6, "none")
-LR_DROP = Style("learning-rate drop", "0.5", line=":")
-CENTRE_STYLES = {  # by field, in figures of one epoch
-    "ncc_accuracy": Style("nearest class mean", "#6699CC", "o", line="none"),
-    "network_accuracy": Style("network", "black", "s", 7.5, line="none", fill="none"),
-}
+CLASSIFIER = Style("classifier $W$", "black", "x", 3.5, line="--")
+AUTOATTACK = Style("AutoAttack, test", "#44AA99", "p", 5, "none")
+LR_DROP = Style("learning-rate drop", "0.6", line=":")
 # Of further lines of one training mode in one figure.
-MORE_MARKERS = "sDv^ph"
-MORE_COLORS = ("#DDCC77", "#88CCEE", "0.3", "0.6")
+MORE_MARKERS = "^P*<>hX"
+MORE_COLORS = ("#CC6677", "#88CCEE", "#882255", "#DDCC77", "#6699CC", "0.3", "0.65")
+CLASS_COLORS = ("#0072B2", "#D55E00", "#009E73")  # of the three classes of a simplex
+PERTURBED_LINE = "--"  # where the colour tells the mode
 
 
 def input_style(name: str) -> Style:
@@ -71,7 +112,12 @@ def input_style(name: str) -> Style:
 
 
 def mode_style(name: str) -> Style:
-    return Style(MODES[name].label, *(MODE_LOOKS.get(name) or spare_look(name)))
+    return Style(mode_in_words(name), *(MODE_LOOKS.get(name) or spare_look(name)))
+
+
+def mode_in_words(name: str) -> str:
+    """What figures call a training mode: its label, which says whose statistics are frozen."""
+    return MODES[name].label.replace("(frozen)", "(frozen BN)").replace("(batch)", "(batch BN)")
 
 
 def spare_look(name: str) -> Look:
@@ -94,5 +140,13 @@ def split_style(style: Style, split: str) -> Style:
     if split == "train":
         return style
     return style._replace(
-        label=f"{style.label}, {split}", size=style.size + 2.5, line="--", fill="none"
+        label=f"{style.label}, {split}",
+        size=style.size + 2.5,
+        line="--" if style.line == "-" else ":",
+        fill="none",
     )
+
+
+def perturbed_style(style: Style) -> Style:
+    """Perturbed images where the colour tells the mode: dashed, with hollow markers."""
+    return style._replace(line=PERTURBED_LINE, fill="white", size=style.size + 0.5)

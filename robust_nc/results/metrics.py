@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
-# epochs: against epochs, and in the table of plot.py; radii: against the radius of PGD; modes: of
-# several training modes beside each other; layers: against the blocks.
-Figure = Literal["epochs", "radii", "modes", "layers"]
+# epochs: against epochs, and in the table of plot.py; targeted: the same of targeted images; radii:
+# against the radius of PGD; modes: of several training modes beside each other; distance: of clean
+# and perturbed class means; layers: against the blocks.
+Figure = Literal["epochs", "targeted", "radii", "modes", "distance", "layers"]
 
 
 class Column(NamedTuple):
@@ -29,10 +30,11 @@ class Metric:
 
     name: in figures and their table, "" where its label does; `form` is the format of its number.
     label, scale: of its axis; scale "share" is of values in [0, 1]. target_label: of the axis of
-        targeted images, where it is measured with the target's class.
+        targeted images, where it is measured with the target's class. `meaning` says in captions
+        what it is.
     log: in the line of the log for each measurement. table: in the table at the end of a sweep.
     report: in the report of reproduce.py.
-    figures: those with a panel of it.
+    figures: those with a panel of it. more: those of them that have it with --panels all alone.
     series: what its published .npy series are called, after the prefix of the kind of input.
     classifier: the field that has the same of the classifier W.
     from_clean: whether it compares with the class means of clean images, and is not known of all
@@ -45,18 +47,25 @@ class Metric:
     name: str
     label: str = ""
     target_label: str = ""
+    meaning: str = ""
     scale: Literal["linear", "log", "share"] = "linear"
     form: str = ".4f"
     log: Column | None = None
     table: Column | None = None
     report: Column | None = None
     figures: tuple[Figure, ...] = ()
+    more: tuple[Figure, ...] = ()
     series: str | None = None
     classifier: str | None = None
     from_clean: bool = False
     only_targeted: bool = False
     blocks: tuple[str, ...] = ()
     field: str = ""  # of the record, which metrics_of fills in
+
+    def shown_in(self, figure: Figure, panels: str = "all") -> bool:
+        """Whether such figures have a panel of it; `panels` is that flag of plot.py."""
+        drawn = figure in self.figures or (figure == "targeted" and "epochs" in self.figures)
+        return drawn and (panels == "all" or figure not in self.more)
 
 
 def metric(name: str, *, required: bool = False, **row: Any) -> Any:
@@ -75,9 +84,9 @@ def metrics_of(row_type: type) -> dict[str, Metric]:
     return {name: replace(row, field=name) for name, row in rows.items()}
 
 
-NC1_LABEL = r"NC1 = tr$(\Sigma_W\,\Sigma_B^+)$"
-NC2_NORM_LABEL = "NC2 norms\nstd / mean of $\\|\\mu_c-\\mu_G\\|$"
-NC2_ANGLE_LABEL = "NC2 angles\nmean $|\\cos + 1/(C-1)|$"
+NC1_MEANING = r"tr$(\Sigma_W \Sigma_B^+)$"
+NC2_NORM_MEANING = r"deviation over mean of $\|\mu_c - \mu_G\|$"
+NC2_ANGLE_MEANING = r"mean of $|\cos(\mu_c - \mu_G, \mu_{c'} - \mu_G) + 1/(C-1)|$"
 
 
 @dataclass(frozen=True)
@@ -87,26 +96,30 @@ class Metrics:
     loss: float = metric(
         "loss",
         required=True,
-        label="Loss\n(cross-entropy)",
+        label="Loss",
+        meaning="cross-entropy",
         scale="log",
         log=Column("loss", ".4f"),
         figures=("epochs",),
+        more=("epochs", "targeted"),
     )
     accuracy: float = metric(
         "accuracy",
         required=True,
-        label="Accuracy\n(share of images)",
+        label="Accuracy",
         scale="share",
         log=Column("acc", ".4f"),
         table=Column("accuracy", ".4f"),
         report=Column("accuracy", ".3f"),
         figures=("epochs", "radii", "modes"),
+        more=("targeted", "modes"),
     )
     ncc_accuracy: float = metric("accuracy by class mean", required=True)
     nc1: float = metric(
         "NC1",
         required=True,
-        label=NC1_LABEL,
+        label="NC1",
+        meaning=NC1_MEANING,
         scale="log",
         form=".2e",
         log=Column("nc1", ".3e"),
@@ -118,11 +131,13 @@ class Metrics:
     nc2_norm_activation: float = metric(
         "NC2 norm",
         required=True,
-        label=NC2_NORM_LABEL,
+        label="NC2 norm",
+        meaning=NC2_NORM_MEANING,
         log=Column("nc2 norm", ".3f"),
         table=Column("NC2 norm", ".4f"),
         report=Column("NC2 norm", ".3f"),
         figures=("epochs", "radii"),
+        more=("epochs", "targeted", "radii"),
         series="nc2_activation_norm",
         classifier="nc2_norm_classifier",
     )
@@ -132,7 +147,8 @@ class Metrics:
     nc2_angle_activation: float = metric(
         "NC2 angle",
         required=True,
-        label=NC2_ANGLE_LABEL,
+        label="NC2 angle",
+        meaning=NC2_ANGLE_MEANING,
         log=Column("angle", ".3f"),
         table=Column("NC2 angle", ".4f"),
         report=Column("NC2 angle", ".3f"),
@@ -146,39 +162,46 @@ class Metrics:
     nc3: float = metric(
         "NC3",
         required=True,
-        label="NC3\n$\\|W^\\top\\!/\\|W\\|_F - M/\\|M\\|_F\\|_F^2$",
+        label="NC3",
+        meaning=r"$\|W^\top/\|W\|_F - M/\|M\|_F\|_F^2$",
         log=Column("nc3", ".3f"),
         table=Column("NC3", "6.3f"),
         report=Column("NC3", ".3f"),
         figures=("epochs", "radii", "modes"),
+        more=("radii",),
         series="nc3",
     )
     nc4: float = metric(
         "NC4",
         required=True,
-        label="NC4\nshare NCC $\\neq$ network",
+        label="NC4",
+        meaning="share of images whose nearest class mean is not of the class of the network",
         scale="share",
         log=Column("nc4", ".4f"),
         table=Column("NC4", ".4f"),
         report=Column("NC4", ".3f"),
         figures=("epochs", "radii", "modes"),
+        more=("radii",),
         series="nc4",
     )
     clean_distance: float = metric(
         "distance (targeted: to target's class)",
-        label="Distance to clean\n$\\|\\tilde\\mu_c-\\mu_c\\|$",
-        target_label="Distance of targeted\nto clean means of\nthe target's class",
+        label="Distance to clean",
+        target_label="Distance to target",
+        meaning=r"$\|\tilde\mu_c - \mu_c\|$ of normalised class means, perturbed and clean",
         log=Column("dist", ".3f"),
-        figures=("epochs",),
+        figures=("epochs", "distance"),
+        more=("epochs", "targeted"),
         from_clean=True,
     )
     clean_angle: float = metric(
         "angle (targeted: to target's class)",
-        label="Angle to clean\n$\\angle(\\tilde\\mu_c,\\mu_c)$ [rad]",
+        label="Angle to clean [rad]",
+        meaning=r"$\angle(\tilde\mu_c, \mu_c)$ of centred class means, perturbed and clean",
         log=Column("angle", ".3f"),
-        target_label="Angle of targeted\nto clean means of\nthe target's class [rad]",
+        target_label="Angle to target [rad]",
         report=Column("angle to clean means (targeted: of the target's class)", ".3f"),
-        figures=("epochs", "radii"),
+        figures=("epochs", "radii", "distance"),
         from_clean=True,
     )
     clean_distance_abs: float = metric("distance, not centred", from_clean=True)
@@ -188,35 +211,62 @@ class Metrics:
     nc1_papyan: float = metric("NC1 (Papyan)")
     cdnv: float = metric(
         "CDNV",
-        label="CDNV\n$(V_a+V_b)\\,/\\,2\\|\\mu_a-\\mu_b\\|^2$",
+        label="CDNV",
+        meaning=r"mean of $(V_a + V_b) / 2\|\mu_a - \mu_b\|^2$ over pairs of classes",
         scale="log",
         figures=("epochs",),
+        more=("epochs", "targeted"),
     )
     nc2_zhu: float = metric(
-        "NC2 (Zhu)", label="NC2 (Zhu et al.)\n$WW^\\top$ to simplex", figures=("epochs",)
+        "NC2 (Zhu)",
+        label="NC2 (Zhu)",
+        meaning=r"distance of $WW^\top$ to the simplex (Zhu et al.)",
+        figures=("epochs",),
+        more=("epochs", "targeted"),
     )
     nc3_zhu: float = metric(
-        "NC3 (Zhu)", label="NC3 (Zhu et al.)\n$WM$ to simplex", figures=("epochs",)
+        "NC3 (Zhu)",
+        label="NC3 (Zhu)",
+        meaning="distance of $WM$ to the simplex (Zhu et al.)",
+        figures=("epochs",),
+        more=("epochs", "targeted"),
     )
     own_distance: float = metric(
         "distance (targeted: to own class)",
-        label="Distance of targeted\nto clean means of\ntheir own class",
+        label="Distance to own",
+        meaning="of targeted class means to the clean ones of the images' own class",
         log=Column("dist", ".3f"),
         figures=("epochs",),
+        more=("epochs", "targeted"),
         from_clean=True,
         only_targeted=True,
     )
     own_angle: float = metric(
         "angle (targeted: to own class)",
-        label="Angle of targeted\nto clean means of\ntheir own class [rad]",
+        label="Angle to own [rad]",
+        meaning="of targeted class means to the clean ones of the images' own class",
         log=Column("angle", ".3f"),
         report=Column("angle to clean means (targeted: of their own class)", ".3f"),
         figures=("epochs",),
+        more=("epochs", "targeted"),
         from_clean=True,
         only_targeted=True,
     )
-    vertex_agreement: float = metric("nearest to the vertex of the network's class")
-    vertex_distance: float = metric("distance to the vertex of the network's class")
+    vertex_agreement: float = metric(
+        "nearest to the vertex of the network's class",
+        label="Vertex agreement",
+        meaning="share nearest to the clean training class mean of the class of the network",
+        scale="share",
+        figures=("epochs", "distance"),
+        more=("epochs", "targeted"),
+    )
+    vertex_distance: float = metric(
+        "distance to the vertex of the network's class",
+        label="Vertex distance",
+        meaning="mean distance to that class mean over the mean distance of clean class means",
+        figures=("epochs", "distance"),
+        more=("epochs", "targeted"),
+    )
 
 
 # As they are shown: the accuracy first, though its column comes after that of the loss.

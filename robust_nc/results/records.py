@@ -18,14 +18,10 @@ from typing import Any
 
 from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.conditions import Conditions
+from robust_nc.results.layer_rows import LAYER_METRICS as LAYER_METRICS
+from robust_nc.results.layer_rows import LayerRecord as LayerRecord
 from robust_nc.results.metrics import (
-    NC1_LABEL,
-    NC2_ANGLE_LABEL,
-    NC2_NORM_LABEL,
-    Column,
     Metrics,
-    metric,
-    metrics_of,
 )
 from robust_nc.results.rows import SPLITS, UNTOLD, Row, radius_of
 
@@ -80,138 +76,6 @@ class Record(Metrics, RecordKey):
             return replace(self, input="seen").as_now(epsilon, former)
         return super().as_now(epsilon, former)
 
-
-@dataclass(frozen=True)
-class LayerRecord(Row):
-    """A row of layers.csv: one block of one epoch's network on one split and input.
-
-    `index` counts the blocks from 0 in forward order, `features` is the width of the block's
-    output; the metrics are those of LayerCollapse, with the split's own class means.
-
-    The last six metrics tell how it lies to the *clean training* class means of the block:
-    `centre_accuracy` is the share of samples whose nearest one is their true label's,
-    `target_centre_accuracy` of targeted inputs the share where it is the target's; `clean_distance`
-    and `clean_angle` compare the class means with them, as those of Record do: of targeted inputs
-    with those of the target's class, and `own_distance` and `own_angle` with their own class's.
-    """
-
-    file = "layers.csv"
-
-    epoch: int
-    split: str
-    input: str
-    layer: str
-    index: int
-    features: int
-    nc1: float = metric(
-        "NC1",
-        required=True,
-        label=NC1_LABEL,
-        scale="log",
-        table=Column("NC1", ".2e"),
-        report=Column("NC1", ".3g"),
-        figures=("layers",),
-        blocks=("clean", "pgd"),
-    )
-    nc2_norm: float = metric("NC2 norm", required=True, label=NC2_NORM_LABEL, figures=("layers",))
-    nc2_angle: float = metric(
-        "NC2 angle",
-        required=True,
-        label=NC2_ANGLE_LABEL,
-        report=Column("NC2 angle", ".2f"),
-        figures=("layers",),
-        blocks=("clean", "pgd"),
-    )
-    ncc_accuracy: float = metric(
-        "",
-        required=True,
-        label="NCC accuracy,\nclass means of the\nimages themselves",
-        scale="share",
-        figures=("layers",),
-    )
-    ncc_agreement: float = metric(
-        "",
-        required=True,
-        label="NCC agreement\nshare NCC = network",
-        scale="share",
-        figures=("layers",),
-    )
-    images: int = 0
-    epsilon: float = math.nan
-    centre_accuracy: float = metric(
-        "",
-        label="Share nearest to own\nclean training\nclass mean",
-        scale="share",
-        table=Column("centre", ".3f"),
-        report=Column("share nearest to their own clean training class mean", ".3f"),
-        figures=("layers",),
-        from_clean=True,
-        blocks=("clean", "pgd", "targeted"),
-    )
-    target_centre_accuracy: float = metric(
-        "",
-        label="Share nearest to target's\nclean training\nclass mean",
-        scale="share",
-        table=Column("target", ".3f"),
-        report=Column("share nearest to their target's clean training class mean", ".3f"),
-        figures=("layers",),
-        from_clean=True,
-        only_targeted=True,
-        blocks=("targeted",),
-    )
-    clean_distance: float = metric(
-        "",
-        label="Distance to\nclean training\nmean of label",
-        scale="log",
-        figures=("layers",),
-        from_clean=True,
-    )
-    clean_angle: float = metric(
-        "",
-        label="Angle to clean\ntraining mean\nof label [rad]",
-        table=Column("angle", ".2f"),
-        report=Column("angle to the clean training class means", ".2f"),
-        figures=("layers",),
-        from_clean=True,
-        blocks=("clean", "pgd", "targeted"),
-    )
-    own_distance: float = metric(
-        "",
-        label="Distance of targeted\nto clean training\nmean of own class",
-        scale="log",
-        figures=("layers",),
-        from_clean=True,
-        only_targeted=True,
-    )
-    own_angle: float = metric(
-        "",
-        label="Angle of targeted\nto clean training mean\nof own class [rad]",
-        table=Column("own angle", ".2f"),
-        report=Column("angle to the clean training means of their own class", ".2f"),
-        figures=("layers",),
-        from_clean=True,
-        only_targeted=True,
-        blocks=("targeted",),
-    )
-    checkpoint: str = ""
-    step_size: float = math.nan
-    steps: int = 0
-    restarts: int = 0
-    noise: float = math.nan
-    precision: str = ""
-
-    @property
-    def key(self) -> tuple:
-        split, input = SPLITS.index(self.split), place_of(self.input)
-        return self.epoch, split, input, radius_of(self), *self.perturbed_by, self.index
-
-    @property
-    def attacked(self) -> bool:
-        return INPUTS[self.input].attacked
-
-
-# As they are shown: first how the images lie to the clean training class means, then to their own.
-LAYER_METRICS = dict(sorted(metrics_of(LayerRecord).items(), key=lambda row: not row[1].from_clean))
 
 ADAPTIVE = "adaptive"  # the worst of many attacks on the nearest-centre classifier itself
 CENTRE_LABELS = {  # what it is tested on

@@ -203,7 +203,7 @@ def test_attacks_are_drawn_of_pgd_on_the_checkpoint(run_script):
     rows = [replace(pgd(0.5, kind="seen"), source="train"), pgd(0.4), pgd(0.1, steps=50)]
     path = run_of(*rows, mode="pgd_train")
     name = NAME.replace("st_", "at_")
-    assert "perturbed, as seen in training" in heights(drawn(path), name)
+    assert "training-time adversarial" in heights(drawn(path), name)
     output = run_script(plot, f"{path} --attack-iters 50")[1]
     assert f"figures/{name}_attack-iters50.png" in output and "drawn is" not in output
     assert np.allclose(heights(drawn(path, view=View(perturbed="pgd"), steps=50), name)["PGD"], 0.1)

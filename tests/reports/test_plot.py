@@ -4,19 +4,40 @@ import csv
 import json
 import math
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 
 import plot
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports import block_figures, comparisons, drawing, figures, groups, style
+from robust_nc.reports import (
+    block_figures,
+    comparisons,
+    drawing,
+    figures,
+    groups,
+    style,
+    vertex_figures,
+)
+from robust_nc.reports.captions import caption_of
 from robust_nc.reports.groups import View, average, group_runs
+from robust_nc.reports.radius_figures import epsilon_plots
 from robust_nc.reports.runs import read_run
 from robust_nc.results.history import EpochSummary
-from robust_nc.results.records import AutoAttackRecord, CentreRecord, LayerRecord, Record
+from robust_nc.results.records import (
+    AutoAttackRecord,
+    CentreRecord,
+    LayerRecord,
+    LeapRecord,
+    Record,
+    SimplexRecord,
+)
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 from robust_nc.training.schedules import learning_rate
@@ -24,6 +45,7 @@ from robust_nc.training.schedules import learning_rate
 NOISY = ("clean", "pgd", "gaussian", "sign")
 SEEN = ("clean", "seen", "gaussian", "sign")
 AS_USUAL = View()
+ALL_PANELS = View(panels="all")
 PGD = View(perturbed="pgd")
 DISTANCE = "distance (targeted: to target's class)"
 ANGLE = "angle (targeted: to target's class)"
@@ -299,7 +321,8 @@ class TestGroups:
         assert second.title() == "ST, cifar, vgg11bn, l_inf, epsilon 8/255, lr-max 0.05, seeds 1, 2"
         assert other.title() == "AT, cifar, vgg11bn, l_inf, epsilon 8/255, seed 1"
         names = {f"st_{self.PLACE}_lr-max0.1", f"st_{self.PLACE}_lr-max0.05"}
-        names |= {f"{mode}_{self.PLACE}" for mode in ("at", "distance")}
+        figures = ("at", "distance", "collapse", "collapse_loss")
+        names |= {f"{figure}_{self.PLACE}" for figure in figures}
         assert {path.stem for path in Path("figures").iterdir()} == names
 
     def test_several_flags_and_the_statistics_of_the_images_are_told(self, run_script, undrawn):
@@ -319,9 +342,9 @@ class TestGroups:
             lines = {line.get_label(): line for line in ax.lines}
             heights = {label: set(line.get_ydata()) for label, line in lines.items()}
             assert heights == {
-                "AT, lr-max 0.1": {0.1},
-                "AT, lr-max 0.05": {0.3},
-                "TRADES (frozen), lr-max 0.1": {0.7},
+                "AT, learning rate 0.1": {0.1},
+                "AT, learning rate 0.05": {0.3},
+                "TRADES (frozen BN), learning rate 0.1": {0.7},
             }
             looks = {(line.get_marker(), line.get_linestyle()) for line in ax.lines}
             assert len(looks) == 3
@@ -343,12 +366,12 @@ class TestGroups:
         ]
         labels = [style.label for style in comparisons.mode_styles(groups)]
         assert labels == [
-            "TRADES (frozen), trades-beta 6, seeds 1, 2",
-            "TRADES (frozen), trades-beta 3, seed 2",
-            "AT, seed 1",
+            "TRADES (frozen BN), beta 6",
+            "TRADES (frozen BN), beta 3",
+            "AT",
         ]
 
-    def test_title_and_legend_fit_the_figure_when_much_differs(self, here):
+    def test_the_legend_fits_the_figure_when_much_differs(self, here):
         shared = {"batch_size": 128, "lr_schedule": "superconverge", "lr_drop_epoch": 100}
         other = {"batch_size": 256, "lr_schedule": "multipledecay", "lr_drop_epoch": 150}
         paths = [
@@ -360,31 +383,18 @@ class TestGroups:
             with plot.matplotlib.rc_context(plot.RC):
                 figure = plot.draw(one)
                 figure.draw_without_rendering()
-                for part in (figure._suptitle, *figure.legends):
-                    box = part.get_window_extent()
+                assert figure._suptitle is None
+                for legend in figure.legends:
+                    box = legend.get_window_extent()
                     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
                 assert all(ax.get_window_extent().height > 30 for ax in figure.axes)
-
-
-class TestTitles:
-    @pytest.mark.parametrize(
-        ("title", "lines"),
-        [
-            ("ST, cifar; n = 200 images", ["ST, cifar; n = 200 images"]),
-            ("a" * 90 + "; n = 200 images", ["a" * 90, "n = 200 images"]),
-            ("a" * 60 + "; " + "b" * 60 + "; n = 2", ["a" * 60, "b" * 60 + "; n = 2"]),
-            ("word " * 30 + "; n = 2", [" ".join(["word"] * 20), " ".join(["word"] * 10), "n = 2"]),
-        ],
-    )
-    def test_long_ones_end_their_lines_with_their_parts(self, title, lines):
-        assert drawing.wrapped(title).split("\n") == lines
 
 
 class TestFigures:
     @pytest.mark.slow
     def test_every_setting_has_its_figures_as_png_and_pdf(self, run_script, monkeypatch):
         drawn = plot.draw
-        takes_long = ("at_", "trades_", "mart_", "modes_")  # and other tests draw their like
+        takes_long = ("at_", "trades_", "mart_", "collapse_")  # and other tests draw their like
         monkeypatch.setattr(
             plot,
             "draw",
@@ -396,14 +406,16 @@ class TestFigures:
         code, output, error = run_script(plot, " ".join(map(str, runs)) + " --out drawn")
         place = "cifar_vgg11bn_l_inf_eps8.0"
         names = ("st", "st_targeted", "at", "trades", "trades_batch", "mart", "distance")
-        names += ("modes", "modes_accuracy")
-        expected = {f"{name}_{place}.{kind}" for name in names for kind in ("png", "pdf")}
+        names += ("collapse", "collapse_loss")
+        expected = {f"{name}_{place}.{kind}" for name in names for kind in ("png", "pdf", "txt")}
         assert (code, error) == (0, "")
         assert {path.name for path in Path("drawn").iterdir()} == expected
-        assert sorted(output.splitlines()) == sorted(f"wrote drawn/{name}" for name in expected)
+        captions = [path.read_text().strip() for path in Path("drawn").glob("*.txt")]
+        told = sorted([*(f"wrote drawn/{name}" for name in expected), *captions])
+        assert sorted(output.splitlines()) == told
         for path in Path("drawn").iterdir():
-            magic = b"%PDF-" if path.suffix == ".pdf" else b"\x89PNG\r\n\x1a\n"
-            assert path.read_bytes().startswith(magic)
+            starts = {".pdf": b"%PDF-", ".png": b"\x89PNG\r\n\x1a\n", ".txt": b""}
+            assert path.read_bytes().startswith(starts[path.suffix])
 
     def test_runs_of_another_epsilon_have_figures_of_their_own(self, here):
         paths = [make_run(), make_run(2), make_run(epsilon=4.0)]
@@ -433,13 +445,13 @@ class TestFigures:
         groups = groups_of(*(make_run(mode=mode) for mode in modes))
         [figure] = comparisons.distance_plots(groups, View())
         for _, lines in figure.panels:
-            assert [curve.style.label for curve in lines] == ["AT", "TRADES (frozen)", "MART"]
+            assert [curve.style.label for curve in lines] == ["AT", "TRADES (frozen BN)", "MART"]
             assert len({(curve.style.color, curve.style.marker) for curve in lines}) == 3
 
     def test_each_kind_of_input_keeps_its_colour_and_marker(self, here):
         path = make_run(inputs=(*NOISY, "targeted"))
         seen = {}
-        for figure in group_plots(group_of(path)):
+        for figure in group_plots(group_of(path), ALL_PANELS):
             for ax in plot.draw(figure).axes[: len(figure.panels)]:
                 lines = [line for line in ax.lines if not line.get_label().startswith("_")]
                 for line in lines:
@@ -450,13 +462,13 @@ class TestFigures:
         assert all(len(set(column)) == 5 for column in zip(*looks.values(), strict=True))
 
     def test_what_spans_orders_of_magnitude_alone_is_logarithmic(self, here):
-        [figure] = group_plots(group_of(make_run()))
+        [figure] = group_plots(group_of(make_run()), ALL_PANELS)
         axes = plot.draw(figure).axes
-        logarithmic = [ax.get_ylabel().split()[0] for ax in axes if ax.get_yscale() == "log"]
+        logarithmic = [ax.get_ylabel() for ax in axes if ax.get_yscale() == "log"]
         assert logarithmic == ["Loss", "NC1", "CDNV"]
 
     def test_long_runs_have_few_markers_and_short_ones_all(self, here):
-        for epochs, fewest, most in ((range(400), 10, 13), ((0, 4, 9), 3, 3), ((0,), 1, 1)):
+        for epochs, fewest, most in ((range(400), 4, 6), ((0, 4, 9), 3, 3), ((0,), 1, 1)):
             path = make_run(seed=len(epochs), epochs=epochs)
             ax = plot.draw(group_plots(group_of(path))[0]).axes[0]
             for line in ax.lines:
@@ -493,13 +505,13 @@ class TestFigures:
             assert np.allclose(np.log10(ticks), np.round(np.log10(ticks)))
 
     @pytest.mark.parametrize("high", (2.2, 8.0, 60.0, 5e4))
-    def test_drawn_logarithmic_axes_have_three_labels_and_say_so(self, here, high):
+    def test_drawn_logarithmic_axes_have_three_labels_and_say_so_by_their_ticks(self, here, high):
         rows = [record(e, "clean", v) for e, v in enumerate((2.0, high))]
-        [figure] = group_plots(group_of(make_run(records=rows)))
+        [figure] = group_plots(group_of(make_run(records=rows)), ALL_PANELS)
         drawn = plot.draw(figure)
         drawn.draw_without_rendering()
         axes = [ax for ax in drawn.axes if ax.get_yscale() == "log"]
-        assert [ax.get_ylabel().endswith("(log)") for ax in axes] == [True, True, True]
+        assert len(axes) == 3
         for ax in axes:
             low, top = ax.get_ylim()
             labels = {
@@ -508,6 +520,11 @@ class TestFigures:
                 if low <= tick <= top and label.get_text()
             }
             assert len(labels) >= 3, labels
+            # Small ticks, closer together upwards, tell that it is logarithmic.
+            ticks = sorted({*ax.get_yticks(), *ax.get_yticks(minor=True)})
+            steps = np.diff(np.log(ticks))
+            powers = any("10^" in label for label in labels)
+            assert high < 4 or powers or steps.max() > 1.2 * steps.min()
 
     def test_a_named_folder_is_shown_by_its_name(self, here):
         told = {"dataset": "folder", "data_name": "cats"}
@@ -551,8 +568,8 @@ class TestSeries:
 
     def test_missing_series_are_told_in_one_line(self, run_script, undrawn):
         _, output, _ = run_script(plot, str(make_run(inputs=("clean", "gaussian"))))
-        told = [line for line in output.splitlines() if not line.startswith("wrote")]
         name = "st_cifar_vgg11bn_l_inf_eps8.0"
+        told = [line for line in output.splitlines() if line.startswith(name)]
         assert told == [f"{name}: left out, not measured: pgd, sign, targeted"]
 
     def test_a_folder_given_twice_counts_once(self, here):
@@ -627,56 +644,62 @@ class TestPerturbed:
         [epochs, *_] = group_plots(group_of(at), View(perturbed=asked))
         assert INPUTS[there].label in labels(epochs)
 
-    def test_modes_are_compared_at_equal_epochs_and_at_equal_accuracy(self, here):
+    def test_ways_to_train_are_compared_at_equal_epochs_and_at_equal_loss(self, here):
         def graded(seed, mode, share):
-            rows = [record(e, name, 0.5 + e) for e in range(3) for name in SEEN[:2]]
-            at = {("clean", e): share * e for e in range(3)}
-            rows = [replace(r, accuracy=at.get((r.input, r.epoch), 0.01)) for r in rows]
-            return make_run(seed, mode, records=rows)
+            rows = [record(e, name, 0.5 + e) for e in range(3) for name in ("clean", "seen")]
+            return make_run(
+                seed, mode, records=[replace(r, loss=share * 2**-r.epoch) for r in rows]
+            )
 
-        paths = [graded(1, "pgd_train", 0.5), graded(2, "pgd_train", 0.4)]
-        paths += [graded(1, "pgd_train_TRADES", 0.2), make_run()]
-        by_epoch, by_accuracy = comparisons.mode_plots(groups_of(*paths), View())
+        paths = [graded(1, "pgd_train_TRADES", 0.2), graded(1, "pgd_train", 0.5)]
+        paths += [graded(2, "pgd_train", 0.4), make_run()]
+        plots = figures.all_plots(figures.in_order(groups_of(*paths)), View())
+        by_epoch, by_loss = [p for p in plots if p.name.startswith("collapse")]
         place = "cifar_vgg11bn_l_inf_eps8.0"
-        assert (by_epoch.name, by_accuracy.name) == (f"modes_{place}", f"modes_accuracy_{place}")
-        kinds = [INPUTS[name].label for name in SEEN[:2]]
-        assert [panel.title for panel, _ in by_epoch.panels] == kinds * 5
-        measured = [panel.field for panel, _ in by_accuracy.panels[::2]]
+        assert (by_epoch.name, by_loss.name) == (f"collapse_{place}", f"collapse_loss_{place}")
+        measured = [panel.field for panel, _ in by_epoch.panels]
         assert measured == ["nc1", "nc2_angle_activation", "nc3", "nc4"]
-        at, trades = "AT, seeds 1, 2", "TRADES (frozen), seed 1"
-        for drawn, runs in ((by_epoch, [at, trades]), (by_accuracy, [at, at, trades])):
-            for _, curves in drawn.panels:
-                assert [curve.style.label for curve in curves] == runs
-        assert by_epoch.title.startswith("AT and TRADES (frozen), cifar")
-        # The images seen in training lie at the error on the clean ones of the same epoch, in the
-        # order of the epochs; an error of 0 at half of the 100 images.
-        for curve, share in zip(by_accuracy.panels[1][1], (0.5, 0.4, 0.2), strict=True):
+        assert by_epoch.title.startswith("Neural collapse of ST, AT and TRADES (frozen BN); cifar")
+        assert "seed 1 (ST, TRADES (frozen BN)), seeds 1, 2 (AT)" in by_epoch.title
+        words = "Perturbed images: PGD (ST); training-time adversarial (AT, TRADES"
+        assert words in by_epoch.notes[0]
+        for _, curves in by_epoch.panels:
+            assert [(c.style.line, c.style.fill) for c in curves] == [
+                ("-", None),
+                ("--", "white"),
+            ] * 3
+            colours = [curve.style.color for curve in curves]
+            assert colours[::2] == colours[1::2] and len(set(colours)) == 3
+        names = ["ST", "AT", "TRADES (frozen BN)"]
+        [legend] = plot.draw(by_epoch).legends
+        told = [text.get_text() for text in legend.get_texts()]
+        assert told == [*names, "clean", "perturbed", drawing.BAND]
+        # At the loss of the same images, a line per run in the order of its epochs.
+        assert [panel.head for panel, _ in by_loss.panels] == ["clean", "perturbed"]
+        for curve, share in zip(by_loss.panels[1][1][1:], (0.5, 0.4, 0.2), strict=True):
             x, mean, _ = curve.points()
-            np.testing.assert_allclose(x, [max(1 - share * e, 0.005) for e in range(3)])
+            np.testing.assert_allclose(x, [share, share / 2, share / 4])
             assert mean.tolist() == [0.5, 1.5, 2.5]
+        ax = plot.draw(by_loss).axes[0]
+        assert (ax.get_xscale(), ax.xaxis_inverted()) == ("log", True)
 
-    def test_the_error_falls_to_the_right_on_a_logarithmic_axis(self, here):
-        paths = [make_run(mode=mode, inputs=SEEN) for mode in ("pgd_train", "pgd_train_MART")]
-        by_epoch, by_error = comparisons.mode_plots(groups_of(*paths), View())
-        for figure, scale in ((by_epoch, "linear"), (by_error, "log")):
-            ax = plot.draw(figure).axes[0]
-            assert (ax.get_xscale(), ax.xaxis_inverted()) == (scale, scale == "log")
-
-    def test_perturbed_images_without_clean_ones_have_no_accuracy_to_be_drawn_against(self, here):
-        paths = [make_run(mode=mode, inputs=("seen",)) for mode in ("pgd_train", "pgd_train_MART")]
-        by_epoch, by_accuracy = comparisons.mode_plots(groups_of(*paths), View())
-        assert [len(curves) for _, curves in by_epoch.panels] == [2] * 5
-        assert not by_accuracy.panels
-
-    def test_one_mode_alone_is_not_compared(self, here):
-        paths = [make_run(1, mode="pgd_train", inputs=SEEN), make_run()]
+    def test_one_group_alone_is_not_compared(self, here):
+        paths = [make_run(1, mode="pgd_train", inputs=SEEN), make_run(2, "pgd_train", inputs=SEEN)]
         assert comparisons.mode_plots(groups_of(*paths), View()) == []
+
+    def test_nc1_has_one_range_in_all_figures_of_a_setting(self, here):
+        paths = [make_run(value=0.01), make_run(mode="pgd_train", value=50.0)]
+        plots = [p for p in figures.all_plots(groups_of(*paths), View()) if p.over_epochs]
+        shown = [panel for p in plots for panel, _ in p.panels if panel.field == "nc1"]
+        assert len(shown) == 3 and len({panel.limits for panel in shown}) == 1
+        low, high = shown[0].limits
+        assert low < 0.01 and high > 50
 
     def test_distance_figure_of_both_kinds_says_which_line_is_which(self, here):
         groups = groups_of(self.run(), self.run("pgd_train_TRADES", kinds=["pgd"]))
         [distance] = comparisons.distance_plots(groups, AS_USUAL)
         assert distance.title.startswith("Class means, clean to perturbed; cifar")
-        assert labels(distance) == ["AT: training-time adversarial", "TRADES (frozen): PGD"]
+        assert labels(distance) == ["AT: training-time adversarial", "TRADES (frozen BN): PGD"]
 
     def test_the_table_has_both(self, run_script, undrawn):
         run_script(plot, f"{self.run()} --table")
@@ -707,7 +730,7 @@ class TestImages:
         assert f"{self.NAME}: {told}" in output.splitlines()
 
     def test_lines_of_other_numbers_are_apart_and_say_so(self, here):
-        [drawing] = group_plots(group_of(self.run()))
+        [drawing] = group_plots(group_of(self.run()), ALL_PANELS)
         assert drawing.title.endswith("epsilon 8/255, seed 1; n = 200 training images")
         heights = {
             curve.style.label: average(curve.line, curve.field)[1].tolist()
@@ -727,7 +750,7 @@ class TestImages:
 
     def test_no_word_where_all_are_of_as_many(self, run_script, undrawn):
         output = run_script(plot, str(self.run(100, 100)))[1]
-        assert "n =" not in output
+        assert "not all lines" not in output
 
     def test_rows_of_older_versions_do_not_pass_for_any_number(self, here):
         [untold] = group_plots(group_of(self.run(0, 0)))
@@ -796,7 +819,8 @@ class TestSplits:
         ]
         [figure] = group_plots(group_of(make_run(records=rows)), View("both"))
         train, test = plot.draw(figure).axes[0].lines
-        assert (train.get_linestyle(), test.get_linestyle()) == ("-", "--")
+        styles = [curve.style for curve in figure.panels[0][1]]
+        assert [style.line for style in styles] == ["-", "--"]
         assert test.get_markerfacecolor() == "none" and train.get_markerfacecolor() != "none"
         assert test.get_markersize() >= train.get_markersize() + 2
         assert test.get_zorder() >= train.get_zorder()
@@ -859,8 +883,8 @@ def layer_row(split, kind, index, value, **known):
 
 
 class TestLayers:
-    def run(self, blocks=3, **known):
-        path = make_run()
+    def run(self, blocks=3, mode="std_train", **known):
+        path = make_run(mode=mode)
         rows = [
             layer_row(split, kind, i, 0.1 * (i + 1), images=n, **known)
             for split, n in (("train", 100), ("test", 40))
@@ -872,54 +896,62 @@ class TestLayers:
         write_table(path / "results" / "layers.csv", LayerRecord, rows)
         return path
 
-    def test_it_leads_with_the_clean_training_simplices(self, here):
-        [figure] = block_figures.layer_plots(group_of(self.run()))
-        fields = [panel.field for panel, _ in figure.panels]
-        assert fields[:6] == [
-            *("centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle"),
-            *("own_distance", "own_angle"),
-        ]
-        assert fields[6:] == ["nc1", "nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"]
-        assert figure.panels[0][0].label == "Share nearest to own\nclean training\nclass mean"
+    def figure(self, *paths, view=AS_USUAL):
+        [figure] = block_figures.layer_plots(groups_of(*paths), view)
+        return figures.finished(figure)
 
-    def test_last_epoch_own_epsilon_and_both_splits(self, run_script, undrawn):
-        path = self.run()
-        assert run_script(plot, str(path))[0] == 0
-        assert Path("figures/st_layers_cifar_vgg11bn_l_inf_eps8.0.png").exists()
-        [figure] = [f for f in group_plots(group_of(path)) if "layers" in f.name]
-        assert "layers at epoch 2" in figure.title
-        assert figure.title.endswith("; n = 100 training and 40 test images")
-        names = [
-            f"{kind}{split}" for split in ("", ", test") for kind in ("clean", "PGD", "targeted")
+    def test_it_shows_how_the_blocks_lie_to_the_clean_training_simplices(self, here):
+        figure = self.figure(self.run())
+        assert [panel.label for panel, _ in figure.panels] == ["Share nearest", "Angle [rad]"]
+        for _, curves in figure.panels:
+            names = ["clean", "PGD", "targeted", "targeted: to the target"]
+            assert [curve.style.label for curve in curves] == names
+        shares, angles = ([curve.field for curve in curves] for _, curves in figure.panels)
+        assert shares == ["centre_accuracy"] * 3 + ["target_centre_accuracy"]
+        assert angles == ["clean_angle"] * 2 + ["own_angle", "clean_angle"]
+        more = [panel.field for panel, _ in self.figure(self.run(), view=ALL_PANELS).panels]
+        assert more == [
+            *("centre_accuracy", "clean_distance", "clean_angle", "nc1"),
+            *("nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"),
         ]
-        assert sorted(labels(figure)) == sorted(names)
-        for panel, curves in figure.panels:
-            targets = panel.field in ("target_centre_accuracy", "own_distance", "own_angle")
-            assert len(curves) == (2 if targets else 6)
+
+    def test_ways_to_train_stand_side_by_side_on_one_scale(self, here):
+        figure = self.figure(self.run(), self.run(mode="pgd_train"))
+        heads = [(panel.head, panel.label) for panel, _ in figure.panels]
+        labels = ("Share nearest", "Angle [rad]")
+        assert heads == [(head, label) for label in labels for head in ("ST", "AT")]
+        axes = plot.draw(figure).axes
+        assert len({ax.get_position().y0.round(3) for ax in axes}) == 1  # one row
+        assert axes[0].get_ylim() == axes[1].get_ylim() and axes[2].get_ylim() == axes[3].get_ylim()
+        assert [bool(ax.get_ylabel()) for ax in axes] == [True, False, True, False]
+
+    @pytest.mark.parametrize(("split", "count"), [("train", 4), ("test", 4), ("both", 8)])
+    def test_last_epoch_own_epsilon_and_the_split_that_is_asked_for(self, here, split, count):
+        figure = self.figure(self.run(), view=View(split))
+        assert figure.title.startswith("Blocks after epoch 2: ST; cifar")
+        sizes = {"train": "100 training", "test": "40 test", "both": "100 training and 40 test"}
+        assert figure.title.endswith(f"; n = {sizes[split]} images")
+        for _, curves in figure.panels:
+            assert len(curves) == count
             for curve in curves:
                 x, mean, _ = average(curve.line, curve.field)
                 np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
 
     def test_seeds_whose_blocks_were_not_measured_are_left_out_of_them(self, here):
-        [figure] = block_figures.layer_plots(group_of(self.run(), make_run(2)))
+        figure = self.figure(self.run(), make_run(2))
         assert ", seed 1;" in f"{figure.title};"
-        x, mean, _ = average(figure.panels[0][1][0].line, "centre_accuracy")
-        np.testing.assert_allclose((x, mean), ([0, 1, 2], [0.1, 0.2, 0.3]))
-        [centres] = block_figures.centre_plots(group_of(TestCentres().run(), make_run(2)))
+        [centres] = block_figures.centre_plots(groups_of(TestCentres().run(), make_run(2)))
         assert centres.title.endswith(", seed 1")
         both = group_of(make_run(models="other"), make_run(2))
         assert [f.name.split("_cifar")[0] for f in group_plots(both)] == ["st"]
 
-    @pytest.mark.parametrize("blocks", (3, 9))
-    def test_blocks_have_their_names_rotated_where_they_are_many(self, here, blocks):
-        drawn = plot.draw(block_figures.layer_plots(group_of(self.run(blocks)))[0])
-        drawn.draw_without_rendering()
-        *others, above, right, left, _ = drawn.axes
-        for ax in (above, right, left):  # at the foot of each column
-            ticks = ax.get_xticklabels()
-            assert [tick.get_text() for tick in ticks] == [f"conv{i + 1}" for i in range(blocks)]
-            assert {tick.get_rotation() for tick in ticks} == {45 if blocks == 9 else 0}
-        assert not any(ax.xaxis.get_tick_params()["labelbottom"] for ax in others)
+    def test_blocks_have_numbers_which_the_caption_explains(self, run_script, undrawn):
+        path = self.run(12)
+        assert run_script(plot, str(path))[0] == 0
+        caption = Path("figures/layers_cifar_vgg11bn_l_inf_eps8.0.txt").read_text()
+        assert "Blocks: 1 conv1, 2 conv2, " in caption and "12 conv12." in caption
+        names = self.figure(path).x_names
+        assert list(names.items())[:2] == [(0, "1"), (2, "3")] and len(names) == 6
 
     def test_tables_of_older_versions_lack_the_clean_simplices_and_a_line_says_so(
         self, run_script, undrawn
@@ -927,25 +959,25 @@ class TestLayers:
         fields = ["centre_accuracy", "target_centre_accuracy", "clean_distance", "clean_angle"]
         fields += ["own_distance", "own_angle"]
         path = self.run(**dict.fromkeys(fields, math.nan))
-        output = run_script(plot, str(path))[1]
-        [told] = [line for line in output.splitlines() if line.startswith("st_layers")]
-        assert "left out, not measured: Share nearest to own clean training class mean" in told
-        [figure] = [f for f in group_plots(group_of(path)) if "layers" in f.name]
+        output = run_script(plot, f"{path} --panels all")[1]
+        [told] = [line for line in output.splitlines() if line.startswith("layers")]
+        assert "left out, not measured: Share nearest, Distance, Angle [rad]" in told
+        figure = self.figure(path, view=ALL_PANELS)
         assert figure.panels[0][0].field == "nc1"
 
 
-def test_a_line_is_thin_where_others_were_measured_in_between():
-    every = np.arange(30)
-    assert drawing.joined(np.array([0, 9, 19, 29]), every)
-    assert drawing.joined(np.array([0, 29]), ())
-    assert not drawing.joined(every, np.arange(100))  # of a run that was longer
-    assert not drawing.joined(np.array([0, 9, 29]), np.array([0, 9, 29]))
+@pytest.mark.parametrize(("epochs", "joined"), [((0, 9, 19), False), (range(30), True)])
+def test_few_measured_epochs_are_points_that_no_line_joins(here, epochs, joined):
+    [figure] = group_plots(group_of(make_run(epochs=epochs)))
+    lines = plot.draw(figure).axes[1].lines
+    assert {line.get_linestyle() for line in lines} == ({"-"} if joined else {"None"})
+    assert all(line.get_marker() for line in lines)
 
 
 def test_no_colour_has_two_meanings():
     styles = [style.mode_style(name) for name in MODES]
     styles += [style.input_style(name) for name in (*INPUTS, "adaptive") if name != "seen"]
-    styles += [style.AUTOATTACK, style.CLASSIFIER, style.CENTRE_STYLES["ncc_accuracy"]]
+    styles += [style.AUTOATTACK, style.CLASSIFIER]
     styles += style.SPARE_LOOKS
     colours = [*(one.color for one in styles), *style.MORE_COLORS]
     assert len(set(colours)) == len(colours)
@@ -1042,66 +1074,61 @@ class TestCentres:
             write_table(path / "results" / "autoattack.csv", AutoAttackRecord, rows)
         return path
 
-    def test_the_axis_says_whose_accuracy_and_the_legend_whose_attack(self, run_script, undrawn):
+    def figures(self, *paths):
+        plots = block_figures.centre_plots(groups_of(*paths))
+        return {figure.name.split("_cifar")[0]: figure for figure in plots}
+
+    def test_bars_of_the_last_epoch_by_class_means_and_by_the_network(self, run_script, undrawn):
         path = self.run()
         assert run_script(plot, str(path))[0] == 0
-        assert Path("figures/st_ncc_cifar_vgg11bn_l_inf_eps8.0.png").exists()
-        [figure] = [f for f in group_plots(group_of(path)) if "_ncc" in f.name]
-        label = "Test accuracy of the\nnearest-centre classifier\n(dashed: network)"
-        assert [panel.label for panel, _ in figure.panels] == [label] * 2
-        assert [panel.title for panel, _ in figure.panels] == [
-            "features\nmeans of 100 clean training images",
-            "features\nmeans of 100 PGD training images",
-        ]
-        adaptive = "attack on this classifier"
-        assert labels(figure) == [
-            *("clean", "clean: network", "PGD", "PGD: network", adaptive, f"{adaptive}: network")
-        ]
-        for _, curves in figure.panels:
-            for centres, network in zip(curves[::2], curves[1::2], strict=True):
-                assert (centres.style.line, network.style.line) == ("-", "--")
-                np.testing.assert_allclose(centres.points()[1], [0, 0.4])
-                np.testing.assert_allclose(network.points()[1], [0.1, 0.1])
-        assert figure.title.endswith("; n = 40 test images")
+        caption = Path("figures/ncc_cifar_vgg11bn_l_inf_eps8.0.txt").read_text()
+        assert caption.startswith("Nearest-centre classifiers after epoch 2: ST; cifar, vgg11bn")
+        assert "; n = 40 test images. " in caption
+        assert "nearest class mean of 100 clean, or PGD, training images" in caption
+        [figure] = self.figures(path).values()
+        [(panel, curves)] = figure.panels
+        assert panel.label == "Test accuracy"
+        assert list(figure.x_names.values()) == ["clean means", "PGD means", "network"]
+        assert labels(figure) == ["clean", "PGD", "attack on this classifier"]
+        for curve in curves:
+            np.testing.assert_allclose(curve.points()[:2], ([0, 1, 2], [0.4, 0.4, 0.1]))
+        bars = drawing.draw(figure).axes[0].patches
+        assert len(bars) == 9 and len({bar.get_facecolor() for bar in bars}) == 3
 
-    def test_a_panel_for_each_layer_and_means_and_a_figure_against_the_layers(self, here):
+    def test_each_way_to_train_has_a_panel(self, here):
+        paths = [self.run(), make_run(mode="pgd_train")]
+        table = (paths[0] / "results" / "ncc.csv").read_text()
+        (paths[1] / "results" / "ncc.csv").write_text(table)
+        [figure] = self.figures(*paths).values()
+        assert [panel.head for panel, _ in figure.panels] == ["ST", "AT"]
+        assert len(plot.draw(figure).axes) == 2
+        paths.append(make_run(mode="pgd_train_TRADES"))
+        (paths[2] / "results" / "ncc.csv").write_text(table)
+        [figure] = self.figures(*paths).values()
+        assert figure.panels[2][0].head == "TRADES (frozen BN)" and "\n" not in caption_of(figure)
+
+    def test_autoattack_is_a_bar_beside_those_of_the_network(self, here):
+        [figure] = self.figures(self.run(autoattack=True)).values()
+        [(_, curves)] = figure.panels
+        assert curves[-1].style.label == "AutoAttack, test"
+        assert [v.tolist() for v in curves[-1].points()[:2]] == [[2], [0.125]]
+
+    def test_a_figure_against_the_layers_where_several_were_measured(self, here):
         layers = ("stem", "conv10", "conv9", "features")
-        plots = {f.name.split("_cifar")[0]: f for f in group_plots(group_of(self.run(layers)))}
-        titles = [panel.title.split("\nmeans of 100 ") for panel, _ in plots["st_ncc"].panels]
-        assert titles == [
-            [layer, f"{means} training images"] for layer in layers for means in ("clean", "PGD")
-        ]
+        plots = self.figures(self.run(layers))
+        bars = plots["ncc"].panels[0][1][0].points()[1]  # of the last of them
+        np.testing.assert_allclose(bars, [0.43, 0.43, 0.1])
         by_layer = plots["st_ncc_layers"]
-        assert list(by_layer.x_names.items()) == list(enumerate(layers))
-        assert [panel.title for panel, _ in by_layer.panels] == [
-            f"means of 100 {means} training images" for means in ("clean", "PGD")
+        assert list(by_layer.x_names.values()) == ["1", "2", "3", "4"]
+        assert by_layer.notes == ("Blocks: 1 stem, 2 conv10, 3 conv9, 4 features",)
+        assert [panel.head for panel, _ in by_layer.panels] == [
+            f"{means} class means" for means in ("clean", "PGD")
         ]
         for _, curves in by_layer.panels:
+            assert [curve.style.line for curve in curves] == ["-", "--"] * 3
             x, mean, _ = curves[0].points()
             np.testing.assert_allclose((x, mean), ([0, 1, 2, 3], [0.4, 0.41, 0.42, 0.43]))
-        assert "by layer at epoch 2" in by_layer.title
-
-    def test_of_one_epoch_the_kinds_of_images_are_beside_each_other(self, here):
-        [figure] = [f for f in group_plots(group_of(self.run(epochs=(2,)))) if "_ncc" in f.name]
-        assert list(figure.x_names) == [0, 1, 2] and "at epoch 2" in figure.title
-        assert [panel.title for panel, _ in figure.panels] == [
-            f"features\nmeans of 100 {means} training images" for means in ("clean", "PGD")
-        ]
-        assert labels(figure) == ["nearest class mean", "network"]
-        for _, (centres, network) in figure.panels:
-            assert [v.tolist() for v in centres.points()[:2]] == [[0, 1, 2], [0.4] * 3]
-            assert network.points()[1].tolist() == [0.1] * 3
-        path = self.run(epochs=(2,), autoattack=True)
-        [figure] = [f for f in group_plots(group_of(path)) if "_ncc" in f.name]
-        assert figure.x_names[3] == "AutoAttack"
-        for _, (*_, mark) in figure.panels:
-            assert [v.tolist() for v in mark.points()[:2]] == [[3], [0.125]]
-
-    def test_autoattack_is_a_mark_beside_the_network(self, here):
-        [figure] = [f for f in group_plots(group_of(self.run(autoattack=True))) if "_ncc" in f.name]
-        for _, curves in figure.panels:
-            assert curves[-1].style.label == "AutoAttack: network"
-            assert [v.tolist() for v in curves[-1].points()[:2]] == [[2], [0.125]]
+        assert "by layer after epoch 2" in by_layer.title
 
 
 class TestEpsilons:
@@ -1118,7 +1145,7 @@ class TestEpsilons:
         return make_run(seed, mode, records=rows, **place)
 
     def one(self, *paths, view=AS_USUAL):
-        [figure] = comparisons.epsilon_plots(groups_of(*paths), view)
+        [figure] = epsilon_plots(groups_of(*paths), view)
         return figures.with_sizes(figures.with_values(figure))
 
     def test_it_is_a_file_of_its_own(self, run_script, undrawn):
@@ -1128,24 +1155,29 @@ class TestEpsilons:
     def test_metrics_against_epsilon_from_the_clean_images_on(self, here):
         figure = self.one(self.run())
         names = [panel.name for panel, _ in figure.panels]
-        assert names == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", ANGLE]
+        assert names == ["accuracy", "NC1", "NC2 angle", ANGLE]
+        more = [panel.name for panel, _ in self.one(self.run(), view=ALL_PANELS).panels]
+        assert more == ["accuracy", "NC1", "NC2 norm", "NC2 angle", "NC3", "NC4", ANGLE]
         for panel, [curve] in figure.panels:
             x, mean, _ = average(curve.line, curve.field)
             first = 0 if panel.name == ANGLE else 0.1
             assert x.tolist() == [0, 4, 8, 16]
             np.testing.assert_allclose(mean, [first, 0.1 / 5, 0.1 / 9, 0.1 / 17])
-        title = "PGD of several radii, cifar, vgg11bn, l_inf, epoch 2, seed 1; n = 100"
+        title = "PGD of several radii after epoch 2: ST; cifar, vgg11bn, l_inf, seed 1; n = 100"
         assert figure.title == f"{title} training images"
         axes = plot.draw(figure).axes
-        assert axes[5].get_xlabel() == "epsilon of the attack (1/255)"
+        assert {ax.get_xlabel() for ax in axes} == {"$\\epsilon$ (1/255)"}
         assert [ax.get_yscale() for ax in axes[:3]] == ["linear", "log", "linear"]
+        for ax in axes:  # where they were measured
+            assert ax.get_xticks().tolist() == [0, 4, 8, 16]
+            assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "4", "8", "16"]
 
     def test_modes_are_together_with_a_band_over_seeds(self, here):
         paths = [self.run(seed=s, value=v) for s, v in ((1, 0.1), (2, 0.3))]
         paths += [self.run("pgd_train", seed=s, epsilon=4.0) for s in (1, 2)]
         paths += [self.run("pgd_train_TRADES", seed=s) for s in (1, 2)]
         figure = self.one(*paths)
-        assert labels(figure) == ["ST, epsilon 8", "AT, epsilon 4", "TRADES (frozen), epsilon 8"]
+        assert labels(figure) == ["ST, epsilon 8", "AT, epsilon 4", "TRADES (frozen BN), epsilon 8"]
         _, mean, std = figure.panels[0][1][0].points()
         assert (mean[0], std[0]) == pytest.approx((0.2, math.sqrt(0.02)))
         assert "seeds 1, 2; " in figure.title
@@ -1155,26 +1187,21 @@ class TestEpsilons:
     def test_of_the_last_checkpoint_that_all_have(self, here):
         st, at = self.run(epochs=(0, 2, 4)), self.run("pgd_train", epochs=(0, 2, 3))
         together = self.one(st, at)
-        assert ", epoch 2, " in together.title
+        assert "after epoch 2: " in together.title
         rows = [row for c in together.panels[0][1] for row in c.line[0].values()]
         assert {row.epoch for row in rows} == {2}
         apart = self.one(st, self.run("pgd_train_TRADES", epochs=(7,)))
-        assert "epoch" not in apart.title
-        assert labels(apart) == ["ST, epoch 4", "TRADES (frozen), epoch 7"]
+        assert "after epoch 4 (ST), 7 (TRADES (frozen BN)): " in apart.title
+        assert labels(apart) == ["ST", "TRADES (frozen BN)"]
 
     def test_nothing_of_fewer_than_two_radii(self, here):
-        assert (
-            comparisons.epsilon_plots(
-                groups_of(make_run(), self.run(seed=2, radii=(8.0,))), AS_USUAL
-            )
-            == []
-        )
+        assert epsilon_plots(groups_of(make_run(), self.run(seed=2, radii=(8.0,))), AS_USUAL) == []
 
-    def test_seeds_that_differ_are_told_in_the_legend(self, here):
+    def test_seeds_that_differ_are_told_in_the_caption(self, here):
         paths = [self.run(), self.run("pgd_train"), self.run("pgd_train", seed=2)]
         figure = self.one(*paths)
-        assert ", seeds 1, 2; " in figure.title
-        assert labels(figure) == ["ST, seed 1", "AT, seeds 1, 2"]
+        assert ", seed 1 (ST), seeds 1, 2 (AT); " in figure.title
+        assert labels(figure) == ["ST", "AT"]
 
     @pytest.mark.parametrize(
         ("split", "names"), [("test", ["ST, test"]), ("both", ["ST", "ST, test"])]
@@ -1217,7 +1244,7 @@ class TestEpsilons:
         flags = {"dataset": "mnist", "epsilon": 0.2}
         path = self.run(radii=(0.1, 0.2), flags=flags)
         [epochs, figure] = figures.all_plots([group_of(path)], AS_USUAL)
-        assert figure.x_label == "epsilon of the attack (in [0, 1])"
+        assert figure.x_label == "$\\epsilon$ (in [0, 1])"
         assert ", epsilon 0.2, seed 1" in epochs.title and "PGD" in labels(epochs)
 
 
@@ -1368,3 +1395,221 @@ def test_seeds_with_other_layers_of_nearest_centres_are_drawn_with_those_of_all(
         "st_ncc_cifar_vgg11bn_l_inf_eps8.0", "ncc"
     )
     assert list(Path("figures").glob("st_ncc_layers_*.png"))
+
+
+def simplex_run(seed=1, mode="std_train", epochs=(0, 2), classes="0 1 2"):
+    """A run whose images lie at the corners, clean, or half way to the next one, perturbed."""
+    path = make_run(seed, mode)
+    corners = np.array([[0, 3**-0.5], [-0.5, -(12**-0.5)], [0.5, -(12**-0.5)]])
+    rows = []
+    for epoch, kind, label in product(epochs, ("clean", "pgd", "targeted"), range(3)):
+        place = corners[label]
+        place = place if kind == "clean" else (place + corners[(label + 1) % 3]) / 2
+        known = {"epoch": epoch, "split": "train", "input": kind, "classes": classes}
+        known |= {"label": label, "x": place[0], "y": place[1], "outside": 0.25}
+        known["epsilon"] = math.nan if kind == "clean" else 8.0
+        rows.append(filled(SimplexRecord, -1, **known, image=-1, images=4))
+        rows += [filled(SimplexRecord, 1, **known, image=i, images=1) for i in range(4)]
+    write_table(path / "results" / "simplex.csv", SimplexRecord, rows)
+    return path
+
+
+class TestSimplex:
+    NAME = "simplex_cifar_vgg11bn_l_inf_eps8.0"
+
+    def test_a_row_for_each_way_to_train_and_a_column_for_each_kind(self, here):
+        groups = groups_of(simplex_run(mode="pgd_train"), simplex_run())
+        [picture] = vertex_figures.simplex_pictures(figures.in_order(groups), View())
+        axes = plot.draw(picture).axes
+        assert [ax.get_title() for ax in axes] == ["clean", "PGD", "targeted", "", "", ""]
+        assert [ax.get_ylabel() for ax in axes] == ["ST", "", "", "AT", "", ""]
+        assert {ax.get_aspect() for ax in axes} == {1.0}
+        for place, ax in enumerate(axes):
+            assert sorted(len(dots.get_offsets()) for dots in ax.collections) == [4, 4, 4]
+            colours = {tuple(dots.get_facecolor()[0][:3]) for dots in ax.collections}
+            assert len(colours) == 3
+            arrows = [text for text in ax.texts if text.arrow_patch is not None]
+            assert len(arrows) == (3 if place % 3 else 0)
+            [triangle] = ax.patches
+            np.testing.assert_allclose(triangle.get_xy()[:3, 0], [0, -0.5, 0.5])
+        assert picture.title.startswith("The simplex of classes 0, 1, 2 after epoch 2: ST and AT")
+        assert picture.title.endswith("n = 12 training images")
+        assert "ST: clean 25%, PGD 25%, targeted 25%; AT: " in picture.notes[1]
+
+    def test_arrows_lead_from_clean_to_perturbed_class_means(self, here):
+        [picture] = vertex_figures.simplex_pictures(groups_of(simplex_run()), View())
+        ends = [(text.xyann, text.xy) for text in plot.draw(picture).axes[1].texts]
+        top, left = (0, 3**-0.5), (-0.5, -(12**-0.5))
+        np.testing.assert_allclose(ends[0], [top, np.add(top, left) / 2])
+
+    def test_animated_over_the_checkpoints(self, run_script, undrawn):
+        assert run_script(plot, f"{simplex_run()} --animate")[0] == 0
+        with Image.open(f"figures/{self.NAME}.gif") as gif:
+            assert gif.n_frames == 2 and gif.info["loop"] == 0
+
+    def test_one_checkpoint_is_not_animated_and_none_ends_with_one_line(self, run_script, undrawn):
+        _, output, _ = run_script(plot, f"{simplex_run(epochs=(2,))} --animate")
+        told = f"{self.NAME}: not animated, measured at one epoch alone"
+        assert told in output.splitlines() and not list(Path("figures").glob("*.gif"))
+        code, _, error = run_script(plot, f"{make_run(2)} --animate")
+        assert code == 1 and error.count("\n") == 1
+        assert error.endswith("nothing to animate; run eval.py --simplex on it first\n")
+
+    def test_other_classes_have_a_picture_of_their_own(self, here):
+        groups = groups_of(simplex_run(), simplex_run(mode="pgd_train", classes="3 4 5"))
+        names = [p.name for p in vertex_figures.simplex_pictures(groups, View())]
+        assert names == [f"{self.NAME}_classes0-1-2", f"{self.NAME}_classes3-4-5"]
+
+
+class TestLeaps:
+    def run(self, seed=1, mode="std_train", classes=3):
+        path = make_run(seed, mode)
+        rows = []
+        for epoch, kind, label in product((0, 2), ("clean", "pgd", "targeted"), range(classes)):
+            known = {"epoch": epoch, "split": "train", "input": kind, "true_class": label}
+            known["epsilon"] = math.nan if kind == "clean" else 8.0
+            for nearest, count in ((label, 3), ((label + 1) % classes, seed)):
+                rows.append(
+                    filled(LeapRecord, 0, **known, nearest_class=nearest, count=count, images=12)
+                )
+        write_table(path / "results" / "leaps.csv", LeapRecord, rows)
+        return path
+
+    def test_a_matrix_with_numbers_of_pgd_beside_targeted_and_st_above_at(self, here):
+        groups = figures.in_order(groups_of(self.run(mode="pgd_train"), self.run()))
+        [picture] = vertex_figures.leap_pictures(groups, View())
+        assert picture.name == "leaps_cifar_vgg11bn_l_inf_eps8.0"
+        axes = plot.draw(picture).axes
+        heads = [ax.get_title() for ax in axes]
+        assert heads == ["ST, PGD", "ST, targeted", "AT, PGD", "AT, targeted"]
+        numbers = [text.get_text() for text in axes[0].texts]
+        assert numbers == ["75", "25", "75", "25", "25", "75"]  # nothing where there is none
+        assert [bool(ax.get_xlabel()) for ax in axes] == [False, False, True, True]
+
+    def test_percentages_are_of_the_images_of_all_seeds(self, here):
+        group = group_of(self.run(), self.run(3))
+        rows = vertex_figures.leap_rows(group, View())
+        matrix = vertex_figures.matrix_of([r for r in rows if r.epoch == 2], "pgd", 3)
+        np.testing.assert_allclose(matrix[0], [60, 40, 0, 0])
+
+    def test_images_without_any_nearest_mean_have_a_column(self, here):
+        rows = [filled(LeapRecord, 0, input="pgd", true_class=c, nearest_class=-1) for c in (0, 1)]
+        matrix = vertex_figures.matrix_of([replace(row, count=2) for row in rows], "pgd", 2)
+        assert matrix.tolist() == [[0, 0, 100], [0, 0, 100]]
+
+    def test_many_classes_have_shades_and_a_scale_in_place_of_numbers(self, here):
+        [picture] = vertex_figures.leap_pictures(groups_of(self.run(classes=20)), View())
+        *matrices, scale = plot.draw(picture).axes
+        assert not any(ax.texts for ax in matrices) and "Percentage" in scale.get_ylabel()
+
+
+class TestCompare:
+    def test_any_runs_in_one_figure_named_by_what_differs(self, run_script, undrawn):
+        paths = [run_with(s, weight_decay=d, lr_max=0.1) for s in (1, 2) for d in (5e-4, 1e-3)]
+        paths.append(run_with(1, "pgd_train", weight_decay=5e-4, lr_max=0.05))
+        code, output, _ = run_script(plot, "--compare " + " ".join(map(str, paths)))
+        assert code == 0
+        assert {path.name for path in Path("figures").iterdir()} == {
+            f"compare.{kind}" for kind in ("png", "pdf", "txt")
+        }
+        assert "drawn apart" not in output
+        figure = comparisons.compare_plot(figures.in_order(groups_of(*paths)), View())
+        assert [style.label for style in figure.legend[:-2]] == [
+            "ST, weight decay 0.0005",
+            "ST, weight decay 0.001",
+            "AT, weight decay 0.0005",
+        ]
+        assert len(figure.panels[0][1][0].line) == 2  # seeds are averaged
+        assert len({style.color for style in figure.legend[:-2]}) == 3
+
+    def test_settings_are_told_apart_by_what_they_are(self, here):
+        groups = groups_of(make_run(), make_run(epsilon=4.0))
+        labels = [style.label for style in comparisons.compare_plot(groups, View()).legend[:-2]]
+        assert labels == ["ST, epsilon 8", "ST, epsilon 4"]
+        told = [{"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf"}, {"norm": "l_2"}]
+        groups = groups_of(*(make_run(models=f["norm"], flags=f) for f in told))
+        labels = [style.label for style in comparisons.compare_plot(groups, View()).legend[:-2]]
+        assert labels == ["ST, l_inf", "ST, l_2"]
+
+    @pytest.mark.parametrize("flag", ("", "--perturbed pgd", "--compare"))
+    def test_one_line_says_that_pgd_was_swept_beside_the_images_seen(
+        self, run_script, undrawn, flag
+    ):
+        path = make_run(mode="pgd_train", inputs=("clean", "seen", "pgd"))
+        output = run_script(plot, f"{path} {flag}")[1]
+        told = (
+            "AT: drawn are the training-time adversarial images; PGD on the checkpoints was "
+            "measured too: --perturbed pgd draws it"
+        )
+        assert output.splitlines().count(told) == (0 if "pgd" in flag else 1)
+
+
+class TestLatex:
+    def table(self, run_script, paths, flags="--table latex"):
+        run_script(plot, f"{paths} {flags}")
+        return Path("figures/table.tex").read_text()
+
+    def test_a_table_with_rules_and_deviations_that_can_be_pasted(self, run_script, undrawn):
+        kinds = ("clean", "pgd")
+        paths = [make_run(1, inputs=kinds, value=0.25), make_run(2, inputs=kinds, value=0.75)]
+        paths.append(make_run(mode="pgd_train", inputs=("clean", "seen"), value=0.5))
+        tex = self.table(run_script, " ".join(map(str, paths)))
+        lines = tex.splitlines()
+        assert lines[0] == r"% needs \usepackage{booktabs}"
+        assert [line for line in lines if "rule" in line] == [
+            *(r"\toprule", r"\midrule", r"\midrule", r"\bottomrule")
+        ]
+        assert r"cifar, vgg11bn, l\_inf, epsilon 8/255; split training; $n$ 100; epoch 2." in tex
+        head = next(line for line in lines if line.startswith("Training"))
+        cells = [line.split(" & ") for line in lines if line.endswith(r"\\")]
+        assert head.startswith(
+            "Training & Images & $\\epsilon$ & Seeds & Accuracy & NC1 & NC2 angle"
+        )
+        assert len({len(row) for row in cells}) == 1
+        columns = next(line for line in lines if "{tabular}{" in line)
+        assert columns.endswith("{" + "l" * 4 + "r" * (len(cells[0]) - 4) + "}")
+        assert cells[1][:5] == ["ST", "clean", "", "1 2", r"$0.500 \pm 0.354$"]
+        assert cells[2][:4] == ["", "PGD", "8/255", "1 2"]
+        assert cells[4][:5] == ["", "training-time adversarial", "8/255", "1", "$0.500$"]
+
+    @pytest.mark.parametrize("value", ("", "markdown", "latex"))
+    def test_beside_markdown_and_csv_and_never_a_folder(self, run_script, undrawn, value):
+        path = make_run()
+        assert run_script(plot, f"--table {value} {path}")[0] == 0
+        tables = {file.name for file in Path("figures").glob("table.*")}
+        assert tables == {"table.md", "table.csv"} | ({"table.tex"} if value == "latex" else set())
+
+
+def test_a_caption_says_whose_what_and_what_is_not_drawn(here):
+    [figure] = group_plots(group_of(make_run(1), make_run(2)))
+    caption = caption_of(figure)
+    assert caption.startswith("ST, cifar, vgg11bn, l_inf, epsilon 8/255, seeds 1, 2; n = 100")
+    assert "Not drawn: sign noise (plot.py --panels all draws it)." in caption
+    assert "NC2 angle: mean of $" in caption
+    assert caption.endswith("Shaded: one standard deviation over the seeds.")
+    assert "sign noise" in labels(group_plots(group_of(make_run(1)), ALL_PANELS)[0])
+
+
+def test_figures_have_the_width_and_type_of_a_text_column_and_no_title(here):
+    runs = [simplex_run(), TestLeaps().run(2, "pgd_train"), TestLayers().run(mode="pgd_train_MART")]
+    drawn_here = ("st_", "collapse_cifar", "layers", "simplex", "leaps")
+    pictures = figures.all_pictures(groups_of(*runs), View())
+    for figure in [one for one in pictures if one.name.startswith(drawn_here)]:
+        with plot.matplotlib.rc_context(plot.RC):
+            drawn = plot.draw(figure)
+            drawn.draw_without_rendering()
+        assert drawn.get_size_inches()[0] == 5.5 and drawn._suptitle is None
+        assert len(drawn.legends) == (0 if figure.name.startswith("leaps") else 1)
+        texts = [text for text in drawn.findobj(Text) if text.get_text()]
+        assert {text.get_fontsize() for text in texts} <= {8.0, 5.6}  # powers of ten are smaller
+
+
+def test_frozen_and_batch_share_a_hue_dashed_and_solid():
+    for name in ("std_train", "pgd_train", "pgd_train_MART", "pgd_train_TRADES"):
+        batch = "pgd_train_TRADES_batch" if "TRADES" in name else name
+        frozen = name if "TRADES" in name else f"{name}_frozen"
+        styles = style.mode_style(frozen), style.mode_style(batch)
+        hues = [rgb_to_hsv(to_rgb(one.color))[0] for one in styles]
+        assert abs(hues[0] - hues[1]) < 0.03
+        assert [one.line for one in styles] == ["--", "-"]
+        assert [one.label.endswith("(frozen BN)") for one in styles] == [True, False]

@@ -1,0 +1,56 @@
+"""What a figure shows, in words: the caption that plot.py prints and writes beside it."""
+
+import re
+
+from robust_nc.reports.drawing import drops_of
+from robust_nc.reports.panels import Picture, Plot
+from robust_nc.results.records import SPLITS
+
+# Flags whose names are not what papers call them.
+WORDS = {
+    "lr-max": "learning rate",
+    "lr-schedule": "schedule of the learning rate",
+    "lr-drop-epoch": "drop of the learning rate after epoch",
+    "trades-beta": "beta",
+    "mart-beta": "beta",
+    "attack-iters": "steps of PGD",
+    "attack-iters of the sweep": "steps of PGD in the sweep",
+    "pgd-alpha": "step size of PGD",
+    "limit-train": "training images",
+    "limit-test": "test images",
+    "run-name": "run",
+}
+ALONE = ("dataset", "model", "norm")  # whose values say what they are
+
+
+def in_words(differs: dict[str, str]) -> str:
+    """What sets runs apart, like "learning rate 0.1, weight decay 0.0005"."""
+    words = [
+        value if name in ALONE else f"{WORDS.get(name, name.replace('-', ' '))} {value}"
+        for name, value in differs.items()
+    ]
+    return ", ".join(words)
+
+
+def caption_of(plot: Plot | Picture) -> str:
+    """One paragraph: what is drawn and of whom, what the panels are, what else is to be seen."""
+    parts = [plot.title, *plot.notes]
+    shown = (panel for panel, _ in plot.panels if panel.meaning)
+    meanings = dict.fromkeys((p.label.removesuffix(" [rad]"), p.meaning) for p in shown)
+    if meanings:
+        parts.append("; ".join(f"{name}: {meaning}" for name, meaning in meanings))
+    if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
+        what = "Lines on bars" if plot.bars else "Shaded"
+        parts.append(f"{what}: one standard deviation over the seeds")
+    drops = drops_of(plot)
+    if drops:
+        numbers = ", ".join(map(str, drops))
+        parts.append(f"Dotted: the learning rate drops after epoch {numbers}")
+    return " ".join(f"{part.rstrip('.')}." for part in parts if part)
+
+
+def images_in_words(sizes: dict[str, int]) -> str:
+    """Split -> number of images, like "n = 100 training and 40 test images"; 0 is not told."""
+    names = {"train": "training", "test": "test"}
+    numbers = [f"{sizes[split] or ''} {names[split]}".strip() for split in SPLITS if split in sizes]
+    return re.sub(r"\d", r"n = \g<0>", f"{' and '.join(numbers)} images", count=1)
