@@ -28,23 +28,19 @@ from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.measuring.missing import (
-    Missing,
-    missing_parts,
-    parts_to_come,
-    shared_inputs,
-    takes_time,
-)
+from robust_nc.measuring.missing import Missing, missing_parts, shared_inputs, work_to_come
+from robust_nc.measuring.progress import PartProgress
 from robust_nc.measuring.subject import Subject
 from robust_nc.measuring.sweep import (
     TASKS,
     Checkpoint,
-    checkpoint_files,
+    checkpoint_paths,
     epochs_of,
     names_of_tasks,
+    numbered_files,
     recorded_files,
 )
-from robust_nc.networks.checkpoints import load_checkpoint
+from robust_nc.networks.checkpoints import load_checkpoint, other_key
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
@@ -56,7 +52,6 @@ from robust_nc.results.tables import attack_in_words, describe_record, table_lin
 from robust_nc.settings import Settings
 from utils import (
     InputError,
-    Progress,
     Ranks,
     describe_peak,
     join_ranks,
@@ -93,7 +88,7 @@ def check_folders(parser: Parser, settings: Settings) -> None:
     if out and not (settings.checkpoint or run.path.exists()):
         parser.error(
             f"--checkpoint FILE or a run goes with --out DIR: there is no run in {run.path}; "
-            f"{list_runs(settings.models_dir)}"
+            f"{list_runs(settings.models_dir, settings.models_dir)}"
         )
     epochs = epochs_of(settings, run)
     parse_epochs(parser, "--checkpoints", settings.checkpoints, epochs)
@@ -119,7 +114,7 @@ def main() -> None:
     set_precision(settings.precision)
     run = results_folder(settings)
     settings = agree_with_run(settings, run)
-    sweep = prepare(settings, run, checkpoint_files(settings, run))
+    sweep = prepare(settings, run, checkpoint_paths(settings, run))
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
         run.open()
         log_to(run.written / "eval.log")
@@ -202,7 +197,7 @@ class Sweep:
         return used
 
 
-def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) -> Sweep:
+def prepare(settings: Settings, run: RunFolder, paths: dict[int, Path]) -> Sweep:
     """Load the data and make the network that the checkpoints are loaded into."""
     data = build.load_data(settings)
     trained = None if settings.checkpoint else run.trained_with()
@@ -219,7 +214,11 @@ def prepare(settings: Settings, run: RunFolder, files: dict[int, Checkpoint]) ->
         raise InputError(unknown)
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
+    files = {epoch: Checkpoint(path) for epoch, path in paths.items()}
     of_files = settings.checkpoint is not None
+    if of_files:
+        keys = {p: other_key(p, network, settings.weights_key) for p in paths.values()}
+        files = numbered_files(keys, {} if settings.overwrite else recorded_files(run), run)
     subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed, of_files)
     subject.triangle = triangle(settings, data)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
@@ -246,6 +245,8 @@ def open_results(sweep: Sweep) -> None:
         now["run"] = str(run.path.resolve())
     if settings.checkpoint:
         now["own_normalisation"] = not build.statistics_given(settings)
+        if not any(file.key for file in sweep.files.values()):
+            now["weights_key"] = None  # the one given is used without it too
         now[HASHES] = [file.digest for file in sweep.files.values()]
         now["statistics"] = [sweep.load(number) for number in sweep.files]  # of each file
         present = {file.name: (number, file.digest) for number, file in sweep.files.items()}
@@ -281,20 +282,25 @@ def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> No
     )
     for line in attacks_in_words(sweep):
         logger.info(line)
-    total = parts_to_come(missing[epoch] for epoch in share)
+    total = sum(len(work_to_come(missing[epoch])) for epoch in share)
     # A bar for one rank: those of others would write over it.
-    with Progress(total, "sweep", "parts", shown=ranks.number == 0) as bar:
+    bar = PartProgress(total, shown=ranks.number == 0)
+    subject.evaluator.passed = subject.layers.passed = bar.count_images
+    with bar:
         for epoch in share:
             sweep.load(epoch, quietly=bool(settings.checkpoint))  # open_results told of these
+            to_come = work_to_come(missing[epoch])
             with subject.keeping(shared_inputs(missing[epoch])):
                 for task, parts in missing[epoch]:
+                    splits = {getattr(part, "split", "train") for part in parts}
+                    bar.begin(task.passes * max(len(subject.split(name)) for name in splits))
                     rows: list = []
-                    counted = takes_time(task, missing[epoch])
                     try:
                         for row in task.measure(subject, epoch, parts):
-                            is_next = not rows or task.part_of(row) != task.part_of(rows[-1])
-                            if counted and is_next:
-                                bar.update()
+                            work = task.work(task.part_of(row))
+                            if work in to_come:
+                                to_come.remove(work)
+                                bar.count_part()
                             row = row.measured_with(sweep.conditions)
                             rows.append(row.of_file(sweep.files[epoch].name))
                     except InputError as error:
@@ -315,8 +321,15 @@ def attacks_in_words(sweep: Sweep) -> list[str]:
         attack_in_words(settings.attack_iters, settings.restarts, *at_radius, unit_of(sweep))
         for at_radius in steps
     ]
-    why = "--pgd-alpha" if settings.alpha_given else "the run's own, in proportion to the radius"
-    return [f"attacks: {'; '.join(attacks)} (steps of {why})"]
+    why = "steps of the run's own, in proportion to the radius"
+    if settings.alpha_given:
+        why = "steps of --pgd-alpha"
+    elif settings.checkpoint:
+        why = (
+            f"no --pgd-alpha is given: {settings.pgd_alpha:g} at --epsilon {settings.epsilon:g}, "
+            "elsewhere in proportion to the radius"
+        )
+    return [f"attacks: {'; '.join(attacks)} ({why})"]
 
 
 def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:

@@ -42,14 +42,14 @@ from robust_nc.reports.groups import (
 )
 from robust_nc.reports.latex import latex_tables
 from robust_nc.reports.panels import Picture, Plot
-from robust_nc.reports.runs import PERTURBED, Run, read_run
+from robust_nc.reports.runs import PERTURBED, Run
 from robust_nc.reports.style import RC
+from robust_nc.reports.sweeps import folder_at, runs_at
 from robust_nc.reports.table import tables
-from robust_nc.results.records import SPLITS, Record
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.records import SPLITS, TABLES, Record
 from utils import InputError, atomic_open, logger, run_script
 
-TABLES = ("markdown", "latex")
+TABLE_FORMS = ("markdown", "latex")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,7 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Draw the paper's figures from run folders, as PNG and PDF.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of runs")
+    runs = "folders of runs, or of results: the --out of eval.py"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=runs)
     parser.add_argument(
         "--out",
         type=Path,
@@ -68,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--table",
         nargs="?",
-        choices=TABLES,
+        choices=TABLE_FORMS,
         const="markdown",
         help="print the values of the last epoch, and write them as table.md and table.csv; latex: "
         "print them for a paper, and write table.tex as well",
@@ -129,7 +130,7 @@ def table_told(argv: list[str]) -> list[str]:
     """The arguments, in which --table has its value: none is a folder of runs that follows it."""
     told = list(argv)
     for place, (flag, value) in enumerate(pairwise([*argv, ""])):
-        if flag == "--table" and value not in TABLES:
+        if flag == "--table" and value not in TABLE_FORMS:
             told[place] = "--table=markdown"
     return told
 
@@ -140,7 +141,7 @@ def main() -> None:
     asked = {name: value for name, value in given.items() if value is not None}
     perturbed = args.perturbed or ("pgd" if asked.keys() & ATTACK_FLAGS.keys() else "seen")
     view = View(args.split, perturbed, asked_in_words(asked), args.panels)
-    runs = [read_measured(path, asked) for path in args.runs]
+    runs = [run for path in args.runs for run in read_measured(path, asked)]
     refuse_unmeasured(runs, asked)
     groups = group_runs(runs)
     tell_attacks(groups, view)
@@ -201,18 +202,21 @@ def animate(plots: list[Plot | Picture], args: argparse.Namespace) -> None:
             write(args.out / f"{picture.name}.gif", gif_of(picture))
 
 
-def read_measured(path: Path, asked: dict[str, Any]) -> Run:
-    """The run of a folder that holds something to draw, of the attack and noise asked for.
+def read_measured(path: Path, asked: dict[str, Any]) -> list[Run]:
+    """The run of a folder that holds something to draw; of eval.py --checkpoint one per file.
+
+    Of the attack and noise asked for.
 
     Raises:
         InputError: no such folder, no metrics.csv, a damaged file, or an unknown setting.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    folder = RunFolder(path, standard=False)
-    if not folder.table(Record).is_file() and not folder.rows(Record):
+    folder = folder_at(path)
+    measured = any(folder.table(row_type).is_file() for row_type in TABLES)
+    if not measured and not folder.rows(Record):
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
-    return read_run(path, asked)
+    return runs_at(path, asked)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from robust_nc.flags import PRECISIONS
 from robust_nc.parsing import Parser, positive_int, seed_number
 from robust_nc.reports.claims import CLAIMS, judge
-from robust_nc.reports.groups import agree, given_runs
+from robust_nc.reports.groups import agree
 from robust_nc.reports.plan import (
     Planned,
     cost_in_words,
@@ -38,7 +38,8 @@ from robust_nc.reports.plan import (
 )
 from robust_nc.reports.published import PUBLISHED_RUNS, beside, read_published, seeds_beside
 from robust_nc.reports.report import REPORT_TABLES, finding_row, findings_in_words, run_rows
-from robust_nc.reports.runs import Run, copy_runs, read_runs, swept_with
+from robust_nc.reports.runs import Run, choose_rows, copy_runs, read_runs, swept_with
+from robust_nc.reports.sweeps import given_runs
 from robust_nc.reports.verdicts import verdicts_in_words
 from robust_nc.results.files import free_disk, read_json, read_rows
 from robust_nc.results.history import EpochSummary
@@ -274,9 +275,8 @@ def is_as_planned(planned: Planned) -> bool:
     if not arguments:
         return False
     folder = RunFolder(planned.folder, standard=False)
-    under = folder.shown_under()
-    rows = [row for row_type in TABLES for row in folder.rows(row_type) if under.made(row)]
-    swept = swept_with(folder, rows)
+    rows = [row for row_type in TABLES for row in folder.rows(row_type)]
+    swept = swept_with(folder, choose_rows(folder, rows).rows)
     differing = other_than_planned(planned, arguments, swept)
     if differing:
         logger.info(f"left out: {planned.folder}: {differing}")
@@ -302,7 +302,7 @@ def write_report(args: argparse.Namespace, runs: list[Run]) -> None:
     for name, (heading, in_words) in REPORT_TABLES.items():
         write(out / name, f"# {heading}\n\n{in_words(runs)}")
     logger.info(claims)
-    drawn = [str(run.path) for run in runs if run.own_records]
+    drawn = [str(run.place) for run in runs if run.own_records]
     code = Child().run(["plot.py", *drawn, "--out", str(out / "figures"), "--table"])
     if code:
         raise InputError("plot.py failed: the figures are missing")

@@ -10,6 +10,7 @@ Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robu
 2024). Everything goes to models/DATASET/MODEL/NORM/epsEPSILON/MODE/seedSEED/.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from robust_nc.going_on import (
     init_hash,
 )
 from robust_nc.networks.network import weight_bytes
+from robust_nc.results.conditions import conditions_of
 from robust_nc.results.files import Writer, free_disk, write_json
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
-from robust_nc.results.tables import NC1_DEFINITION, describe_record
+from robust_nc.results.tables import NC1_DEFINITION, attack_in_words, describe_record
 from robust_nc.settings import (
     STATISTICS,
     Means,
@@ -107,12 +109,23 @@ def main() -> None:
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
             f"training and {len(data.test)} test images, {data.num_classes} classes, on "
-            f"{settings.device}; to {run.path}"
+            f"{settings.device}{trained_against(training)}; to {run.path}"
         )
         if settings.neural_collapse or settings.neural_collapse_gaussian:
             logger.info(NC1_DEFINITION)
         train(training, start)
         logger.info(f"finished; {describe_peak(settings.device)}")
+
+
+def trained_against(training: Training) -> str:
+    """The attack that the mode trains against, for the log; "" where there is none."""
+    if not training.mode.adversary:
+        return ""
+    settings, attack = training.settings, conditions_of(vars(training.settings))
+    unit = DATASETS[settings.dataset].epsilon_range
+    step = attack.step_size if math.isnan(attack.trades_step) else attack.trades_step
+    words = attack_in_words(attack.steps, attack.restarts, settings.epsilon, step, unit)
+    return f", against {words}"
 
 
 def train(training: Training, start: Start) -> None:

@@ -7,8 +7,7 @@ from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import ATTACK, DATA, RUN, SWEEP_FLAGS
 from robust_nc.going_on import flags_of_run
 from robust_nc.results.conditions import FORMER, Conditions
-from robust_nc.results.files import read_json
-from robust_nc.results.run_folder import RunFolder, list_runs
+from robust_nc.results.run_folder import FILES, RunFolder, list_runs
 from robust_nc.settings import (
     STATISTICS,
     Means,
@@ -41,7 +40,7 @@ def swept_by_folder(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no run in the folder; the runs that there are below it are listed.
     """
-    if not read_json(path / "args.json"):
+    if not (path / "args.json").is_file():
         raise InputError(f"{path}: no run there (it has no args.json); {list_runs(path)}")
     keys = {flag.key for flag in (*RUN, *DATA, *ATTACK)} | {"precision"}
     flags = flags_of_run(path)
@@ -118,15 +117,26 @@ def other_sweep(
     naming = Means.NAME | Means.SEED if now["out"] else Means.FREE
     # Rows tell their attack, noise and file: those of others stay beside them.
     of_rows = {*FORMER, "pgd_alpha", "checkpoint"}
+    if _names_tell_keys(earlier):
+        of_rows |= {"weights_key"}
     compared = keys_that(SWEEP_FLAGS, Means.MEASURE | naming) - of_rows
+    flags = difference(now, earlier, compared)
+    if flags and now["epsilon"] != earlier.get("epsilon", now["epsilon"]):
+        flags += f" (--epsilons {now['epsilon']:g} attacks at it beside the other)"
     checks = [
         _other_source(now, earlier),
-        difference(now, earlier, compared),
+        flags,
         f"its images were others: {other_images}" if other_images else None,
         difference(now, earlier, STATISTICS),
         _other_normalisation(now, earlier),
     ]
     return next((differing for differing in checks if differing), None)
+
+
+def _names_tell_keys(earlier: dict[str, Any]) -> bool:
+    """Whether the names of files tell which of their weights were measured."""
+    files = (earlier.get(FILES) or {}).values()
+    return earlier.get("weights_key") is None or any(":" in digest for _, digest in files)
 
 
 def _other_source(now: dict[str, Any], earlier: dict[str, Any]) -> str | None:

@@ -198,6 +198,8 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"argument --init: {args.init}: no such file")
     if args.cuda_graph and args.no_cuda_graph:
         parser.error("--cuda-graph and --no-cuda-graph: give one of them")
+    if args.weights_key is not None and not args.init:
+        parser.error("--weights-key is for --init: which weights of its file training starts from")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"--cuda-graph needs a GPU; the device is {args.device}")
 

@@ -11,6 +11,7 @@ from robust_nc.parsing import (
     positive_int,
     share_below_1,
 )
+from robust_nc.results.run_folder import list_runs
 from robust_nc.settings import Means, flag
 from robust_nc.training.modes import MART_LAMBDA, TRADES_BETA
 from robust_nc.training.schedules import SCHEDULES
@@ -18,17 +19,17 @@ from robust_nc.training.schedules import SCHEDULES
 
 def _resumed(text: str) -> Any:
     """The value of --resume: "last", which it has without one, an epoch, or a run's folder."""
+    path = Path(text)
     if text == "last":
         return text
-    try:
+    if text.lstrip("-").isdigit():
         return positive_int(text)
-    except argparse.ArgumentTypeError as error:
-        path = Path(text)
-        if text and not text.lstrip("-").isdigit() and (path / "args.json").is_file():
-            return path
-        raise argparse.ArgumentTypeError(
-            f"{error}, or the folder of a run, with its args.json"
-        ) from error
+    if text and (path / "args.json").is_file():
+        return path
+    raise argparse.ArgumentTypeError(
+        f"expected the folder of a run, with its args.json, or an epoch from 1 on, got {text!r}; "
+        f"{list_runs(path if text else Path('models'))}"
+    )
 
 
 TRAINING = (
@@ -123,6 +124,12 @@ TRAINING = (
         type=Path,
         metavar="FILE",
         help="start from the weights of this checkpoint, with the optimiser's state at zero",
+    ),
+    flag(
+        "--weights-key",
+        Means.TRAIN,
+        metavar="KEY",
+        help="which weights of a file of --init with several sets, as a line of the log names them",
     ),
     flag(
         "--trades-beta",

@@ -15,6 +15,48 @@ from typing import Any, NoReturn
 from robust_nc.published_flags import PublishedFlag, without_published
 from robust_nc.settings import select_epochs
 
+# Flag -> what it is called in other projects (timm, torchvision's references, RobustBench, those of
+# the Madry Lab and of TRADES): what is meant, where it is not near in its letters.
+OTHER_NAMES = {
+    "--lr-max": "lr learning-rate base-lr init-lr lr-init max-lr",
+    "--weight-decay": "wd decay l2-reg",
+    "--optimizer": "opt optim",
+    "--optimizer adam": "adam",
+    "--optimizer adamw": "adamw",
+    "--optimizer sgd": "sgd",
+    "--batch-size": "b bs batch batchsize train-batch-size",
+    "--eval-batch-size": "b bs batch batchsize test-batch-size val-batch-size",
+    "--epochs": "epoch n-epochs num-epochs nb-epochs max-epochs",
+    "--epsilon": "eps radius attack-eps train-eps test-eps max-eps",
+    "--pgd-alpha": "alpha step-size attack-lr attack-step attack-step-size eps-step eps-iter",
+    "--attack-iters": "iters steps num-steps n-steps nb-iter attack-steps pgd-steps k",
+    "--restarts": "random-restarts n-restarts num-restarts",
+    "--norm": "constraint threat threat-model lp p-norm",
+    "--trades-beta": "beta",
+    "--train-mode pgd_train": "adv adv-train adversarial",
+    "--train-mode pgd_train_TRADES": "trades",
+    "--train-mode pgd_train_MART": "mart",
+    "--model": "a arch architecture net network backbone",
+    "--model-args": "model-kwargs",
+    "--data-dir": "data data-path data-root dataroot root",
+    "--image-size": "img-size input-size imgsz resize crop-size train-crop-size",
+    "--lr-schedule": "sched scheduler lr-scheduler",
+    "--lr-milestones": "milestones lr-steps decay-epochs decay-milestones step-lr",
+    "--lr-gamma": "gamma decay-rate step-lr-gamma",
+    "--precision bf16": "amp native-amp fp16 bf16 half-precision",
+    "--device": "gpu gpus gpu-id cuda",
+    "--device cpu": "cpu no-cuda",
+    "--run-name": "name exp experiment exp-name",
+    "--out": "output output-dir out-dir outdir save-dir log-dir",
+    "--models-dir": "output output-dir out-dir outdir save-dir log-dir",
+    "--checkpoint": "ckpt weights model-path checkpoint-path load load-path",
+    "--init": "ckpt weights pretrained finetune initial-checkpoint model-path load load-path",
+    "--resume": "resume-path continue start-epoch",
+    "--autoattack": "n-ex n-examples aa auto-attack",
+    "--seed": "manual-seed random-seed",
+    "--limit-train": "subset n-train num-train train-size",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Errors are one line, without the usage; flags are not abbreviated.
@@ -46,6 +88,9 @@ class Parser(argparse.ArgumentParser):
         """The flag that an unknown one is nearest to, if any is near."""
         flags = [name for name in self._option_string_actions if name.startswith("--")]
         name = "--" + word.partition("=")[0].lstrip("-").replace("_", "-").lower()
+        for flag, others in OTHER_NAMES.items():
+            if flag.split()[0] in flags and name[2:] in others.split():
+                return flag
         begun = [flag for flag in flags if flag.startswith(name)]
         near = begun[:1] or difflib.get_close_matches(name, flags, n=1)
         return near[0] if near else None

@@ -14,7 +14,7 @@ TRAINED = {
     *("epochs", "lr_max", "mean", "std", "image_size", "limit_train", "pgd_alpha", "attack_iters"),
     *("restarts", "noise_level", "precision", "batch_size", "optimizer", "lr_schedule"),
     *("lr_drop_epoch", "lr_one_drop", "lr_milestones", "lr_gamma", "trades_beta", "mart_lambda"),
-    *("model_args", "weight_decay", "momentum", "nesterov", "init"),
+    *("model_args", "weight_decay", "momentum", "nesterov", "init", "weights_key"),
 }
 RECORDED = {"no_normalisation", "limit_test", "neural_collapse", "neural_collapse_gaussian"}
 MEASURED = {

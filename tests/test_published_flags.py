@@ -5,6 +5,7 @@ import pytest
 import eval as eval_script
 import train
 from robust_nc.flags import sweep_parser, train_parser
+from robust_nc.parsing import OTHER_NAMES
 from robust_nc.published_flags import OF_EVAL, OF_TRAIN
 
 BASE = "--dataset=cifar --seed 1 --train-mode pgd_train --lr-max=0.1 --epsilon=8 --pgd-alpha=2"
@@ -88,6 +89,42 @@ def test_no_published_flag_is_one_of_ours(parser, flags):
 def test_a_flag_that_is_misspelt_is_answered_with_the_nearest(flags, meant, run_script):
     code, _, error = run_script(train, flags)
     assert code == 2 and f"; did you mean {meant}?" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    (
+        ("--learning-rate 0.1 --wd 0", "--lr-max, --weight-decay"),
+        ("--lr=0.1", "--lr-max"),
+        ("--batchsize 8", "--batch-size"),
+        ("--eps 8 --step_size 2", "--epsilon, --pgd-alpha"),
+        ("--adam", "--optimizer adam"),
+        ("--opt adamw --sched cosine", "--optimizer, --lr-schedule"),
+        ("-b 128 -a resnet18", "--batch-size, --model"),
+        ("--data-path x --output-dir y --gpu 0", "--data-dir, --models-dir, --device"),
+        ("--attack-steps 7 --num_steps 7", "--attack-iters, --attack-iters"),
+        ("--adv-train 1 --beta 6", "--train-mode pgd_train, --trades-beta"),
+        ("--pretrained x.pth --amp", "--init, --precision bf16"),
+    ),
+)
+def test_names_of_other_projects_are_answered_with_ours(flags, meant, run_script):
+    code, _, error = run_script(train, flags)
+    assert code == 2 and f"; did you mean {meant}?" in error and error.count("\n") == 1
+
+
+def test_each_script_proposes_what_it_has(run_script):
+    code, _, error = run_script(eval_script, "--ckpt a.pth --output-dir x --batchsize 9 --n-ex 10")
+    assert code == 2
+    assert "mean --checkpoint, --out, --eval-batch-size, --autoattack?" in error
+
+
+def test_a_name_of_others_is_no_flag_of_ours():
+    for parser in (train_parser(), sweep_parser()):
+        ours = parser._option_string_actions
+        there = [names.split() for flag, names in OTHER_NAMES.items() if flag.split()[0] in ours]
+        assert not {f"--{name}" for names in there for name in names} & ours.keys()
+    known = train_parser()._option_string_actions | sweep_parser()._option_string_actions
+    assert {flag.split()[0] for flag in OTHER_NAMES} <= known.keys()
 
 
 def test_a_word_that_is_near_to_nothing_is_not_guessed(run_script):

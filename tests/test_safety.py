@@ -750,6 +750,7 @@ BAD_TRAIN = {
     "lr_milestones": ("", "0", "-1", "0.5,100", "nan", "inf", "1;2", "0.5 --lr-schedule cosine"),
     "lr_gamma": (*NUMBERS, "0", "0.5"),  # the last without milestones
     "init": ("no.pth", "", "."),
+    "weights_key": ("ema",),  # without --init
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
     "lr_drop_epoch": COUNTS,
     "lr_one_drop": NUMBERS,

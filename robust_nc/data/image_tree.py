@@ -1,6 +1,7 @@
 """Trees of image files, train/CLASS/* and val/CLASS/*, as they lie on people's disks."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ OTHER_NAMES = {
 }
 # What systems leave in folders without being asked, besides what is hidden.
 LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+LITTER |= {"__pycache__", "lost+found"}
 
 
 class Listing(datasets.ImageFolder):
@@ -69,14 +71,37 @@ def list_tree(root: Path) -> tuple[Listing, Listing]:
         _check_classes(listing)
     train, val = listings
     if train.classes != val.classes:
-        raise InputError(
-            f"{root}: train/ and val/ hold different classes; only in train/: "
-            f"{sorted(set(train.classes) - set(val.classes))}, only in val/: "
-            f"{sorted(set(val.classes) - set(train.classes))}"
-        )
+        raise InputError(_other_classes(root, train.classes, val.classes))
     if len(train.classes) < 2:
         raise InputError(f"{root / 'train'}: only one class; at least two are needed")
     return train, val
+
+
+def _other_classes(root: Path, train: list[str], val: list[str]) -> str:
+    """What to do where the parts of a tree hold different classes."""
+    alone = {"train": [n for n in train if n not in val], "val": [n for n in val if n not in train]}
+    listed = [
+        f"only in {part}/ {', '.join(names[:3])}{', ...' if names[3:] else ''} ({len(names)})"
+        for part, names in alone.items()
+        if names
+    ]
+    letters = {_letters(name): name for name in alone["train"]}
+    for name in alone["val"]:
+        if _letters(name) in letters:
+            advice = f"rename {root / 'val' / name} to {letters[_letters(name)]}"
+            break
+    else:
+        part, names = next((part, names) for part, names in alone.items() if names)
+        other = "val" if part == "train" else "train"
+        advice = (
+            f"make {root / other / names[0]} with its images, or move {root / part / names[0]} away"
+        )
+    return f"{root}: train/ and val/ hold different classes: {', '.join(listed)}; {advice}"
+
+
+def _letters(name: str) -> str:
+    """What two spellings of a name have in common: cats, Cat and cat_ are one."""
+    return re.sub(r"[\W_]", "", name.lower()).removesuffix("s")
 
 
 def _check_classes(listing: Listing) -> None:
@@ -85,8 +110,11 @@ def _check_classes(listing: Listing) -> None:
     empty = [name for number, name in enumerate(listing.classes) if not counts[number]]
     if empty:
         more = f" (and {len(empty) - 1} more classes)" if empty[1:] else ""
+        folder = Path(listing.root) / empty[0]
+        others = [path for path in folder.rglob("*") if path.is_file() and not is_litter(path.name)]
+        kind = f", only {others[0].name} and the like, which is not read" if others else ""
         raise InputError(
-            f"{Path(listing.root) / empty[0]}: a class without images{more}; put some there "
+            f"{folder}: a class without images{more}{kind}; put some there "
             f"({', '.join(IMG_EXTENSIONS)}), or delete this class's folder in train/ and in val/"
         )
 
@@ -97,11 +125,16 @@ def _without(root: Path, part: str) -> str:
     if not root.is_dir():
         return f"{root / part}: there is no folder {root}; {expected}"
     folders = sorted(e.name for e in root.iterdir() if e.is_dir() and not is_litter(e.name))
-    other = next((name for name in OTHER_NAMES[part] if name in folders), None)
-    if other:
+    others = {
+        missing: next((name for name in OTHER_NAMES[missing] if name in folders), None)
+        for missing in PARTS
+        if missing not in folders
+    }
+    if other := others.get(part):
+        links = [f"ln -s {name} {root / missing}" for missing, name in others.items() if name]
         return (
             f"{root / part}: missing; {root / other} is there: rename it to {part}, or link it: "
-            f"ln -s {other} {root / part}"
+            f"{' && '.join(links)}"
         )
     whole = root.resolve()
     if whole.name in (*PARTS, *OTHER_NAMES["val"]) and (whole.parent / "train").is_dir():

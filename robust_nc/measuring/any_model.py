@@ -19,7 +19,7 @@ from attacks import pgd
 from nc_metrics import NeuralCollapse, neural_collapse
 from robust_nc.measuring.vertices import find_leaps, vertices_of
 
-# From images (N, C, H, W) in [0, 1] and labels (N,) to what is added to the images.
+# From images (N, C, H, W) in [0, 1] and labels (N,) to the perturbed images.
 Attack = Callable[[Tensor, Tensor], Any]
 # Of attack="pgd", in units of images in [0, 1].
 PGD = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf", "restarts": 1}
@@ -75,8 +75,9 @@ def measure(
             [0, 1], so that its normalisation is inside.
         loader: batches that start with images (N, C, H, W), floats or uint8, which are divided by
             255, and labels (N,) from 0 to classes - 1; tensors or NumPy arrays.
-        attack: None for the images as they are, "pgd", or a function of images and labels that
-            returns what is added to the images.
+        attack: None for the images as they are, "pgd", or a function of images in [0, 1] and labels
+            that returns the perturbed images in [0, 1], as other packages do. Those of attacks.py
+            return what is added: `lambda x, y: x + pgd(model, x, y, ...)`.
         classifier: the layer that puts out the logits, or its name; None: the last nn.Linear that a
             pass calls.
         clean: what `measure` returned for the clean training images, whose class means are the
@@ -122,7 +123,8 @@ def _outputs(
     for batch in loader:
         x, y = _tensors(batch, model)
         if perturb is not None:
-            x = _perturbed(x, perturb(x, y))
+            x = perturb(x, y)
+            model.eval()  # whatever the attack has left it in
         logits, call = _forward(model, x, layer)
         if found is not None and call.layer is not found:
             raise ValueError("batches end in other linear layers: name one as classifier")
@@ -175,9 +177,11 @@ def _perturbation(model: nn.Module, attack: Any, ball: dict[str, Any]) -> Attack
     if ball and attack != "pgd":
         raise ValueError(f'{", ".join(sorted(ball))} of PGD: give attack="pgd" as well')
     if attack == "pgd":
-        return lambda x, y: pgd(model, x, y, **PGD | ball)  # type: ignore[arg-type]
-    if attack is None or callable(attack):
-        return attack
+        return lambda x, y: x + pgd(model, x, y, **PGD | ball)  # type: ignore[arg-type]
+    if attack is None:
+        return None
+    if callable(attack):
+        return lambda x, y: _perturbed(x, y, attack)
     raise ValueError(f'attack must be None, "pgd" or a function of images and labels: {attack!r}')
 
 
@@ -213,27 +217,37 @@ def _tensors(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
     return x.to(weight.device, weight.dtype), y.to(weight.device, torch.int64)
 
 
-def _perturbed(x: Tensor, delta: Any) -> Tensor:
-    """Images with what an attack adds to them.
+def _perturbed(x: Tensor, y: Tensor, perturb: Attack) -> Tensor:
+    """The images that an attack makes of these; a copy is given to it, which it may change.
 
     Raises:
-        ValueError: not as many numbers, or images outside [0, 1]: as where an attack returns
-            perturbed images instead.
+        ValueError: images outside [0, 1], or what it returns is no images of their shape in [0, 1]:
+            as where it returns what is to be added to them.
     """
-    delta = torch.as_tensor(delta, device=x.device).detach()
-    if delta.shape != x.shape:
-        raise ValueError(
-            f"the attack must return what is added to the images {tuple(x.shape)}, got "
-            f"{tuple(delta.shape)}"
-        )
-    perturbed = (x + delta).to(x.dtype)
-    low, high = perturbed.amin().item(), perturbed.amax().item()
-    if not -1e-3 <= low <= high <= 1 + 1e-3 and not math.isnan(low + high):
-        raise ValueError(
-            f"images plus what the attack returns are from {low:.4g} to {high:.4g}, outside "
-            "[0, 1]; where it returns perturbed images: lambda x, y: attack(x, y) - x"
+    where = "; normalise them inside the model"
+    _check_range("for an attack the loader's images must be in [0, 1], they are", x, where)
+    perturbed = perturb(x.clone(), y)
+    if isinstance(perturbed, tuple | list) or getattr(perturbed, "shape", None) != x.shape:
+        got = tuple(getattr(perturbed, "shape", ())) or type(perturbed).__name__
+        raise ValueError(f"the attack must return perturbed images {tuple(x.shape)}, got {got}")
+    perturbed = torch.as_tensor(perturbed, device=x.device).detach().to(x.dtype)
+    advice = "; where it returns what is added to the images: lambda x, y: x + attack(x, y)"
+    _check_range("the attack must return images in [0, 1], it returns values", perturbed, advice)
+    # Of dark images the two can hardly be told apart.
+    if (perturbed - x).norm() > min(perturbed.norm(), x.norm()):
+        warnings.warn(
+            "the attack must return the perturbed images, and these are further from the images "
+            f"than one of the two is from black{advice}",
+            RuntimeWarning,
+            stacklevel=5,
         )
     return perturbed
+
+
+def _check_range(rule: str, images: Tensor, advice: str) -> None:
+    low, high = images.amin().item(), images.amax().item()
+    if not -1e-3 <= low <= high <= 1 + 1e-3 and not math.isnan(low + high):
+        raise ValueError(f"{rule} from {low:.4g} to {high:.4g}{advice}")
 
 
 def _forward(model: nn.Module, x: Tensor, classifier: nn.Module | None) -> tuple[Tensor, _Call]:

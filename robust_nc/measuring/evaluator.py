@@ -69,10 +69,13 @@ class Evaluator:
 
     The batch size is for speed alone: it is halved, and stays so, when memory runs out. No result
     depends on it as long as it is a multiple of CHUNK; smaller batches have draws of their own.
+
+    passed: is told after each batch of how many images it was.
     """
 
     network: Network
     batch_size: int
+    passed: Callable[[int], None] = lambda _: None
 
     def outputs(
         self, images: Tensor, labels: Tensor, perturb: Perturb = None
@@ -154,6 +157,7 @@ class Evaluator:
                 network(x)
                 for name, collapse in means.items():
                     collapse.add_to_means(outputs[name], y)
+                self.passed(len(y))
         check_finite(*(collapse.class_means for collapse in means.values()))
         return means
 
@@ -179,6 +183,7 @@ class Evaluator:
                     nearest = clean[name].nearest(outputs[name])
                     near_true[name] += (nearest == true_y).sum()
                     near_label[name] += (nearest == y).sum()
+                self.passed(len(y))
         measured = {}
         for name, collapse in collapses.items():
             apart = simplex_distance(clean[name].class_means, collapse.class_means)
@@ -227,6 +232,7 @@ class Evaluator:
             result, size = self._retried(next_batch, len(labels))
             results.append(result)
             start += size
+            self.passed(size)
         return results
 
     def _retried(self, work: Callable[[], Result], count: int) -> Result:

@@ -81,23 +81,13 @@ def add_unplaced(missing: dict[int, list[Missing]], recorded: list[Record]) -> N
             missing[epoch] = [Missing(inputs, parts), *others]
 
 
-def takes_time(task: Task, missing: list[Missing]) -> bool:
-    """Whether its passes are its own, and not those of a task of the checkpoint before it."""
-    return next(other for other, _ in missing if other.passes == task.passes) is task
-
-
-def parts_to_come(checkpoints: Iterable[list[Missing]]) -> int:
-    """How many parts will be measured in passes of their own."""
-    return sum(
-        len(parts)
-        for missing in checkpoints
-        for task, parts in missing
-        if takes_time(task, missing)
-    )
+def work_to_come(missing: list[Missing]) -> set[tuple]:
+    """What of a checkpoint takes time: what several tasks share is there once."""
+    return {task.work(part) for task, parts in missing for part in parts}
 
 
 def shared_inputs(missing: list[Missing]) -> set[InputPart]:
     """The attacked inputs of a checkpoint that several tasks take passes of their own of."""
-    needed = {(task.passes, part) for task, parts in missing for part in task.inputs(parts)}
+    needed = {(task.shared, part) for task, parts in missing for part in task.inputs(parts)}
     counts = Counter(part for _, part in needed if INPUTS[part.input].attacked)
     return {part for part, count in counts.items() if count > 1}

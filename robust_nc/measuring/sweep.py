@@ -53,28 +53,34 @@ def epochs_of(settings: Settings, run: RunFolder) -> int:
 
 
 class Checkpoint(NamedTuple):
-    """A file to measure; of --checkpoint also the name that its rows have, and its SHA-256."""
+    """A file to measure; of --checkpoint also the name that its rows have, and its SHA-256.
+
+    Both end with ":KEY" where --weights-key chooses weights that are not those used without it.
+    """
 
     path: Path
     name: str = ""
     digest: str = ""
+    key: str = ""
 
 
-def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint]:
-    """Epoch -> file of every checkpoint to measure; for --checkpoint the file's number.
+def checkpoint_paths(settings: Settings, run: RunFolder) -> dict[int, Path]:
+    """Epoch -> file of every checkpoint to measure; for --checkpoint its place in the list.
 
     Raises:
-        InputError: one is not there, or is another one than that of its name that was recorded.
+        InputError: one is not there.
     """
     if settings.checkpoint:
         paths = list(dict.fromkeys(settings.checkpoint))
+        epochs = list(range(len(paths)))
         advice = "--checkpoint names files of weights"
     else:
         epochs = swept_epochs(settings, run)
         paths = [run.checkpoint(epoch) for epoch in epochs]
         advice = other_radii(settings, run) or ""
         if not advice and not run.path.exists():
-            advice = f"check the flags that name the run; {list_runs(settings.models_dir)}"
+            there = list_runs(settings.models_dir, settings.models_dir)
+            advice = f"check the flags that name the run; {there}"
         advice = advice or "check the flags that name the run, or choose with --checkpoints"
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -82,9 +88,7 @@ def checkpoint_files(settings: Settings, run: RunFolder) -> dict[int, Checkpoint
             f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are missing); "
             f"{advice}"
         )
-    if settings.checkpoint:
-        return numbered_files(paths, {} if settings.overwrite else recorded_files(run), run)
-    return {epoch: Checkpoint(path) for epoch, path in zip(epochs, paths, strict=True)}
+    return dict(zip(epochs, paths, strict=True))
 
 
 def recorded_files(run: RunFolder) -> dict[str, tuple[int, str]]:
@@ -94,17 +98,25 @@ def recorded_files(run: RunFolder) -> dict[str, tuple[int, str]]:
 
 
 def numbered_files(
-    paths: list[Path], recorded: dict[str, tuple[int, str]], run: RunFolder
+    keys: dict[Path, str], recorded: dict[str, tuple[int, str]], run: RunFolder
 ) -> dict[int, Checkpoint]:
-    """Number -> file: the number and name that its rows have, or else new ones.
+    """Number -> file of --checkpoint: the number and name that its rows have, or else new ones.
 
     A file is known by its content, whatever its name is now; of copies each has rows of its own.
+
+    Args:
+        keys: path -> which of its weights are measured, "" for those used without --weights-key.
+        recorded: name -> number and SHA-256 of the files that the tables have rows of.
+
+    Raises:
+        InputError: one is another one than that of its name that was recorded.
     """
     files: dict[int, Checkpoint] = {}
-    unnamed = {name: file for name, file in recorded.items() if Path(name) not in paths}
+    names = {path: f"{path}:{key}" if key else str(path) for path, key in keys.items()}
+    unnamed = {name: file for name, file in recorded.items() if name not in names.values()}
     following = max((number for number, _ in recorded.values()), default=-1) + 1
-    for path in paths:
-        name, digest = str(path), sha256(path)
+    for path, key in keys.items():
+        name, digest = names[path], sha256(path) + (f":{key}" if key else "")
         if name not in recorded:
             name = next((n for n, (_, former) in unnamed.items() if former == digest), name)
             unnamed.pop(name, None)
@@ -115,7 +127,7 @@ def numbered_files(
                 f"{run.results} holds a sweep of other files: {path} was another file then; give "
                 "it another name, or another --out; --overwrite drops the sweep"
             )
-        files[number] = Checkpoint(path, name, digest)
+        files[number] = Checkpoint(path, name, digest, key)
     return files
 
 
@@ -162,12 +174,14 @@ class Task:
     """Rows of one type that a sweep can be asked for.
 
     measure: from a subject, an epoch and parts to their rows, those of a part together.
-    passes: of the same name in tasks that take the same passes of images through the network.
+    passes: how often about the images of its split pass through the network for a part.
+    shared: what tasks have in common that take their rows from the same passes.
     """
 
     name: str
     row_type: type[Row]
-    passes: str
+    passes = 1
+    shared: str
     measure: Callable[[Subject, int, list], Iterator[Row]]
 
     def parts(self, settings: Settings, data: Dataset) -> list:
@@ -177,6 +191,10 @@ class Task:
     def part_of(self, row: Any) -> NamedTuple:
         """The part that a row belongs to."""
         raise NotImplementedError
+
+    def work(self, part: Any) -> tuple:
+        """What a part takes time for; parts of tasks that share the passes of an input have one."""
+        return self.shared, part
 
     def inputs(self, parts: list) -> Iterable[InputPart]:
         """The inputs, at least the attacked ones, that `measure` asks for: here the parts."""
@@ -201,7 +219,7 @@ class InputTask(Task):
     """Accuracy, loss and neural collapse: the flags --neural-collapse..."""
 
     name = "inputs"
-    passes = "features"
+    shared = "features"
     row_type = Record
     measure = staticmethod(input_rows)
 
@@ -219,7 +237,8 @@ class LayerTask(Task):
     """Collapse after every block: --layerwise."""
 
     name = "layers"
-    passes = "layers"
+    shared = "layers"
+    passes = 3
     row_type = LayerRecord
     measure = staticmethod(layer_rows)
 
@@ -241,7 +260,8 @@ class CentreTask(Task):
     """The nearest-centre classifier: --ncc, of the network's own features, and --ncc-layers."""
 
     name = "nearest centres"
-    passes = "nearest centres"
+    shared = "nearest centres"
+    passes = 4
     row_type = CentreRecord
     measure = staticmethod(centre_rows)
 
@@ -267,7 +287,7 @@ class AutoAttackTask(Task):
     """Standard AutoAttack: --autoattack, of as many images as are asked for, or as there are."""
 
     name = "AutoAttack"
-    passes = "AutoAttack"
+    shared = "AutoAttack"
     row_type = AutoAttackRecord
     measure = staticmethod(autoattack_rows)
 
@@ -297,7 +317,7 @@ class LeapTask(Task):
     name = "leaps"
     row_type = LeapRecord
     measure = staticmethod(leap_rows)
-    passes = "features"
+    shared = "features"
 
     def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
         return placed_parts(settings) if settings.leaps else []
@@ -315,7 +335,7 @@ class SimplexTask(Task):
     name = "simplex"
     row_type = SimplexRecord
     measure = staticmethod(simplex_rows)
-    passes = "features"
+    shared = "features"
 
     def parts(self, settings: Settings, data: Dataset) -> list[SimplexPart]:
         if settings.simplex is None:
@@ -326,6 +346,9 @@ class SimplexTask(Task):
 
     def part_of(self, row: SimplexRecord) -> SimplexPart:
         return SimplexPart(row.split, row.input, radius_of(row), row.classes)
+
+    def work(self, part: SimplexPart) -> tuple:
+        return self.shared, part.of_input
 
     def inputs(self, parts: list[SimplexPart]) -> list[InputPart]:
         return [part.of_input for part in parts]

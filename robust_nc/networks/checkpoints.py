@@ -29,8 +29,9 @@ from robust_nc.networks.weights import (
 )
 from utils import InputError, atomic_open, logger
 
-# What files of weights hold besides tensors, and is data all the same: flags, scores.
+# What files of weights hold besides tensors, and is data all the same: flags, scores, arrays.
 _scalar: Any = np.float64(0).__reduce__()[0]
+_array: Any = np.zeros(1).__reduce__()[0]
 DATA: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
@@ -38,8 +39,10 @@ DATA: list[Any] = [
     pathlib.PosixPath,
     pathlib.PurePosixPath,
     np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
+    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?", "U1")},
     *[(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+    np.ndarray,
+    *[(_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
 ]
 
 
@@ -97,6 +100,18 @@ def load_weights(
     return {name: value for name, value in beside.items() if name not in used}, statistics
 
 
+def other_key(path: Path, network: Network, key: str | None) -> str:
+    """The name of the set of weights that a key chooses; "" where it is used without a key too.
+
+    Raises:
+        InputError: as load_checkpoint, where there is a key.
+    """
+    if key is None:
+        return ""
+    fitting, chosen, _ = _fitting_sets(path, read_tensors(path), network, key)
+    return "" if chosen[0] is fitting[0] else chosen[0].name
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
@@ -114,6 +129,27 @@ def _chosen_set(
         InputError: there is none, not the one asked for, or there is something beside it that
             would be left out without a word.
     """
+    fitting, chosen, shapes = _fitting_sets(path, content, network, key)
+    names = _names_of(fitting)
+    weights, lines = chosen[0], []
+    if len(fitting) > 1:
+        which = f"those of {weights.name or 'the whole content'} are used"
+        other = "" if key else ", --weights-key chooses others"
+        lines.append(f"several sets of weights, {names}: {which}{other}")
+    _check_unused(path, weights, shapes, key)
+    if weights.unused:
+        lines.append(f"left out, beside {weights.name}: {_first([*weights.unused])}")
+    return weights, lines
+
+
+def _fitting_sets(
+    path: Path, content: Any, network: Network, key: str | None
+) -> tuple[list[WeightSet], list[WeightSet], dict[str, Any]]:
+    """The sets of weights that fit the network, those that a key chooses, and its shapes by name.
+
+    Raises:
+        InputError: there is none, or not the one asked for.
+    """
     if not any(True for _ in places(content)):
         keys = ", ".join(map(repr, WEIGHT_KEYS))
         raise InputError(
@@ -126,20 +162,16 @@ def _chosen_set(
     if not fitting:
         _refuse(path, sets[0].values if sets else closest(content, shapes), shapes)
     chosen = [one for one in fitting if key is None or one.chosen_by(key)]
-    names = ", ".join(one.name or "the file's whole content" for one in fitting)
     if not chosen:
         raise InputError(
-            f"{path}: --weights-key {key}: no weights of this network, they are: {names}"
+            f"{path}: --weights-key {key}: no weights of this network, they are: "
+            f"{_names_of(fitting)}"
         )
-    weights, lines = chosen[0], []
-    if len(fitting) > 1:
-        which = f"those of {weights.name or 'the whole content'} are used"
-        other = "" if key else ", --weights-key chooses others"
-        lines.append(f"several sets of weights, {names}: {which}{other}")
-    _check_unused(path, weights, shapes, key)
-    if weights.unused:
-        lines.append(f"left out, beside {weights.name}: {_first([*weights.unused])}")
-    return weights, lines
+    return fitting, chosen, shapes
+
+
+def _names_of(sets: list[WeightSet]) -> str:
+    return ", ".join(one.name or "the file's whole content" for one in sets)
 
 
 def _check_unused(path: Path, weights: WeightSet, shapes: dict[str, Any], key: str | None) -> None:
@@ -192,7 +224,7 @@ def read_tensors(path: Path) -> Any:
             raise InputError(f"{path}: is empty")
         with warnings.catch_warnings(), torch.serialization.safe_globals(DATA):
             warnings.simplefilter("ignore")  # of pickles that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _as_tensors(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
     except PermissionError as error:
@@ -211,6 +243,14 @@ def read_tensors(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError):
             raise InputError(f"{path}: refused, it is not a file of weights alone") from error
         raise InputError(f"{path}: truncated, or not a PyTorch checkpoint") from error
+
+
+def _as_tensors(content: Any) -> Any:
+    """Nested dicts with a tensor in place of every array of numbers."""
+    if isinstance(content, dict):
+        return {key: _as_tensors(value) for key, value in content.items()}
+    is_array = isinstance(content, np.ndarray) and content.dtype.kind in "fiu"
+    return torch.from_numpy(content.copy()) if is_array else content
 
 
 def _line_to_weights(path: Path, refused: bool) -> str | None:

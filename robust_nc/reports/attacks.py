@@ -5,7 +5,8 @@ from typing import Any
 
 from robust_nc.parsing import Radius
 from robust_nc.reports.groups import Group, View
-from robust_nc.reports.runs import Run, units_of
+from robust_nc.reports.runs import Run
+from robust_nc.reports.setting import units_of
 from robust_nc.results.conditions import Conditions
 from robust_nc.results.tables import perturbed_in_words
 from utils import InputError, logger

@@ -107,7 +107,7 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
     epoch = epochs_of(measured)
     return Plot(
         name,
-        f"Blocks after epoch {epoch}: {names_of(groups)}; {settings_in_words(groups)}",
+        f"Blocks{epoch}: {names_of(groups)}; {settings_in_words(groups)}",
         groups,
         panels,
         "Block",
@@ -119,13 +119,12 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
 
 def epochs_of(measured: Sequence["BlockLines | Centres"]) -> str:
     """After which epoch each group was measured."""
-    styles = mode_styles([part.group for part in measured])
-    return after_epochs([(s.label, p.epoch) for s, p in zip(styles, measured, strict=True)])
+    return after_epochs([part.group for part in measured], [part.epoch for part in measured])
 
 
 def heads_of(groups: list[Group]) -> list[str]:
     """What stands above the panels of each group, broken where these are narrow."""
-    width = 60 // len(groups)
+    width = 80 // len(groups)
     names = [style.label for style in mode_styles(groups)] if len(groups) > 1 else [""]
     return [textwrap.fill(name, width) for name in names]
 
@@ -223,8 +222,7 @@ def centre_plot(name: str, measured: list[Centres]) -> Plot:
     note = CENTRES_NOTE.format(images=f"{of_images} " if of_images else "")
     return Plot(
         name,
-        f"Nearest-centre classifiers after epoch {epoch}: {names_of(groups)}; "
-        f"{settings_in_words(groups)}",
+        f"Nearest-centre classifiers{epoch}: {names_of(groups)}; {settings_in_words(groups)}",
         groups,
         panels,
         "",
@@ -284,7 +282,7 @@ def centre_layer_plot(part: Centres) -> Plot:
     group, blocks = part.group, ", ".join(f"{i + 1} {name}" for i, name in enumerate(part.layers))
     return Plot(
         group.file_name("ncc_layers"),
-        group.title(f"nearest-centre classifier by layer after epoch {part.epoch}"),
+        group.title(f"nearest-centre classifier by layer{epochs_of([part])}"),
         [group],
         drawn,
         "Block",

@@ -14,7 +14,8 @@ from robust_nc.reports.criteria import CRITERIA
 from robust_nc.reports.criterion import Criterion, Outcome, Precondition
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.readings import Study
-from robust_nc.reports.runs import OF_SWEEP, Run, Setting, seeds_in_words, step_name
+from robust_nc.reports.runs import OF_SWEEP, Run, step_name
+from robust_nc.reports.setting import Setting, seeds_in_words
 from robust_nc.results.records import measured_alike
 from robust_nc.results.tables import mean_and_std
 from robust_nc.training.modes import MODES

@@ -35,10 +35,13 @@ def by_place(groups: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def mode_plots(groups: list[Group], view: View) -> list[Plot]:
-    """The collapse of two or more groups of one setting, against epochs and against the loss."""
+    """The collapse of two or more groups of one setting, against epochs and against the loss.
+
+    Files of --checkpoint, of which no epochs are known, have a figure of their own.
+    """
     return [
         plot
-        for place, together in by_place(groups).items()
+        for place, together in by_place(group for group in groups if not group.file).items()
         if len(together) > 1
         for plot in (
             collapse_plot(f"collapse_{place}", together, view),
@@ -203,20 +206,22 @@ def has_values(line: Line, field: str) -> bool:
 
 
 def seeds_of(groups: list[Group]) -> str:
+    """In words after a comma, of each group its own; nothing of files, whose are not known."""
     seeds = [(style.label, g.seeds) for style, g in zip(mode_styles(groups), groups, strict=True)]
-    return by_value(seeds)
+    told = [(name, numbers) for name, numbers in seeds if numbers]
+    return f", {by_value(told)}" if told else ""
 
 
 def names_of(groups: list[Group]) -> str:
-    """The ways to train, like "ST, AT and MART"."""
-    *most, last = dict.fromkeys(mode_in_words(group.mode) for group in groups)
+    """The ways to train, like "ST, AT and MART"; files by their names."""
+    *most, last = dict.fromkeys(group.file or mode_in_words(group.mode) for group in groups)
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def settings_in_words(groups: list[Group]) -> str:
     """The settings of one figure, and whose seeds are which."""
     settings = "; ".join(dict.fromkeys(group.setting.title for group in groups))
-    return f"{settings}, {seeds_of(groups)}"
+    return f"{settings}{seeds_of(groups)}"
 
 
 def by_value(values: list[tuple[str, str]]) -> str:
@@ -229,9 +234,11 @@ def by_value(values: list[tuple[str, str]]) -> str:
     return ", ".join(f"{value} ({', '.join(whose)})" for value, whose in names.items())
 
 
-def after_epochs(epochs: list[tuple[str, int]]) -> str:
-    """The last epoch of each, in words."""
-    return by_value([(name, str(epoch)) for name, epoch in epochs])
+def after_epochs(groups: list[Group], epochs: Iterable[int]) -> str:
+    """In words, of each group its own where they differ; nothing of files, which have none."""
+    each = zip(groups, mode_styles(groups), epochs, strict=True)
+    told = [(style.label, str(epoch)) for group, style, epoch in each if not group.file]
+    return f" after epoch {by_value(told)}" if told else ""
 
 
 def mode_styles(groups: list[Group]) -> list[Style]:
@@ -249,16 +256,16 @@ def mode_styles(groups: list[Group]) -> list[Style]:
             marker, color = (names[place % len(names)] for names in (MORE_MARKERS, MORE_COLORS))
             style = style._replace(marker=marker, color=color)
         seen[group.mode] += 1
-        label = ", ".join(filter(None, (style.label, in_words(differs))))
+        label = ", ".join(filter(None, (group.file or style.label, in_words(differs))))
         styles.append(style._replace(label=label))
     return styles
 
 
 def labelling_flags(groups: list[Group]) -> list[dict[str, Any]]:
     """Of each group what may be told in its label: the setting, and flags that vary in a mode."""
-    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    alike: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
     for group in groups:
-        alike[group.mode].append(group.flags)
+        alike[group.mode, bool(group.file)].append(group.flags)
     varying = {
         name
         for flags in alike.values()

@@ -26,7 +26,7 @@ from robust_nc.results.history import EpochSummary
 PANELS_PER_ROW = 5
 PANEL_HEIGHT = 1.15  # inches
 LEGEND_LINE, HEAD_HEIGHT, X_AXIS_HEIGHT, Y_AXIS_WIDTH = 0.15, 0.15, 0.36, 0.4  # inches
-NAMES_HEIGHT = 0.3  # inches, of slanting names
+SLANT = 35  # degrees, of names that have no place beside each other
 MARKERS_PER_LINE = 5
 FEW = (
     10  # epochs: so many are points that no line joins, for nothing is known of the course between
@@ -48,7 +48,8 @@ def draw(plot: Plot | Picture) -> Figure:
     heads = max(panel.head.count("\n") + bool(panel.head) for panel, _ in plot.panels)
     height += HEAD_HEIGHT * heads
     if plot.x_names and not fits(plot.x_names.values(), columns):
-        height += rows * NAMES_HEIGHT
+        longest = max(map(len, plot.x_names.values()))
+        height += rows * CHARACTER * longest * math.sin(math.radians(SLANT))
     height += 0.05 + LEGEND_LINE * math.ceil(len(handles) / legend_columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -200,7 +201,7 @@ def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
         ax.set_xticks(list(plot.x_names), list(plot.x_names.values()))
         ax.tick_params("x", length=0)
         if not fits(plot.x_names.values(), columns):
-            ax.tick_params("x", labelrotation=35)
+            ax.tick_params("x", labelrotation=SLANT)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
     elif plot.x_ticks:

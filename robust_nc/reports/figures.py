@@ -10,6 +10,7 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.block_figures import centre_plots, layer_plots
 from robust_nc.reports.captions import images_in_words
 from robust_nc.reports.comparisons import distance_plots, mode_plots
+from robust_nc.reports.file_figures import file_plots
 from robust_nc.reports.groups import Group, Line, LineName, View
 from robust_nc.reports.panels import (
     Curve,
@@ -21,7 +22,7 @@ from robust_nc.reports.panels import (
     panels_of,
 )
 from robust_nc.reports.radius_figures import epsilon_plots
-from robust_nc.reports.runs import Setting, safe
+from robust_nc.reports.setting import Setting, safe
 from robust_nc.reports.style import CLASSIFIER, Style, spare_pair
 from robust_nc.reports.vertex_figures import leap_pictures, simplex_pictures
 from robust_nc.results.metrics import METRICS
@@ -47,9 +48,9 @@ def in_order(groups: list[Group]) -> list[Group]:
 
 def all_plots(groups: list[Group], view: View) -> list[Plot]:
     """Every figure of lines and bars, each with the numbers of images that it is of."""
-    plots = [plot for group in groups for plot in epoch_plots(group, view)]
+    plots = [plot for group in groups if not group.file for plot in epoch_plots(group, view)]
     plots += mode_plots(groups, view) + distance_plots(groups, view) + epsilon_plots(groups, view)
-    plots += layer_plots(groups, view) + centre_plots(groups)
+    plots += file_plots(groups, view) + layer_plots(groups, view) + centre_plots(groups)
     return with_one_range([finished(with_attack(plot, view)) for plot in plots if plot.panels])
 
 

@@ -3,13 +3,13 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.runs import PERTURBED, Run, read_runs, safe, seeds_in_words
+from robust_nc.reports.runs import PERTURBED, Run
+from robust_nc.reports.setting import safe, seeds_in_words
 from robust_nc.results.records import ADAPTIVE, SPLITS
 from robust_nc.training.modes import MODES
 from utils import InputError
@@ -73,6 +73,7 @@ class Group:
     def __init__(self, runs: list[Run]):
         self.runs = runs
         self.mode = runs[0].mode
+        self.file = runs[0].file
         self.setting = runs[0].setting._replace(limit_train=None)
         self.flags = {name: value for run in runs for name, value in run.flags.items()}
         self.differs: dict[str, str] = {}
@@ -83,13 +84,19 @@ class Group:
         self.lines: dict[LineName, Line] = {n: line for n, line in lines.items() if common(line)}
 
     @property
+    def label(self) -> str:
+        """The way to train; of a file of --checkpoint, of which that is not known, its name."""
+        return self.file or MODES[self.mode].label
+
+    @property
     def seeds(self) -> str:
-        return seeds_in_words(run.seed for run in self.runs)
+        """In words; "" of a file of --checkpoint, of which it is not known."""
+        return "" if self.file else seeds_in_words(run.seed for run in self.runs)
 
     @property
     def adversary(self) -> bool:
-        """Whether the runs were trained on perturbed images."""
-        return MODES[self.mode].adversary
+        """Whether the runs are known to be trained on perturbed images."""
+        return MODES[self.mode].adversary and not self.file
 
     def measured(self, rows: Callable[[Run], Any]) -> "Group":
         """Of the runs for which `rows` is not empty; of all of them if it is for all, or none."""
@@ -118,19 +125,20 @@ class Group:
 
     def usual_name(self, figure: str = "") -> str:
         """The name of a figure, which other groups of the mode and setting share."""
-        return "_".join(filter(None, (MODES[self.mode].short, figure, self.setting.file_name)))
+        short = "file" if self.file else MODES[self.mode].short
+        return "_".join(filter(None, (short, figure, self.setting.file_name)))
 
     def file_name(self, figure: str = "") -> str:
         """The name of a figure of this group alone."""
         differs = "_".join(safe(name + value) for name, value in self.differs.items())
+        differs = "_".join(filter(None, (safe(self.file), differs)))
         if len(differs) > LONGEST_DIFFERENCE:  # file systems take 255 bytes
             digest = hashlib.sha256(differs.encode()).hexdigest()
             differs = f"{differs[:LONGEST_DIFFERENCE]}_{digest[:8]}"
         return "_".join(filter(None, (self.usual_name(figure), differs)))
 
     def title(self, figure: str = "") -> str:
-        label = MODES[self.mode].label
-        parts = (label, figure, self.setting.title, in_words(self.differs), self.seeds)
+        parts = (self.label, figure, self.setting.title, in_words(self.differs), self.seeds)
         return ", ".join(filter(None, parts))
 
 
@@ -140,7 +148,7 @@ def group_runs(runs: list[Run]) -> list[Group]:
     A run joins the first group all of whose runs it agrees with, in what both of them tell.
     """
     grouped: list[list[Run]] = []
-    for run in {run.path.resolve(): run for run in runs}.values():
+    for run in {(run.place.resolve(), run.file): run for run in runs}.values():
         alike = next((runs for runs in grouped if all(agree(run, one) for one in runs)), None)
         if alike is None:
             grouped.append([run])
@@ -148,7 +156,7 @@ def group_runs(runs: list[Run]) -> list[Group]:
         for twin in alike:
             if twin.seed == run.seed:
                 raise InputError(
-                    f"{run.path}: of the same setting and seed as {twin.path}: give one"
+                    f"{run.place}: of the same setting and seed as {twin.place}: give one"
                 )
         alike.append(run)
     groups = [Group(sorted(group, key=lambda run: run.seed)) for group in grouped]
@@ -161,35 +169,10 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def agree(run: Run, other: Run) -> bool:
     known_of_both = run.flags.keys() & other.flags.keys()  # limit_train is one of them
     return (
-        run.mode == other.mode
+        (run.mode, run.file) == (other.mode, other.file)
         and run.setting._replace(limit_train=None) == other.setting._replace(limit_train=None)
         and all(run.flags[name] == other.flags[name] for name in known_of_both)
     )
-
-
-def given_runs(folders: list[Path]) -> list[Run]:
-    """The runs of --runs: a folder holds one, or runs below it, and no two are the same."""
-    given: list[Run] = []
-    for folder in folders:
-        runs = read_runs([folder]) or runs_below(folder)
-        if not runs:
-            raise InputError(f"--runs {folder}: holds no run, which has an args.json")
-        for run in runs:
-            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
-            if twin is None:
-                given.append(run)
-            elif twin.path.resolve() != run.path.resolve():
-                raise InputError(
-                    f"--runs {run.path}: of the same setting and seed as {twin.path}: give one"
-                )
-    return given
-
-
-def runs_below(folder: Path) -> list[Run]:
-    """In the order of their paths, but for the ways to train, which are in that of MODES."""
-    runs = read_runs(path.parent for path in folder.rglob("args.json"))
-    modes = list(MODES)
-    return sorted(runs, key=lambda r: (r.path.parents[1], modes.index(r.mode), r.path))
 
 
 def by_setting(groups: list[Group]) -> list[list[Group]]:

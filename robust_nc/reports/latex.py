@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.runs import Setting, radius_in_words
+from robust_nc.reports.setting import Setting, radius_in_words
 from robust_nc.reports.style import mode_in_words
 from robust_nc.results.metrics import METRICS, Metric
 from robust_nc.training.modes import MODES
@@ -30,8 +30,9 @@ def latex_tables(table: str) -> str:
     for row in csv.DictReader(io.StringIO(table)):
         place = Setting(row["dataset"], row["model"], row["norm"], float(row["epsilon"]))
         settings[place].append(row)
+    order = {name: place for place, name in enumerate(MODES)}  # files of --checkpoint come last
     for rows in settings.values():
-        rows.sort(key=lambda row: list(MODES).index(row["mode"]))
+        rows.sort(key=lambda row: order.get(row["mode"], len(order)))
     parts = [latex_table(setting, rows) for setting, rows in settings.items()]
     return "\n".join([r"% needs \usepackage{booktabs}", *parts])
 

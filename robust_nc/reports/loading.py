@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc.reports.groups import agree, differences, in_words
-from robust_nc.reports.runs import Run, read_run, strong_centres
-from robust_nc.results.records import TABLES, CentreRecord, Row
+from robust_nc.reports.runs import Run, usable_rows
+from robust_nc.reports.sweeps import SWEEP_FILE, is_alone, runs_at
+from robust_nc.results.records import TABLES
+from robust_nc.results.rows import Row
 from utils import InputError
 
 ROW_TYPES = {Path(row_type.file).stem: row_type for row_type in TABLES}
@@ -23,7 +25,8 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
     another. The others are those of the table (docs/results.md): `epsilon` is the attack's there.
 
     Args:
-        paths: run folders, or folders with runs below.
+        paths: run folders, those of eval.py --out, or folders with these below. Of files of
+            --checkpoint, the column of that name, `train_mode` and `bn` are "".
         table: as the files are called: "metrics", "leaps", "simplex", "layers", "ncc" or
             "autoattack".
 
@@ -39,7 +42,7 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
         raise ValueError(f"table must be one of {', '.join(ROW_TYPES)}, got {table!r}")
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     found = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
-    runs = [read_run(path) for path in found.values()]
+    runs = [run for path in found.values() for run in runs_at(path)]
     _tell_copies(runs)
     rows = [
         names | vars(row)
@@ -54,27 +57,37 @@ def _tell_copies(runs: list[Run]) -> None:
     for run, other in combinations(runs, 2):
         if run.seed == other.seed and agree(run, other):
             warnings.warn(
-                f"{other.path} is of the same setting and seed as {run.path}: both are loaded",
+                f"{other.place} is of the same setting and seed as {run.place}: both are loaded",
                 RuntimeWarning,
                 stacklevel=3,
             )
 
 
 def _rows_of(run: Run, row_type: type[Row]) -> list:
-    """The rows of a table, of nearest centres without those that are known to be too high."""
-    return strong_centres(run.folder) if row_type is CentreRecord else run.folder.rows(row_type)
+    """The rows of a table; of a file of --checkpoint its own."""
+    rows = usable_rows(run.folder, row_type)
+    return [row for row in rows if row.checkpoint == run.checkpoint] if run.file else rows
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """The folder if it is that of a run, or else the run folders below it."""
+    """The folder if it is that of a run or of results, or else those below it."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    names = ("args.json", f"results/{ROW_TYPES['metrics'].file}")
-    if any((folder / name).is_file() for name in names):
+    table = f"results/{ROW_TYPES['metrics'].file}"
+
+    def is_run(path: Path) -> bool:
+        own_results = (path / table).is_file() and not is_alone(path / "results")
+        return (path / "args.json").is_file() or own_results
+
+    if is_run(folder) or is_alone(folder):
         return [folder]
+    names = ("args.json", table, SWEEP_FILE)
     places = {path.parents[name.count("/")] for name in names for path in folder.rglob(name)}
+    places = {path for path in places if is_run(path) or is_alone(path)}
     if not places:
-        raise InputError(f"{folder}: holds no run, which has an args.json or results/metrics.csv")
+        raise InputError(
+            f"{folder}: holds no run, which has an args.json or {table}, and no --out of eval.py"
+        )
     return sorted(places)
 
 
@@ -84,7 +97,7 @@ def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
     for run in runs:
         alike.setdefault((run.mode, run.setting._replace(limit_train=None)), []).append(run)
     differs = {
-        run.path: in_words(own)
+        (run.place, run.checkpoint): in_words(own)
         for rivals in alike.values()
         for run, own in zip(rivals, differences([r.flags for r in rivals]), strict=True)
     }
@@ -94,12 +107,12 @@ def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
             "model": run.setting.model,
             "norm": run.setting.norm,
             "run_epsilon": run.setting.epsilon,
-            "train_mode": run.mode.removesuffix("_batch"),
-            "bn": _batch_norm(run.mode),
+            "train_mode": "" if run.file else run.mode.removesuffix("_batch"),
+            "bn": "" if run.file else _batch_norm(run.mode),
             "seed": run.seed,
             "limit_train": run.setting.limit_train,
-            "differs": differs[run.path],
-            "path": str(run.path),
+            "differs": differs[run.place, run.checkpoint],
+            "path": str(run.place),
         }
         for run in runs
     ]

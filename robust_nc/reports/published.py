@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from robust_nc.reports.readings import ST
-from robust_nc.reports.runs import Run, seeds_in_words
+from robust_nc.reports.runs import Run
+from robust_nc.reports.setting import seeds_in_words
 from robust_nc.results.files import read_rows
 from robust_nc.results.series import published_series
 from robust_nc.results.tables import markdown, mean_and_std, with_spread

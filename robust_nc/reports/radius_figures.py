@@ -7,7 +7,7 @@ from typing import NamedTuple
 from robust_nc.reports.comparisons import after_epochs, mode_styles, names_of, seeds_of
 from robust_nc.reports.groups import Group, Line, View, collect, common
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
-from robust_nc.reports.runs import radius_in_words, safe, unit_of
+from robust_nc.reports.setting import radius_in_words, safe, unit_of
 from robust_nc.reports.style import Style, split_style
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import SPLITS, radius_of
@@ -54,7 +54,7 @@ def epsilon_plot(
     epochs = []
     for style, (group, lines) in zip(mode_styles(groups), measured, strict=True):
         epoch = max(shared or {name.epoch for name in lines})
-        epochs.append((style.label, epoch))
+        epochs.append(epoch)
         for panel, curves in panels.items():
             for name, line in lines.items():
                 if name.epoch == epoch:
@@ -65,8 +65,8 @@ def epsilon_plot(
     unit = unit_of(place[0])
     return Plot(
         view.file_name(safe("_".join(["epsilon", *place]))),
-        f"PGD of several radii after epoch {after_epochs(epochs)}: {names_of(groups)}; "
-        f"{', '.join(place)}, {seeds_of(groups)}",
+        f"PGD of several radii{after_epochs(groups, epochs)}: {names_of(groups)}; "
+        f"{', '.join(place)}{seeds_of(groups)}",
         groups,
         list(panels.items()),
         x_label=f"$\\epsilon$ ({'in ' if unit == '[0, 1]' else ''}{unit})",

@@ -1,7 +1,6 @@
-"""Run folders as reports and figures read them: what names a run, and what it left."""
+"""Run folders as reports and figures read them: what a run left, and what sets it apart."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from robust_nc.agreement import step_sizes
-from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
-from robust_nc.results.conditions import Conditions
-from robust_nc.results.files import read_json, read_rows
+from robust_nc.reports.setting import (
+    Setting,
+    in_units,
+    names_of_arguments,
+    names_of_path,
+    safe,
+)
+from robust_nc.results.conditions import Conditions, shown_conditions
+from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import (
     ADAPTIVE,
@@ -28,9 +33,9 @@ from robust_nc.results.records import (
     measured_alike,
     radius_of,
 )
+from robust_nc.results.rows import Row
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Means, keys_that, with_former_values
-from robust_nc.training.modes import MODES, bn_of, mode_name
 from utils import InputError, logger
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -50,58 +55,6 @@ def step_name(radius: float | str) -> str:
     return f"pgd_alpha at epsilon {radius if isinstance(radius, str) else f'{radius:g}'}"
 
 
-class Setting(NamedTuple):
-    """What runs that are compared have in common, but for the way they are trained and the seed.
-
-    limit_train: --limit-train; a network of fewer images is not judged beside one of more.
-    """
-
-    dataset: str
-    model: str
-    norm: str
-    epsilon: float
-    limit_train: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {self.epsilon:g}"
-
-    @property
-    def title(self) -> str:
-        """In titles of figures, where the radius has its unit."""
-        radius = radius_in_words(self.epsilon, self.dataset)
-        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {radius}"
-
-    @property
-    def file_name(self) -> str:
-        """In names of figures."""
-        return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
-
-
-def units_of(dataset: str) -> float:
-    """How many units of --epsilon there are from black to white: 255, or 1."""
-    kind = DATASETS.get(dataset)
-    return kind.epsilon_range if kind else 255
-
-
-def unit_of(dataset: str) -> str:
-    """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
-    return "[0, 1]" if units_of(dataset) == 1 else "1/255"
-
-
-def radius_in_words(epsilon: float, dataset: str) -> str:
-    return f"{epsilon:g}" + ("/255" if unit_of(dataset) == "1/255" else "")
-
-
-def safe(name: str) -> str:
-    """A name without slashes, spaces and other signs that a file's name is better without."""
-    return re.sub(r"[^\w.+-]+", "-", name)
-
-
-def seeds_in_words(seeds: Iterable[int]) -> str:
-    numbers = [str(seed) for seed in sorted(seeds)]
-    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
-
-
 @dataclass(frozen=True)
 class Run:
     """One run folder.
@@ -112,6 +65,8 @@ class Run:
         and level of noise. Of two records of one input and epoch the last counts: what train.py
         measured comes after a sweep's.
     shown_under: that attack and noise. others: the rows of other ones.
+    checkpoint, file: of results of --checkpoint the file that they are of, as its rows and as
+        figures name it, "" otherwise; how its network was trained is not known then.
     """
 
     folder: RunFolder
@@ -129,10 +84,19 @@ class Run:
     simplex: list[SimplexRecord]
     shown_under: Conditions
     others: list
+    checkpoint: str = ""
+    file: str = ""
 
     @property
     def path(self) -> Path:
+        """The run's folder; where that is not known, the one that its results lie in."""
         return self.folder.path
+
+    @property
+    def place(self) -> Path:
+        """The folder to name for it: of eval.py --out the one that its results lie in."""
+        results = self.folder.results
+        return self.path if results == self.path / "results" else results
 
     def at_own_epsilon(self, rows: list) -> list:
         return at_epsilon(rows, self.setting.epsilon)
@@ -250,16 +214,17 @@ def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
     Raises:
         InputError: a damaged file, or an unknown setting.
     """
-    folder = RunFolder(path, standard=False)
-    arguments = read_json(folder.args_file)
+    return read_tables(RunFolder(path, standard=False), asked)
+
+
+def read_tables(folder: RunFolder, asked: Mapping[str, Any] | None = None) -> Run:
+    """read_run for a folder that is opened, whose results may lie elsewhere."""
+    path, arguments = folder.path, read_json(folder.args_file)
     try:
         names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
-        setting, mode, seed = names
-        # Of one attack; the tables may hold others beside it.
-        under = folder.shown_under(in_units(asked or {}, setting.dataset))
-        rows = [row for row_type in TABLES for row in folder.rows(row_type)]
-        shown = [row for row in rows if under.made(row)]
-        flags = read_flags(arguments or {}, swept_with(folder, shown), shown)
+        rows = [row for row_type in TABLES for row in usable_rows(folder, row_type)]
+        shown = choose_rows(folder, rows, in_units(asked or {}, names[0].dataset))
+        flags = read_flags(arguments or {}, swept_with(folder, shown.rows), shown.rows)
         if arguments is None:  # of seed1_NAME
             flags["run_name"] = path.resolve().name.partition("_")[2] or None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -267,44 +232,64 @@ def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
         raise InputError(
             f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
         ) from error
-    records = sorted(rows_of(Record, shown), key=lambda row: row.source == "train")
-    layers = rows_of(LayerRecord, shown)
-    centres = [row for row in strong_centres(folder) if under.made(row)]
+    return make_run(folder, names, arguments or {}, flags, shown)
+
+
+class Shown(NamedTuple):
+    """The rows of one attack and level of noise, which these are, and the rows of others."""
+
+    under: Conditions
+    rows: list
+    others: list
+
+
+def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, float] | None = None) -> Shown:
+    """Of the rows of a folder those of one attack and noise.
+
+    Args:
+        asked: fields of Conditions, of another one than the run's own, in the rows' units.
+    """
+    under = shown_conditions(rows, folder.trained_under(), folder.swept_under(), asked)
+    others = [row for row in rows if not under.made(row)]
+    return Shown(under, [row for row in rows if under.made(row)], others)
+
+
+def make_run(
+    folder: RunFolder,
+    names: tuple[Setting, str, int],
+    arguments: dict[str, Any],
+    flags: dict[str, Any],
+    shown: Shown,
+) -> Run:
+    """A run of what names it, of the flags that set it apart, and of the rows that are shown."""
+    records = sorted(rows_of(Record, shown.rows), key=lambda row: row.source == "train")
+    layers, centres = rows_of(LayerRecord, shown.rows), rows_of(CentreRecord, shown.rows)
     return Run(
         folder,
-        setting,
-        mode,
-        seed,
-        arguments or {},
+        *names,
+        arguments,
         flags | images_measured(records, [*records, *layers, *centres]),
-        history=sorted(read_rows(path / "history.csv", EpochSummary), key=lambda row: row.epoch),
+        history=sorted(folder.history, key=lambda row: row.epoch),
         records=records,
         layers=layers,
         centres=centres,
-        autoattack=rows_of(AutoAttackRecord, shown),
-        leaps=rows_of(LeapRecord, shown),
-        simplex=rows_of(SimplexRecord, shown),
-        shown_under=under,
-        others=[row for row in rows if not under.made(row)],
+        autoattack=rows_of(AutoAttackRecord, shown.rows),
+        leaps=rows_of(LeapRecord, shown.rows),
+        simplex=rows_of(SimplexRecord, shown.rows),
+        shown_under=shown.under,
+        others=shown.others,
     )
-
-
-def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, float]:
-    """What is asked for of an attack and noise, in the units of a data set's --epsilon."""
-    units = {"step_size": units_of(dataset), "noise": 255}
-    return {
-        name: value.in_units(units[name]) if name in units else value
-        for name, value in asked.items()
-    }
 
 
 def rows_of(row_type: type[RowType], rows: list) -> list[RowType]:
     return [row for row in rows if isinstance(row, row_type)]
 
 
-def strong_centres(folder: RunFolder) -> list[CentreRecord]:
-    """Rows of nearest centres, without those of an attack on them that is known to be too weak."""
-    rows = folder.rows(CentreRecord)
+def usable_rows(folder: RunFolder, row_type: type[Row]) -> list:
+    """The rows of a table, but for those of an attack on nearest centres known to be too weak."""
+    rows = folder.rows(row_type)
+    if row_type is not CentreRecord:
+        return rows
     strong = [row for row in rows if row.input != ADAPTIVE or row.attempts > 0]
     if len(strong) < len(rows):
         logger.info(
@@ -313,28 +298,6 @@ def strong_centres(folder: RunFolder) -> list[CentreRecord]:
             "--ncc measures them again"
         )
     return strong
-
-
-def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
-    """Setting, mode and seed as args.json tells them."""
-    setting = Setting(
-        dataset=arguments.get("data_name") or arguments["dataset"],
-        model=arguments["model"],
-        norm=arguments["norm"],
-        epsilon=float(arguments["epsilon"]),
-        limit_train=arguments.get("limit_train"),
-    )
-    mode = mode_name(arguments["train_mode"], bn_of(arguments))
-    return setting, mode, int(arguments["seed"])
-
-
-def names_of_path(path: Path) -> tuple[Setting, str, int]:
-    """Setting, mode and seed as the names of a run's folders tell them."""
-    dataset, model, norm, epsilon, mode, seed = path.resolve().parts[-6:]
-    if mode not in MODES:
-        raise ValueError(mode)
-    setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
-    return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
 
 
 def read_flags(

@@ -116,8 +116,12 @@ def mode_style(name: str) -> Style:
 
 
 def mode_in_words(name: str) -> str:
-    """What figures call a training mode: its label, which says whose statistics are frozen."""
-    return MODES[name].label.replace("(frozen)", "(frozen BN)").replace("(batch)", "(batch BN)")
+    """What figures call a training mode: its label, which says whose statistics are frozen.
+
+    Tables have the name of a file of --checkpoint in its place.
+    """
+    label = MODES[name].label if name in MODES else name
+    return label.replace("(frozen)", "(frozen BN)").replace("(batch)", "(batch BN)")
 
 
 def spare_look(name: str) -> Look:

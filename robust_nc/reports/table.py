@@ -6,7 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 from robust_nc.reports.groups import Group, Line, View, average, collect, common, in_words
-from robust_nc.reports.runs import radius_in_words, rows_of, units_of
+from robust_nc.reports.runs import rows_of
+from robust_nc.reports.setting import radius_in_words, units_of
 from robust_nc.results.metrics import METRICS
 from robust_nc.results.records import AutoAttackRecord, Record, radius_of
 from robust_nc.results.tables import (
@@ -92,7 +93,7 @@ def lines_of(group: Group, view: View) -> list[TableLine]:
     measured = []
     for (_, kind, _, radius, *_), line in lines.items():
         by_seed = {run.seed: rows for run, rows in zip(group.runs, line, strict=True) if rows}
-        seeds = " ".join(map(str, by_seed))
+        seeds = "" if group.file else " ".join(map(str, by_seed))
         measured.append(TableLine(kind, radius, seeds, list(by_seed.values())))
     return [line for line in measured if common(line.rows)]
 
@@ -114,7 +115,7 @@ def place_of_line(group: Group, line: TableLine) -> dict[str, Any]:
     """What table.csv tells of a line beside its values."""
     row = line.last_row()
     return {
-        "mode": group.mode,
+        "mode": group.file or group.mode,
         **{name: getattr(group.setting, name) for name in ("dataset", "model", "norm", "epsilon")},
         "seeds": line.seeds,
         "input": line.input,

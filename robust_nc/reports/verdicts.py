@@ -15,7 +15,8 @@ from robust_nc.reports.claims import (
     Finding,
 )
 from robust_nc.reports.report import setting_in_words, value_in_words
-from robust_nc.reports.runs import Run, Setting
+from robust_nc.reports.runs import Run
+from robust_nc.reports.setting import Setting
 from robust_nc.results.tables import markdown
 from robust_nc.training.modes import MODES
 

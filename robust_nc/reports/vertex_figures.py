@@ -115,8 +115,8 @@ def simplex_picture(name: str, rows: list[Row], view: View) -> Picture:
         outside.append(f"{row.label}: {', '.join(told)}" if len(rows) > 1 else ", ".join(told))
     split = "training" if view.splits[0] == "train" else "test"
     title = (
-        f"The simplex of classes {points[0].classes.replace(' ', ', ')} after epoch "
-        f"{after_epochs([(row.label, row.last) for row in rows])}: {names_of(groups)}; "
+        f"The simplex of classes {points[0].classes.replace(' ', ', ')}"
+        f"{after_epochs(groups, [row.last for row in rows])}: {names_of(groups)}; "
         f"{settings_in_words(groups)}; n = {count} {split} images"
     )
     share = f"Mean share of a feature's norm outside the plane: {'; '.join(outside)}"
@@ -221,7 +221,7 @@ def leap_picture(name: str, rows: list[Row], view: View) -> Picture:
     images = sorted({r.images for row in rows for r in row.at(row.last)})
     split = "training" if view.splits[0] == "train" else "test"
     title = (
-        f"Leaps after epoch {after_epochs([(row.label, row.last) for row in rows])}: "
+        f"Leaps{after_epochs(groups, [row.last for row in rows])}: "
         f"{names_of(groups)}; {settings_in_words(groups)}; "
         f"n = {', '.join(map(str, images))} {split} images"
     )

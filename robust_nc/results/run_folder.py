@@ -15,14 +15,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robust_nc.results.conditions import Conditions, conditions_of, shown_conditions, shown_rows
+from robust_nc.results.conditions import Conditions, conditions_of, shown_rows
 from robust_nc.results.files import (
     Table,
     lock_file,
@@ -133,11 +133,6 @@ class RunFolder:
     def swept_under(self) -> Conditions:
         """The attack and noise of the last sweep."""
         return conditions_of(read_json(self.sweep_file) or self.trained_with())
-
-    def shown_under(self, asked: Mapping[str, float] | None = None) -> Conditions:
-        """The one attack and noise of which figures and reports show rows, of all tables."""
-        rows = [row for row_type in TABLES for row in self.rows(row_type)]
-        return shown_conditions(rows, self.trained_under(), self.swept_under(), asked)
 
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""
@@ -377,10 +372,24 @@ class RunFolder:
 MOST_LISTED = 8
 
 
-def list_runs(path: Path) -> str:
-    """The runs below a folder in words, each by its own."""
-    runs = sorted(file.parent for file in path.glob("**/args.json"))
-    if not runs:
-        return f"there are no runs below {path}"
+def list_runs(path: Path, models_dir: Path = Path("models")) -> str:
+    """The runs below a folder in words, each by its own.
+
+    Of what lies in a run's folder, that run. Of a folder that is missing those as deep as it would
+    be, below the nearest one above it that is there: a search of everything might take minutes.
+    Where there are none, those of `models_dir`.
+    """
+    holder = next((folder for folder in path.parents if (folder / "args.json").is_file()), None)
+    if holder:
+        return f"it lies in the run {holder}"
+    above = next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+    missing = len(path.parts) - len(above.parts)
+    for folder, pattern in ((above, "*/" * missing or "**/"), (models_dir, "**/")):
+        runs = sorted(file.parent for file in folder.glob(f"{pattern}args.json"))
+        if runs:
+            path = folder
+            break
+    else:
+        return f"there are no runs below {path if path.is_dir() else models_dir}"
     more = f" and {len(runs) - MOST_LISTED} more" if len(runs) > MOST_LISTED else ""
     return f"the runs below {path}: {', '.join(map(str, runs[:MOST_LISTED]))}{more}"

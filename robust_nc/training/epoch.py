@@ -69,8 +69,13 @@ def run_epoch(
     means, perturbed = train_epoch(training, epoch, unfinished, signals)
     training.learner.folded.refold()
     test, steps = training.data.test, math.ceil(len(training.data.train) / batch_size)
-    tested = training.evaluator.measure(test.images, test.labels)
-    collapse, vertices = measure_collapse(training, epoch, perturbed)
+    kinds = training.settings.neural_collapse * (1 + (perturbed is not None))
+    kinds += training.settings.neural_collapse_gaussian
+    images = len(test) + kinds * len(training.data.train)
+    with Progress(images, f"epoch {epoch}, measured", "images") as bar:
+        training.evaluator.passed = bar.update
+        tested = training.evaluator.measure(test.images, test.labels)
+        collapse, vertices = measure_collapse(training, epoch, perturbed)
     leaps = None if vertices is None else leaps_of(tested, test.labels, vertices)
     key: dict[str, Any] = {"source": "train", "epoch": epoch, "split": "test", "input": "clean"}
     records = [make_record(tested, leaps=leaps, **key), *collapse]

@@ -186,7 +186,7 @@ def load_init(training: Training) -> None:
         InputError: it does not fit the network, or was trained on inputs normalised otherwise.
     """
     path, network = training.settings.init, training.learner.network
-    _, statistics = load_checkpoint(path, network)
+    _, statistics = load_checkpoint(path, network, training.settings.weights_key)
     if statistics and not network.normalises_by(statistics):
         raise InputError(
             f"--init {path}: was trained with {statistics_in_words(statistics)}; give the same"

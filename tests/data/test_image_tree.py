@@ -1,5 +1,6 @@
 """Trees of images as people have them: litter, folders of other names, images of other modes."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -94,7 +95,40 @@ def name_nothing(root):
     return root / "nowhere", f"there is no folder {root}/nowhere; expected"
 
 
+def rename_both(root):
+    (root / "val").rename(root / "valid")
+    (root / "train").rename(root / "training")
+    return root, f"ln -s training {root}/train && ln -s valid {root}/val$"
+
+
+def save_as_gif(root):
+    for path in (root / "train" / "bee").iterdir():
+        path.rename(path.with_suffix(".gif"))
+    return (
+        root,
+        rf"{root}/train/bee: a class without images, only \d\.gif and the like, which is not",
+    )
+
+
+def name_a_class_otherwise(root):
+    (root / "val" / "bee").rename(root / "val" / "Bees")
+    return root, (
+        r"different classes: only in train/ bee \(1\), only in val/ Bees \(1\); rename "
+        f"{root}/val/Bees to bee$"
+    )
+
+
+def leave_out_classes(root):
+    for number in range(4):
+        shutil.copytree(root / "train" / "ant", root / "train" / f"class{number}")
+    return root, (
+        r"only in train/ class0, class1, class2, \.\.\. \(4\); make "
+        f"{root}/val/class0 with its images, or move {root}/train/class0 away$"
+    )
+
+
 CHANGES = (
+    *(name_a_class_otherwise, leave_out_classes, rename_both, save_as_gif),
     *map(rename_val, ("test", "valid", "validation")),
     *(name_train, name_val, name_the_one_above, empty_train, leave_litter_alone_in_val),
     *(take_out_the_parts, flatten, name_nothing),

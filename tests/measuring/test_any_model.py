@@ -1,6 +1,7 @@
 """robust_nc.measure: accuracy and neural collapse of any model on any loader."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -78,12 +79,38 @@ def test_nc1_of_single_images_of_each_class_is_0_and_a_warning_says_why(model, i
     assert measure(model, [(images[0], images[1])]).collapse.nc1 > 0
 
 
-def test_a_function_returns_what_is_added_to_the_images(model, images, loader):
-    found = measure(model, loader, lambda x, y: 1 - 2 * x)
-    inverted = measure(model, [(1 - images[0], images[1])])
-    assert found.loss == pytest.approx(inverted.loss, rel=1e-5)
-    as_numpy = measure(model, loader, lambda x, y: (1 - 2 * x).numpy())
+def test_a_function_returns_perturbed_images(model, images, loader):
+    found = measure(model, loader, lambda x, y: (x + 0.2).clamp(0, 1))
+    brighter = measure(model, [((images[0] + 0.2).clamp(0, 1), images[1])])
+    assert found.loss == pytest.approx(brighter.loss, rel=1e-5)
+    as_numpy = measure(model, loader, lambda x, y: (x + 0.2).clamp(0, 1).double().numpy())
     assert as_numpy.loss == found.loss
+
+
+def test_an_attack_may_change_its_copy_and_the_model_s_mode(model, images, loader):
+    def in_place(x, y):
+        model.train()
+        return x.mul_(0.5)
+
+    before = images[0].clone()
+    found = measure(model, [(images[0].numpy(), images[1])], in_place)
+    assert torch.equal(images[0], before)
+    assert found.loss == measure(model, [(images[0] / 2, images[1])]).loss
+
+
+def test_what_is_added_to_dark_images_does_not_pass_unnoticed(model, images):
+    dark = [(images[0] * 0.01, images[1])]
+
+    def added(x, y):  # by an attack that stays in the box: hardly below 0, where images are dark
+        return (8 / 255) * torch.rand_like(x)
+
+    with pytest.warns(RuntimeWarning, match=r"from black; .* lambda x, y: x \+ attack"):
+        measure(model, dark, added)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(model, [(images[0] * 0.2, images[1])], lambda x, y: x + added(x, y))
+        measure(model, dark, lambda x, y: (x + 0.002).clamp(0, 1))
+        measure(model, dark, "pgd")
 
 
 def test_numpy_uint8_and_other_integers_are_taken(model, images):
@@ -186,8 +213,22 @@ def test_a_convolution_may_be_the_classifier(images):
         ({"attack": "fgsm"}, "'fgsm'"),
         ({"attack": "pgd", "eps": 0.1}, "unknown eps"),
         ({"epsilon": 0.1}, 'attack="pgd"'),
-        ({"attack": lambda x, y: x[:1]}, "what is added to the images"),
-        ({"attack": lambda x, y: x + 0.5}, "outside [0, 1]"),
+        ({"attack": lambda x, y: x[:1]}, "must return perturbed images (8, 3, 8, 8), got (1, 3"),
+        (
+            {"attack": lambda x, y: (x, x, y)},
+            "must return perturbed images (8, 3, 8, 8), got tuple",
+        ),
+        ({"attack": lambda x, y: None}, "got NoneType"),
+        ({"attack": lambda x, y: x + 0.5}, "must return images in [0, 1], it returns values from"),
+        (
+            {"attack": lambda x, y: 0.1 - x.round() / 5},
+            "-0.1 to 0.1; where it returns what is added",
+        ),
+        ({"attack": lambda x, y: (x * 255).byte()}, "must return images in [0, 1]"),
+        (
+            {"attack": lambda x, y: x, "loader": [(torch.full((2, 3, 8, 8), 2.0), [0, 1])]},
+            "for an attack the loader's images must be in [0, 1]",
+        ),
         ({"loader": []}, "no batches"),
         ({"loader": [torch.rand(4, 3, 8, 8)]}, "(images, labels)"),
         ({"loader": [{"image": 1, "label": 2}]}, "(images, labels)"),

@@ -699,8 +699,17 @@ def test_the_weights_asked_for_are_measured(net_tree, rewritten, run_script):
     assert run_script(eval_script, f"{ema} --out ema")[0] == 0
     assert outcomes("ema/metrics.csv") == outcomes("bare/metrics.csv")
     assert float(rows("zeros/metrics.csv")[0]["loss"]) == pytest.approx(np.log(3))
-    code, _, error = run_script(eval_script, f"{ema} --out zeros")
-    assert code == 1 and "--weights-key was None, is state_dict_ema now" in error
+    # Beside the others of the file, under a name of their own; the default's key is as none.
+    code, output, error = run_script(eval_script, f"{ema} --out zeros")
+    assert code == 0 and "(0 done before)" in output, error
+    default = f"{sweep} both.pth --weights-key state_dict --out zeros"
+    for again in (ema, default):
+        code, output, error = run_script(eval_script, f"{again} --out zeros")
+        assert code == 0 and "(1 done before)" in output, error
+    found = rows("zeros/metrics.csv")
+    assert [row["checkpoint"] for row in found[::2]] == ["both.pth", "both.pth:state_dict_ema"]
+    as_alone = [row | {"epoch": "1"} for row in rows("ema/metrics.csv")]
+    assert found[2:] == as_alone
     code, _, error = run_script(eval_script, f"{sweep} both.pth --weights-key best --out other")
     assert code == 1 and error.count("\n") == 1 and "they are: state_dict, state_dict_ema" in error
 

@@ -232,6 +232,13 @@ def test_entries_without_a_meaning_are_passed_over():
     check_equal(load({"state_dict": weights_of()} | flags)[0], weights_of())
 
 
+def test_arrays_of_numpy_are_read_beside_weights_and_as_weights():
+    arrays = {name: value.numpy() for name, value in weights_of().items()}
+    curve = {"losses": np.arange(3.0), "names": np.array(["a", "b"])}
+    for content in (arrays, {"state_dict": weights_of()} | curve):
+        check_equal(load(content)[0], weights_of())
+
+
 def test_names_that_do_not_fit_are_told_by_three_of_each_side_and_how_many():
     others = {f"layer{i}.weight": torch.ones(i) for i in range(5)}
     with pytest.raises(InputError) as caught:

@@ -23,7 +23,8 @@ from robust_nc.reports.criteria import CRITERIA
 from robust_nc.reports.criterion import Criterion, Outcome
 from robust_nc.reports.plan import CLAIMS_OF
 from robust_nc.reports.readings import AT, FROZEN, ST, NotRun, Study
-from robust_nc.reports.runs import Setting, read_runs
+from robust_nc.reports.runs import read_runs
+from robust_nc.reports.setting import Setting
 from robust_nc.results.records import CentreRecord, LayerRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES

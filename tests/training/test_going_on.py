@@ -269,6 +269,49 @@ def test_training_starts_from_other_weights(flags, run_script, monkeypatch, tmp_
     assert run_script(train, f"--resume {TREE_FOLDER} --epochs 3")[0] == 0
 
 
+def test_the_weights_to_start_from_are_chosen_by_their_key(flags, run_script):
+    assert run_script(train, f"{flags} --models-dir first --epochs 2")[0] == 0
+    early, late = (
+        torch.load(next(Path("first").rglob(f"model_{epoch}.pth")), weights_only=True)["state_dict"]
+        for epoch in (0, 1)
+    )
+    torch.save({"state_dict": early, "ema_state_dict": late}, "two.pth")
+    torch.save(late, "late.pth")
+    start = f"{flags} --epochs 1 --init"
+    code, output, _ = run_script(train, f"{start} two.pth --models-dir default")
+    assert code == 0 and "those of state_dict are used, --weights-key chooses others" in output
+    keyed = f"{start} two.pth --weights-key ema_state_dict --models-dir ema"
+    code, output, error = run_script(train, keyed)
+    assert code == 0 and "those of ema_state_dict are used" in output, error
+    assert run_script(train, f"{start} late.pth --models-dir late")[0] == 0
+    losses = {
+        name: rows(next(Path(name).rglob("history.csv")))[0]["train_loss"]
+        for name in ("default", "ema", "late")
+    }
+    assert losses["ema"] == losses["late"] != losses["default"]
+    code, _, error = run_script(train, f"{start} two.pth --models-dir ema --resume")
+    assert code == 1 and "--weights-key was ema_state_dict, is None now" in error
+    code, _, error = run_script(train, f"{start} two.pth --weights-key best --models-dir best")
+    assert code == 1 and "they are: state_dict, ema_state_dict" in error
+
+
+def test_a_folder_that_is_missing_is_told_with_the_runs_that_are_there(flags, run_script):
+    assert run_script(train, f"{flags} --epochs 1")[0] == 0
+    assert run_script(train, f"{flags} --epochs 1 --models-dir other")[0] == 0
+    for missing, there in (
+        (TREE_FOLDER.with_name("seed2"), TREE_FOLDER),
+        ("models/cifr/vgg11bn", TREE_FOLDER),  # beside the default's, at no such depth
+        ("nowhere", TREE_FOLDER),
+        (Path("other", *TREE_FOLDER.parts[1:]).with_name("seed7"), "other/"),
+        (TREE_FOLDER / "results", f"it lies in the run {TREE_FOLDER}"),
+        (TREE_FOLDER / "model_0.pth", f"it lies in the run {TREE_FOLDER}"),
+    ):
+        for script, words in ((train, f"--resume {missing}"), (eval_script, f"{missing} --ncc")):
+            code, _, error = run_script(script, words)
+            assert code in (1, 2) and error.count("\n") == 1
+            assert "the run" in error and str(there) in error, (missing, error)
+
+
 @pytest.mark.parametrize("content", (b"", b"no weights"))
 def test_bad_weights_to_start_from_delete_no_run(content, flags, run_script, tmp_path):
     assert run_script(train, flags)[0] == 0

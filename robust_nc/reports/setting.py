@@ -1,0 +1,92 @@
+"""What names a run: its setting, mode and seed, and these in words and in names of files."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robust_nc.data.datasets import DATASETS
+from robust_nc.training.modes import MODES, bn_of, mode_name
+
+
+class Setting(NamedTuple):
+    """What runs that are compared have in common, but for the way they are trained and the seed.
+
+    limit_train: --limit-train; a network of fewer images is not judged beside one of more.
+    """
+
+    dataset: str
+    model: str
+    norm: str
+    epsilon: float
+    limit_train: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {self.epsilon:g}"
+
+    @property
+    def title(self) -> str:
+        """In titles of figures, where the radius has its unit."""
+        radius = radius_in_words(self.epsilon, self.dataset)
+        return f"{self.dataset}, {self.model}, {self.norm}, epsilon {radius}"
+
+    @property
+    def file_name(self) -> str:
+        """In names of figures."""
+        return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
+
+
+def units_of(dataset: str) -> float:
+    """How many units of --epsilon there are from black to white: 255, or 1."""
+    kind = DATASETS.get(dataset)
+    return kind.epsilon_range if kind else 255
+
+
+def unit_of(dataset: str) -> str:
+    """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
+    return "[0, 1]" if units_of(dataset) == 1 else "1/255"
+
+
+def radius_in_words(epsilon: float, dataset: str) -> str:
+    return f"{epsilon:g}" + ("/255" if unit_of(dataset) == "1/255" else "")
+
+
+def safe(name: str) -> str:
+    """A name without slashes, spaces and other signs that a file's name is better without."""
+    return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def seeds_in_words(seeds: Iterable[int]) -> str:
+    numbers = [str(seed) for seed in sorted(seeds)]
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+
+def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, float]:
+    """What is asked for of an attack and noise, in the units of a data set's --epsilon."""
+    units = {"step_size": units_of(dataset), "noise": 255}
+    return {
+        name: value.in_units(units[name]) if name in units else value
+        for name, value in asked.items()
+    }
+
+
+def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
+    """Setting, mode and seed as args.json tells them."""
+    setting = Setting(
+        dataset=arguments.get("data_name") or arguments["dataset"],
+        model=arguments["model"],
+        norm=arguments["norm"],
+        epsilon=float(arguments["epsilon"]),
+        limit_train=arguments.get("limit_train"),
+    )
+    mode = mode_name(arguments["train_mode"], bn_of(arguments))
+    return setting, mode, int(arguments["seed"])
+
+
+def names_of_path(path: Path) -> tuple[Setting, str, int]:
+    """Setting, mode and seed as the names of a run's folders tell them."""
+    dataset, model, norm, epsilon, mode, seed = path.resolve().parts[-6:]
+    if mode not in MODES:
+        raise ValueError(mode)
+    setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
+    return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
