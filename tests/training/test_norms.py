@@ -142,7 +142,12 @@ def test_frozen_batch_norm_keeps_biases_and_counts(mode, monkeypatch):
 
 def test_networks_of_other_packages_are_left_alone(monkeypatch):
     found, plain = (make_network(bf16=True, of_another_package=True) for _ in range(2))
+    types = set()  # in train mode or not, as in the folded network, which casts for itself
+    found.model.convolution.register_forward_pre_hook(
+        lambda module, _: types.add((module.training, module.weight.dtype))
+    )
     take_step(found, "pgd_train")
+    assert {dtype for training, dtype in types if training} == {torch.float32}
     leave_out_nothing(monkeypatch, "counted_once", "biases_left_out")
     monkeypatch.setattr(Network, "weights_cast", lambda self: nullcontext())
     take_step(plain, "pgd_train")
