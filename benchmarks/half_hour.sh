@@ -36,7 +36,7 @@ experiment() {  # FOLDER LAST_EPOCH KINDS FLAGS...
     grep -qsx "$folder" "$MODELS/finished" && return
     end="$MODELS/$folder/seed1 --checkpoints $last --split both --neural-collapse"
     $PYTHON train.py $FLAGS "$@" --epochs $((last + 1)) --models-dir "$MODELS" $CPU $COMPILE --resume &&
-        $PYTHON eval.py $end $kinds --layerwise --ncc $CPU &&
+        $PYTHON eval.py $end $kinds --leaps --simplex --layerwise --ncc $CPU &&
         $PYTHON eval.py $end --epsilons 2,4,16 $CPU $COMPILE &&
         echo "$folder" >> "$MODELS/finished"
 }

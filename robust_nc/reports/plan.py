@@ -206,7 +206,10 @@ def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) 
 def sweeps_of(
     experiment: Experiment, swept: str, last: int, run: dict[str, Any]
 ) -> tuple[dict[str, Any], ...]:
-    """All kinds of input over the epochs; then test images and more after the last one."""
+    """All kinds of input over the epochs; then test images and more after the last one.
+
+    Leaps and simplex come first: what is attacked for them is not attacked again over the epochs.
+    """
     standard = not MODES[experiment.mode].adversary
     epochs = {
         "neural_collapse": True,
@@ -220,7 +223,9 @@ def sweeps_of(
     radius = run.get("epsilon", PUBLISHED_ATTACKS[experiment.norm][0])
     quarter, half, double = (f"{radius * factor:g}" for factor in (0.25, 0.5, 2))
     blocks = {"ncc_layers": EARLY_BLOCK[experiment.model]} if standard else {}
+    where = {"neural_collapse_targeted": True, "leaps": True, "simplex": True}
     return (
+        {"neural_collapse": True, **where, "checkpoints": last},
         epochs,
         end | {"layerwise": True, "ncc": True} | blocks,
         # Without --pgd-alpha, so that the step follows the radius.
@@ -278,13 +283,14 @@ def training_passes(planned: Planned) -> float:
 def sweep_passes(planned: Planned) -> float:
     """Likewise of its sweeps."""
     train_images, test_images = images_of(planned)
-    checkpoints = len(planned.sweeps[0]["checkpoints"].split(","))
+    checkpoints = max(len(str(sweep["checkpoints"]).split(",")) for sweep in planned.sweeps)
     adversary = MODES[planned.experiment.mode].adversary
     attacks = 1 if adversary else 2
     passes = checkpoints * train_images * (attacks * ATTACKED + 3 * FORWARD)
     passes += test_images * ATTACKED
     if planned.experiment.deep:
         both = train_images + test_images
+        passes += train_images * (ATTACKED + FORWARD) if adversary else 0  # the leaps of targeted
         passes += both * (2 * ATTACKED + 12 * FORWARD) + 3 * both * ATTACKED
         # At two radii the features, of ST an early block as well, each of two kinds of class means.
         classifiers = 2 if adversary else 3
