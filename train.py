@@ -168,9 +168,10 @@ def refuse_other_run(settings: Settings, run: RunFolder) -> None:
     differing = other_flags(settings, run, earlier)
     if not resume:
         flags = f", made with other flags ({differing})" if differing else ""
+        goes_on = "" if differing else "--resume goes on with it, "
         raise InputError(
-            f"{run.path} holds a run already{flags}: --resume goes on with it, --overwrite deletes "
-            "it first, --run-name NAME gives this one a folder of its own"
+            f"{run.path} holds a run already{flags}: {goes_on}--overwrite deletes it first, "
+            "--run-name NAME gives this one a folder of its own"
         )
     if differing:
         raise InputError(

@@ -148,7 +148,9 @@ def replayed_cases():
         yield mode, model, *eight[7 - place]
 
 
-@pytest.mark.parametrize(("mode", "model", "norm", "precision", "optimizer"), replayed_cases())
+@pytest.mark.parametrize(
+    ("mode", "model", "norm", "precision", "optimizer"), list(replayed_cases())
+)
 def test_replayed_steps_are_the_plain_ones_to_the_last_bit(
     mode, model, norm, precision, optimizer, repeatable
 ):
