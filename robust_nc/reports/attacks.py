@@ -29,7 +29,7 @@ def _radius_in_words(value: Radius) -> str:
 
 def refuse_unmeasured(runs: list[Run], asked: dict[str, Any]) -> None:
     """Raise InputError where an attack, or noise, is asked for that no run was measured with."""
-    rows = [row for run in runs for row in (*run.records, *run.layers, *run.centres) if row.swept]
+    rows = [row for run in runs for row in run.swept_rows]
     missing = asked.keys() & ATTACK_FLAGS.keys() if not any(row.by_pgd for row in rows) else set()
     if not any(row.noisy for row in rows):
         missing |= asked.keys() & NOISE_FLAGS.keys()
@@ -64,7 +64,7 @@ def tell_attacks(groups: list[Group], view: View) -> None:
 def foreign_in_words(run: Run) -> list[str]:
     """The attacks and levels of noise that are shown, and are not those of the run's training."""
     own, unit = run.folder.trained_under(), units_of(run.setting.dataset)
-    rows = [row for row in (*run.records, *run.layers, *run.centres) if not own.made(row)]
+    rows = [row for row in run.swept_rows if not own.made(row)]
     return [perturbed_in_words(row, unit) for row in rows] if own.steps else []
 
 
