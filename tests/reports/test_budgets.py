@@ -78,6 +78,14 @@ def test_budgets_are_rows_of_the_table_and_figures_draw_the_run_s_own(run_script
     assert (found["PGD"], found["Gaussian noise"]) == ([0.5], [0.7])
 
 
+def test_an_attack_of_several_seeds_is_named_once(run_script):
+    first = run_of(pgd(0.5), pgd(0.2, steps=50), pgd(0.3, 4.0, 1.0, 50))
+    second = run_of(pgd(0.6), pgd(0.1, steps=50), seed=2)
+    output = run_script(plot, f"{first} {second}")[1]
+    told = "PGD-50, 4/255, step 1/255; PGD-50, 8/255, step 2/255 (--attack-iters 50)"
+    assert f"{NAME}: measured as well, and not drawn: {told}" in output.splitlines()
+
+
 def test_flags_draw_another_attack_under_a_name_of_its_own(run_script):
     path = run_of(pgd(0.5), pgd(0.25, steps=50), pgd(0.3, step=1.0, steps=50))
     _, output, _ = run_script(plot, f"{path} --attack-iters 50 --table")
