@@ -105,12 +105,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_attack_flags(parser)
     args = parser.parse_args(table_told(sys.argv[1:] if argv is None else argv))
+    check_flags(parser, args)
+    return args
+
+
+def check_flags(parser: Parser, args: argparse.Namespace) -> None:
+    """End the script where a value makes no sense, or flags do not go together."""
     for name in ("pgd_alpha", "noise_level"):
         if getattr(args, name) is not None and getattr(args, name).value == 0:
             parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
+    if args.animate and args.compare:
+        parser.error("--compare draws one figure, without the simplex: drop it or --animate")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
-    return args
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:

@@ -29,13 +29,13 @@ def _radius_in_words(value: Radius) -> str:
 
 def refuse_unmeasured(runs: list[Run], asked: dict[str, Any]) -> None:
     """Raise InputError where an attack, or noise, is asked for that no run was measured with."""
-    rows = [row for run in runs for row in (*run.records, *run.layers, *run.centres) if row.swept]
+    rows = [row for run in runs for row in run.swept_rows]
     missing = asked.keys() & ATTACK_FLAGS.keys() if not any(row.by_pgd for row in rows) else set()
     if not any(row.noisy for row in rows):
         missing |= asked.keys() & NOISE_FLAGS.keys()
     if missing:
         words = asked_in_words({name: asked[name] for name in FLAGS if name in missing})
-        there = "; ".join(dict.fromkeys(part for run in runs for part in others_in_words(run)))
+        there = "; ".join(others_in_words(runs))
         raise InputError(
             f"nothing was measured with --{' --'.join(words)}; measured are: "
             f"{there or 'no attacks and no noise'}"
@@ -54,7 +54,7 @@ def tell_attacks(groups: list[Group], view: View) -> None:
                 f"{group.file_name()}: drawn is not the runs' own attack or noise, but "
                 f"{'; '.join(foreign)}"
             )
-        others = dict.fromkeys(part for run in group.runs for part in others_in_words(run))
+        others = others_in_words(group.runs)
         if others:
             logger.info(
                 f"{group.file_name()}: measured as well, and not drawn: {'; '.join(others)}"
@@ -64,18 +64,20 @@ def tell_attacks(groups: list[Group], view: View) -> None:
 def foreign_in_words(run: Run) -> list[str]:
     """The attacks and levels of noise that are shown, and are not those of the run's training."""
     own, unit = run.folder.trained_under(), units_of(run.setting.dataset)
-    rows = [row for row in (*run.records, *run.layers, *run.centres) if not own.made(row)]
+    rows = [row for row in run.swept_rows if not own.made(row)]
     return [perturbed_in_words(row, unit) for row in rows] if own.steps else []
 
 
-def others_in_words(run: Run) -> list[str]:
+def others_in_words(runs: list[Run]) -> list[str]:
     """Each of the other attacks and levels of noise, with the flags of plot.py that show it."""
-    own = run.folder.trained_under()
-    base = own if own.steps else run.shown_under
     words: dict[str, dict[str, None]] = {}
-    for row in sorted(run.others, key=lambda row: (row.noisy, row.perturbed_by, row.epsilon)):
-        told = perturbed_in_words(row, units_of(run.setting.dataset)) or "an attack that is untold"
-        words.setdefault(flags_of(row, base), {})[told] = None
+    for run in runs:
+        own = run.folder.trained_under()
+        base = own if own.steps else run.shown_under
+        unit = units_of(run.setting.dataset)
+        for row in sorted(run.others, key=lambda row: (row.noisy, row.perturbed_by, row.epsilon)):
+            told = perturbed_in_words(row, unit) or "an attack that is untold"
+            words.setdefault(flags_of(row, base), {})[told] = None
     return [f"{'; '.join(told)}{f' ({flags})' if flags else ''}" for flags, told in words.items()]
 
 

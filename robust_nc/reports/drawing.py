@@ -97,7 +97,12 @@ def share_axes(plot: Plot, axes: Sequence[Axes], columns: int) -> None:
     ]
     for _, alike in groupby(places, key=lambda place: place[0]):
         (_, panel, first), *others = alike
-        ends = [ax.get_ylim() for ax in (first, *(ax for *_, ax in others))]
+        beside = [first, *(ax for *_, ax in others)]
+        scaled = [ax for ax in beside if ax.get_yscale() == "log"]
+        for ax in beside if scaled else ():
+            if ax not in scaled:  # it has nothing above zero
+                ax.set_yscale("log")
+        ends = [ax.get_ylim() for ax in scaled or beside]
         for _, _, ax in others:
             set_limits(ax, panel, min(low for low, _ in ends), max(high for _, high in ends))
             ax.set_ylabel("")

@@ -103,7 +103,7 @@ def with_values(plot: Plot) -> Plot:
     ]
     empty = [panel.name or panel.label.replace("\n", " ") for panel, curves in panels if not curves]
     if empty:
-        logger.info(f"{plot.name}: left out, not measured: {', '.join(empty)}")
+        logger.info(f"{plot.name}: left out, not measured: {', '.join(dict.fromkeys(empty))}")
     return plot._replace(panels=[(panel, curves) for panel, curves in panels if curves])
 
 

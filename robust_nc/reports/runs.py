@@ -101,6 +101,12 @@ class Run:
     def at_own_epsilon(self, rows: list) -> list:
         return at_epsilon(rows, self.setting.epsilon)
 
+    @property
+    def swept_rows(self) -> list:
+        """The rows of a sweep that are shown, of all tables."""
+        tables = (self.records, self.layers, self.centres, self.leaps, self.simplex)
+        return [row for table in (*tables, self.autoattack) for row in table if row.swept]
+
     @cached_property
     def own_records(self) -> list[Record]:
         """The records at the run's own epsilon."""

@@ -1,8 +1,10 @@
 """Pictures of the simplex of clean class means: where images lie in it, and where they leap to."""
 
 import math
+import operator
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +21,11 @@ from robust_nc.reports.comparisons import (
     settings_in_words,
 )
 from robust_nc.reports.groups import Group, View
-from robust_nc.reports.panels import Picture
+from robust_nc.reports.panels import Picture, tell_left_out
 from robust_nc.reports.runs import Run
 from robust_nc.reports.style import CLASS_COLORS, WIDTH
 from robust_nc.results.records import LeapRecord, SimplexRecord
+from utils import logger
 
 CLOUD_INPUTS = ("clean", "pgd", "targeted")  # the columns of the simplex
 LEAP_INPUTS = ("pgd", "targeted")
@@ -66,13 +69,17 @@ def simplex_pictures(groups: list[Group], view: View) -> list[Picture]:
     """
     pictures = []
     for place, together in by_place(groups).items():
-        triples = {r.classes for group in together for run in group.runs for r in run.simplex}
+        triples = {row.classes for group in together for row in simplex_rows(group)}
         for triple in sorted(triples):
             rows = []
             for group, style in zip(together, mode_styles(together), strict=True):
                 run = next((run for run in group.runs if cloud_rows(run, triple, view)), None)
                 if run is not None:
-                    rows.append(Row(style.label, group, by_epoch(cloud_rows(run, triple, view))))
+                    drawn = group.measured(partial(operator.is_, run))
+                    rows.append(Row(style.label, drawn, by_epoch(cloud_rows(run, triple, view))))
+                elif any(r.classes == triple and math.isnan(r.x) for r in simplex_rows(group)):
+                    figure = group.file_name("simplex")
+                    logger.info(f"{figure}: left out, its class means span no plane")
             more = f"_classes{triple.replace(' ', '-')}" if len(triples) > 1 else ""
             name = view.file_name(f"simplex_{place}{more}")
             if rows:
@@ -81,12 +88,22 @@ def simplex_pictures(groups: list[Group], view: View) -> list[Picture]:
 
 
 def cloud_rows(run: Run, triple: str, view: View) -> list[SimplexRecord]:
-    """The rows of one triangle, and of the images that are shown; its corners are of training."""
-    return [
+    """The rows of one triangle, and of the images that are shown; its corners are of training.
+
+    None of an epoch without such images, or whose class means span no plane.
+    """
+    shown = [
         row
         for row in run.at_own_epsilon(run.simplex)
         if row.classes == triple and (row.split == view.splits[0] or is_corner(row))
+        if not math.isnan(row.x)
     ]
+    epochs = {row.epoch for row in shown if row.image >= 0}
+    return [row for row in shown if row.epoch in epochs]
+
+
+def simplex_rows(group: Group) -> Iterable[SimplexRecord]:
+    return chain(*(run.simplex for run in group.runs))
 
 
 def is_corner(row: SimplexRecord) -> bool:
@@ -191,26 +208,36 @@ def paint_cloud(ax: Axes, kind: str, points: list[SimplexRecord]) -> None:
 
 
 def leap_pictures(groups: list[Group], view: View) -> list[Picture]:
-    """From which class to which clean class mean perturbed images leap, at the last epoch."""
+    """From which class to which clean class mean perturbed images leap, at the last epoch.
+
+    That is the last one which all seeds have that were measured at all, in the same kinds of input.
+    """
     pictures = []
     for place, together in by_place(groups).items():
         rows = []
         for group, style in zip(together, mode_styles(together), strict=True):
-            counts = leap_rows(group, view)
-            if counts:
-                epoch = max(row.epoch for row in counts)
-                last = [row for row in counts if row.epoch == epoch]
-                rows.append(Row(style.label, group, {epoch: last}))
+            seeds = group.measured(partial(leap_rows, view=view))
+            counts = [leap_rows(run, view) for run in seeds.runs]
+            common = set.intersection(*({(r.epoch, r.input) for r in of_run} for of_run in counts))
+            if common:
+                epoch = max(common)[0]
+                last = [
+                    row
+                    for row in chain(*counts)
+                    if row.epoch == epoch and (epoch, row.input) in common
+                ]
+                rows.append(Row(style.label, seeds, {epoch: last}))
+            else:
+                tell_left_out(group, "leaps", any(counts))
         if rows:
             pictures.append(leap_picture(view.file_name(f"leaps_{place}"), rows, view))
     return pictures
 
 
-def leap_rows(group: Group, view: View) -> list[LeapRecord]:
-    """The rows of all seeds, of perturbed images of the split that is shown."""
+def leap_rows(run: Run, view: View) -> list[LeapRecord]:
+    """The rows of perturbed images of the split that is shown."""
     return [
         row
-        for run in group.runs
         for row in run.at_own_epsilon(run.leaps)
         if row.split == view.splits[0] and row.input in LEAP_INPUTS
     ]

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from test_plot import make_run, record
+from test_plot import filled, make_run, record, write_table
 
 import plot
 from robust_nc.reports.figures import all_plots
 from robust_nc.reports.groups import View, group_runs
 from robust_nc.reports.report import radii_in_words, summary_in_words
 from robust_nc.reports.runs import read_run
+from robust_nc.results.records import LeapRecord
 
 NAME = "st_cifar_vgg11bn_l_inf_eps8.0"
 OWN = {"pgd_alpha": 2.0, "attack_iters": 10, "restarts": 1, "epochs": 3, "noise_level": 8.0}
@@ -77,6 +78,14 @@ def test_budgets_are_rows_of_the_table_and_figures_draw_the_run_s_own(run_script
     assert (found["PGD"], found["Gaussian noise"]) == ([0.5], [0.7])
 
 
+def test_an_attack_of_several_seeds_is_named_once(run_script):
+    first = run_of(pgd(0.5), pgd(0.2, steps=50), pgd(0.3, 4.0, 1.0, 50))
+    second = run_of(pgd(0.6), pgd(0.1, steps=50), seed=2)
+    output = run_script(plot, f"{first} {second}")[1]
+    told = "PGD-50, 4/255, step 1/255; PGD-50, 8/255, step 2/255 (--attack-iters 50)"
+    assert f"{NAME}: measured as well, and not drawn: {told}" in output.splitlines()
+
+
 def test_flags_draw_another_attack_under_a_name_of_its_own(run_script):
     path = run_of(pgd(0.5), pgd(0.25, steps=50), pgd(0.3, step=1.0, steps=50))
     _, output, _ = run_script(plot, f"{path} --attack-iters 50 --table")
@@ -100,6 +109,19 @@ def test_what_was_not_measured_is_refused_with_what_was(run_script, flag, told):
     code, _, error = run_script(plot, f"{run_of(pgd(0.25, steps=50))} {flag}")
     assert code == 1 and told in error and error.count("\n") == 1
     assert not Path("figures").exists()
+
+
+def test_an_attack_that_leaps_alone_were_measured_under_is_known(run_script):
+    path = run_of()
+    attack = {"input": "pgd", "epsilon": 8.0, "step_size": 2.0, "steps": 50, "restarts": 1}
+    counted = {"epoch": 2, "split": "train", "count": 4, "images": 4, "precision": "fp32"}
+    row = filled(LeapRecord, 0, **attack, **counted)
+    write_table(path / "results/leaps.csv", LeapRecord, [row])
+    told = run_script(plot, f"{path}")[1]
+    assert f"{NAME}: drawn is not the runs' own attack or noise, but PGD-50" in told
+    assert run_script(plot, f"{path} --attack-iters 50")[0] == 0
+    code, _, error = run_script(plot, f"{path} --attack-iters 20")
+    assert code == 1 and "measured are: PGD-50" in error
 
 
 @pytest.mark.parametrize("flag", ("--pgd-alpha 0", "--attack-iters 0", "--restarts 1.5"))

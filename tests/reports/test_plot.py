@@ -915,6 +915,20 @@ class TestLayers:
             *("nc2_norm", "nc2_angle", "ncc_accuracy", "ncc_agreement"),
         ]
 
+    def test_one_of_zeros_beside_another_has_its_logarithmic_scale(self, here):
+        paths = self.run(), self.run(mode="pgd_train")
+        rows = [layer_row("train", "pgd", i, 0.5, clean_distance=0.0) for i in range(3)]
+        write_table(paths[1] / "results" / "layers.csv", LayerRecord, rows)
+        figure = self.figure(*paths, view=ALL_PANELS)
+        drawn = plot.draw(figure)
+        of_distance = [
+            ax
+            for ax, (panel, _) in zip(drawn.axes, figure.panels, strict=True)
+            if panel.field == "clean_distance"
+        ]
+        assert [ax.get_yscale() for ax in of_distance] == ["log", "log"]
+        assert of_distance[0].get_ylim() == of_distance[1].get_ylim()
+
     def test_ways_to_train_stand_side_by_side_on_one_scale(self, here):
         figure = self.figure(self.run(), self.run(mode="pgd_train"))
         heads = [(panel.head, panel.label) for panel, _ in figure.panels]
@@ -1454,6 +1468,32 @@ class TestSimplex:
         code, _, error = run_script(plot, f"{make_run(2)} --animate")
         assert code == 1 and error.count("\n") == 1
         assert error.endswith("nothing to animate; run eval.py --simplex on it first\n")
+        code, _, error = run_script(plot, f"{simplex_run()} --animate --compare")
+        assert code == 2 and "--animate" in error and "--compare" in error
+
+    def test_the_title_names_the_seed_whose_images_are_drawn(self, here):
+        group = group_of(make_run(1), simplex_run(2), simplex_run(3))
+        [picture] = vertex_figures.simplex_pictures([group], View())
+        assert "seed 2;" in picture.title and "seeds" not in picture.title
+
+    def test_epochs_without_images_of_the_shown_split_are_not_drawn(self, here):
+        group = group_of(simplex_run())
+        [run] = group.runs
+        assert vertex_figures.simplex_pictures([group], View("test")) == []
+        run.simplex.extend([replace(row, split="test") for row in run.simplex if row.epoch == 2])
+        [picture] = vertex_figures.simplex_pictures([group], View("test"))
+        assert picture.epochs == [2] and plot.draw(picture)
+
+    def test_class_means_that_span_no_plane_are_left_out_with_a_line(self, here, caplog):
+        group = group_of(simplex_run())
+        [run] = group.runs
+        run.simplex[:] = [replace(r, x=math.nan) if r.epoch else r for r in run.simplex]
+        [picture] = vertex_figures.simplex_pictures([group], View())
+        assert picture.epochs == [0] and plot.draw(picture)
+        run.simplex[:] = [replace(row, x=math.nan) for row in run.simplex]
+        with caplog.at_level("INFO"):
+            assert vertex_figures.simplex_pictures([group], View()) == []
+        assert f"st_{self.NAME}: left out, its class means span no plane" in caplog.text
 
     def test_other_classes_have_a_picture_of_their_own(self, here):
         groups = groups_of(simplex_run(), simplex_run(mode="pgd_train", classes="3 4 5"))
@@ -1488,9 +1528,28 @@ class TestLeaps:
 
     def test_percentages_are_of_the_images_of_all_seeds(self, here):
         group = group_of(self.run(), self.run(3))
-        rows = vertex_figures.leap_rows(group, View())
+        rows = [row for run in group.runs for row in vertex_figures.leap_rows(run, View())]
         matrix = vertex_figures.matrix_of([r for r in rows if r.epoch == 2], "pgd", 3)
         np.testing.assert_allclose(matrix[0], [60, 40, 0, 0])
+
+    def test_seeds_are_of_one_epoch_and_the_title_names_those_that_were_measured(self, here):
+        group = group_of(self.run(), self.run(3), make_run(2))
+        for run, epochs in zip(group.runs, ({0, 2}, set(), {0}), strict=True):
+            run.leaps[:] = [row for row in run.leaps if row.epoch in epochs]
+        [picture] = vertex_figures.leap_pictures([group], View())
+        assert "after epoch 0" in picture.title and "seeds 1, 3;" in picture.title
+        assert plot.draw(picture).axes[0].texts[0].get_text() == "60"
+
+    def test_seeds_without_an_epoch_in_common_are_left_out_with_a_line(self, here, caplog):
+        group = group_of(self.run(), self.run(3))
+        for run, epoch in zip(group.runs, (0, 2), strict=True):
+            run.leaps[:] = [row for row in run.leaps if row.epoch == epoch]
+        with caplog.at_level("INFO"):
+            assert vertex_figures.leap_pictures([group], View()) == []
+        assert (
+            "st_leaps_cifar_vgg11bn_l_inf_eps8.0: left out, not measured by all seeds"
+            in caplog.text
+        )
 
     def test_images_without_any_nearest_mean_have_a_column(self, here):
         rows = [filled(LeapRecord, 0, input="pgd", true_class=c, nearest_class=-1) for c in (0, 1)]
