@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.runs import PERTURBED, Run
+from robust_nc.reports.runs import OF_SWEEP, PERTURBED, Run
 from robust_nc.reports.setting import safe, seeds_in_words
 from robust_nc.results.records import ADAPTIVE, SPLITS
 from robust_nc.training.modes import MODES
@@ -195,7 +195,21 @@ def differences(flags_of_each: list[dict[str, Any]]) -> list[dict[str, str]]:
         for flags, own in zip(flags_of_each, differs, strict=True):
             if name in flags:
                 own[name.replace("_", "-")] = word(flags[name], digits)
-    return differs
+    return [without_echoes(own) for own in differs]
+
+
+def without_echoes(differs: dict[str, str]) -> dict[str, str]:
+    """What sets runs apart, without what follows from the rest of it.
+
+    A sweep has the flags of its run unless told otherwise, and images as many as they are limited.
+    """
+    limits = {"images": "limit-train", "test images": f"limit-test{OF_SWEEP}"}
+    return {
+        name: value
+        for name, value in differs.items()
+        if limits.get(name) not in differs
+        and (not name.endswith(OF_SWEEP) or differs.get(name.removesuffix(OF_SWEEP)) != value)
+    }
 
 
 def word(value: Any, digits: int) -> str:

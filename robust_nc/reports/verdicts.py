@@ -46,7 +46,7 @@ def matrix(findings: list[Finding], runs: list[Run]) -> str:
         row = finding.criterion.claim, finding.criterion.part
         cells.setdefault(row, {}).setdefault(finding.setting, []).append(finding)
     settings = list(dict.fromkeys(finding.setting for finding in findings))
-    heads = ("claim", *(f"{setting} ({seeds_of(setting, runs)})" for setting in settings))
+    heads = ("claim", *(f"{told_apart(s, settings)} ({seeds_of(s, runs)})" for s in settings))
     rows = [
         (
             f"{claim}. {part or CLAIMS[claim]}",
@@ -55,6 +55,12 @@ def matrix(findings: list[Finding], runs: list[Run]) -> str:
         for (claim, part), of_row in cells.items()
     ]
     return markdown(heads, rows, heads)
+
+
+def told_apart(setting: Setting, settings: list[Setting]) -> str:
+    """A setting in words, with the number of training images where others have the same words."""
+    alike = sum(str(other) == str(setting) for other in settings) > 1
+    return f"{setting}, {setting.limit_train or 'all'} images" if alike else str(setting)
 
 
 def seeds_of(setting: Setting, runs: list[Run]) -> str:
