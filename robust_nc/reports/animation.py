@@ -7,7 +7,7 @@ from PIL import Image
 from robust_nc.reports.panels import Picture
 
 FRAME, LAST_FRAME = 700, 2500  # milliseconds
-DPI = 110  # a width of about 600 pixels
+DPI = 160  # a width of 880 pixels
 
 
 def gif_of(picture: Picture) -> bytes:

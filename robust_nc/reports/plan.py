@@ -51,6 +51,8 @@ CLAIMS_OF: dict[str, tuple[int, ...]] = {
     **dict.fromkeys((FROZEN, BATCH, MART, AT_FROZEN, ST_FROZEN), (5,)),
 }
 DEEP_CLAIMS = {6, 7}  # on blocks, nearest centres and radii alone
+ALL_CLAIMS = set(CLAIMS_OF[ST])
+SHALLOW_CLAIMS = {1, 2, 3}  # on one network, and no other beside it
 LAYER_CLAIMS = DEEP_CLAIMS | {3, 5}  # for which these are measured
 EARLY_BLOCK = {"vgg11bn": "conv2", "PreActResNet18": "layer1"}  # that is attacked itself
 SMALL = (
@@ -140,7 +142,7 @@ def plan(args: argparse.Namespace, only: Collection[int] | None) -> list[Planned
 
 def claims_of(experiment: Experiment) -> set[int]:
     """The claims that an experiment is evidence for."""
-    return set(CLAIMS_OF[experiment.mode]) - (set() if experiment.deep else DEEP_CLAIMS)
+    return set(CLAIMS_OF[experiment.mode]) & (ALL_CLAIMS if experiment.deep else SHALLOW_CLAIMS)
 
 
 def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
