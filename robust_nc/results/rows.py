@@ -60,9 +60,14 @@ class Row:
 
     @property
     def perturbed_by(self) -> tuple[float, int, int, float]:
-        """Step size, steps, restarts and noise, 0 where not told: part of the key."""
+        """Step size, steps, restarts and noise, 0 where not told."""
         step_size, noise = (0.0 if math.isnan(v) else v for v in (self.step_size, self.noise))
         return float(f"{step_size:.9g}"), self.steps, self.restarts, noise
+
+    @property
+    def measured_by(self) -> tuple:
+        """How it was perturbed, and the precision, "" where not told: part of the key."""
+        return *self.perturbed_by, self.precision
 
     def measured_with(self, conditions: Conditions) -> Any:
         """The row as one that was measured under these conditions."""
