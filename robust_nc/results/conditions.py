@@ -7,7 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 # What an args.json or eval_args.json of before there was the flag leaves unsaid.
-FORMER = {"attack_iters": 10, "restarts": 1, "noise_level": 8.0, "precision": "tf32"}
+FORMER: dict[str, Any] = {
+    "attack_iters": 10,
+    "restarts": 1,
+    "noise_level": 8.0,
+    "precision": "tf32",
+}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 def pgd(value, radius=8.0, step=2.0, steps=10, epoch=2, kind="pgd", **known):
     attack = {"epsilon": radius, "step_size": step, "steps": steps, "restarts": 1}
-    return record(epoch, kind, value, precision="fp32", **attack | known)
+    return record(epoch, kind, value, **{"precision": "fp32"} | attack | known)
 
 
 def noisy(value, noise):
