@@ -144,7 +144,7 @@ class AutoAttackRecord(Row):
 
     @property
     def key(self) -> tuple:
-        return self.epoch, self.images, radius_of(self), self.precision
+        return self.epoch, self.images, radius_of(self), *self.measured_by
 
     @property
     def attacked(self) -> bool:

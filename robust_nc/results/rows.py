@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.results.conditions import Conditions
+from robust_nc.results.conditions import FORMER, Conditions
 
 SPLITS = ("train", "test")
 UNTOLD = Conditions()
@@ -66,8 +66,8 @@ class Row:
 
     @property
     def measured_by(self) -> tuple:
-        """How it was perturbed, and the precision, "" where not told: part of the key."""
-        return *self.perturbed_by, self.precision
+        """How it was perturbed, and the precision, that of old where not told: part of the key."""
+        return *self.perturbed_by, self.precision or FORMER["precision"]
 
     def measured_with(self, conditions: Conditions) -> Any:
         """The row as one that was measured under these conditions."""
