@@ -115,7 +115,7 @@ def other_sweep(
     earlier = with_former_values(earlier, SWEEP_FLAGS)
     # With --out the folder's name does not tell which run it is.
     naming = Means.NAME | Means.SEED if now["out"] else Means.FREE
-    # Rows tell their attack, noise and file: those of others stay beside them.
+    # Rows tell their attack, noise, precision and file: those of others stay beside them.
     of_rows = {*FORMER, "pgd_alpha", "checkpoint"}
     if _names_tell_keys(earlier):
         of_rows |= {"weights_key"}

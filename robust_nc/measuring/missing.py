@@ -57,7 +57,7 @@ def missing_parts(
 
 
 def rows_alike(settings: Settings, run: RunFolder, row_type: type[Row]) -> list:
-    """What is recorded with the attack and noise of the flags: rows of others are others."""
+    """What is recorded with the attack, noise and precision of the flags."""
     now = conditions_of(vars(settings))
     return [row for row in run.swept_rows(row_type) if row.key == row.measured_with(now).key]
 

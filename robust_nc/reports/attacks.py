@@ -1,6 +1,7 @@
-"""The attacks and noise that runs were measured with beside the ones that are shown."""
+"""The attacks, noise and precisions that runs were measured with beside what is shown."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from robust_nc.parsing import Radius
@@ -64,18 +65,26 @@ def tell_attacks(groups: list[Group], view: View) -> None:
 def foreign_in_words(run: Run) -> list[str]:
     """The attacks and levels of noise that are shown, and are not those of the run's training."""
     own, unit = run.folder.trained_under(), units_of(run.setting.dataset)
+    own = replace(own, precision="")  # which lines of another one tell
     rows = [row for row in run.swept_rows if not own.made(row)]
     return [perturbed_in_words(row, unit) for row in rows] if own.steps else []
 
 
 def others_in_words(runs: list[Run]) -> list[str]:
-    """Each of the other attacks and levels of noise, with the flags of plot.py that show it."""
+    """Each of the other attacks and levels of noise, with the flags of plot.py that show it.
+
+    And each other precision, which no flag shows: the tables have its rows.
+    """
     words: dict[str, dict[str, None]] = {}
     for run in runs:
         own = run.folder.trained_under()
         base = own if own.steps else run.shown_under
         unit = units_of(run.setting.dataset)
+        in_any_precision = replace(run.shown_under, precision="")
         for row in sorted(run.others, key=lambda row: (row.noisy, row.perturbed_by, row.epsilon)):
+            if in_any_precision.made(row):
+                words.setdefault("", {})[f"rows in {row.precision}"] = None
+                continue
             told = perturbed_in_words(row, unit) or "an attack that is untold"
             words.setdefault(flags_of(row, base), {})[told] = None
     return [f"{'; '.join(told)}{f' ({flags})' if flags else ''}" for flags, told in words.items()]

@@ -61,10 +61,10 @@ class Run:
 
     arguments: what args.json tells; {} where there is none.
     flags: what of it, and of the sweep and the images, must be equal in runs that are averaged.
-    records, layers, centres, autoattack, leaps, simplex: the rows at every epsilon, of one attack
-        and level of noise. Of two records of one input and epoch the last counts: what train.py
-        measured comes after a sweep's.
-    shown_under: that attack and noise. others: the rows of other ones.
+    records, layers, centres, autoattack, leaps, simplex: the rows at every epsilon, of one attack,
+        level of noise and, but for train.py's, precision. Of two records of one input and epoch
+        the last counts: what train.py measured comes after a sweep's.
+    shown_under: these. others: the rows of other ones.
     checkpoint, file: of results of --checkpoint the file that they are of, as its rows and as
         figures name it, "" otherwise; how its network was trained is not known then.
     """
@@ -242,7 +242,7 @@ def read_tables(folder: RunFolder, asked: Mapping[str, Any] | None = None) -> Ru
 
 
 class Shown(NamedTuple):
-    """The rows of one attack and level of noise, which these are, and the rows of others."""
+    """The rows of one attack, noise and precision, which these are, and the rows of others."""
 
     under: Conditions
     rows: list
@@ -250,7 +250,7 @@ class Shown(NamedTuple):
 
 
 def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, float] | None = None) -> Shown:
-    """Of the rows of a folder those of one attack and noise.
+    """Of the rows of a folder those of one attack, noise and precision.
 
     Args:
         asked: fields of Conditions, of another one than the run's own, in the rows' units.
@@ -333,15 +333,17 @@ def read_flags(
 
 
 def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
-    """What eval_args.json tells, with the attack and the noise of the rows that are shown.
+    """What eval_args.json tells, with the attack, noise and precision of the rows that are shown.
 
-    The last sweep, of which the file tells, may have been of another attack.
+    The last sweep, of which the file tells, may have been of others.
     """
     told = read_json(folder.sweep_file) or {}
     swept = [row for row in rows if row.swept and told]
     attacked = [row for row in swept if row.by_pgd and row.steps]
     noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
     of_rows: dict[str, Any] = {}
+    for row in swept:
+        of_rows["precision"] = row.precision or told.get("precision")
     for row in attacked:
         of_rows |= {"attack_iters": row.steps, "restarts": row.restarts}
     for row in noisy:

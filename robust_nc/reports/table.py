@@ -46,7 +46,7 @@ class TableLine(NamedTuple):
 def tables(groups: list[Group], view: View) -> tuple[str, str]:
     """Every metric at the last common epoch: Markdown, and CSV with all digits, a row per value.
 
-    Of all attacks and levels of noise, each with the seeds that were measured with it.
+    Of all attacks, levels of noise and precisions, each with the seeds that were measured with it.
     """
     metrics = [metric for metric in METRICS.values() if "epochs" in metric.figures]
     metrics.sort(key=lambda metric: metric.from_clean)
@@ -84,7 +84,13 @@ def lines_of(group: Group, view: View) -> list[TableLine]:
     ]
     lines = collect(tables, key_of_line)
     for kind, field in (("clean", "clean_accuracy"), ("autoattack", "robust_accuracy")):
-        tables = [[accuracy_record(row, field) for row in run.autoattack] for run in group.runs]
+        tables = [
+            [
+                accuracy_record(row, field)
+                for row in (*run.autoattack, *rows_of(AutoAttackRecord, run.others))
+            ]
+            for run in group.runs
+        ]
         tested = collect(tables, key_of_line)
         for (split, _, images, radius, *_, precision), line in tested.items():
             radius = 0.0 if kind == "clean" else radius

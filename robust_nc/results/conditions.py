@@ -7,7 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 # What an args.json or eval_args.json of before there was the flag leaves unsaid.
-FORMER = {"attack_iters": 10, "restarts": 1, "noise_level": 8.0}
+FORMER: dict[str, Any] = {
+    "attack_iters": 10,
+    "restarts": 1,
+    "noise_level": 8.0,
+    "precision": "tf32",
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,14 @@ class Conditions:
         return {name: value for name, value in told.items() if name in names}
 
     def made(self, row: Any) -> bool:
-        """Whether a row of a sweep is of this attack, or noise, at any radius; others always are.
+        """Whether a row of a sweep is of this precision, and attack, or noise, at any radius.
 
-        A step size or a level of noise that is not told may be any.
+        Rows of a training always are. A step size, a level of noise or a precision that is not told
+        may be any.
         """
+        precisions = {row.precision, self.precision} - {""}
+        if row.swept and len(precisions) > 1:
+            return False
         if row.by_pgd:
             budget = (row.steps, row.restarts) == (self.steps, self.restarts)
             return budget and _agree(row.step_size, self.step_at(row.epsilon))
@@ -88,13 +97,13 @@ def conditions_of(arguments: dict[str, Any]) -> Conditions:
         steps=steps,
         restarts=arguments["restarts"],
         noise=arguments["noise_level"],
-        precision=arguments.get("precision") or "",
+        precision=arguments["precision"] or "",
         trades_step=2 * epsilon / steps if of_trades else math.nan,
     )
 
 
 def shown_rows(rows: Iterable, own: Conditions, last: Conditions) -> list:
-    """The rows that are shown together: all that are of no attack or noise, and those of one."""
+    """The rows that are shown together: of one precision, and at most one attack and noise."""
     rows = list(rows)
     shown = shown_conditions(rows, own, last)
     return sorted((row for row in rows if shown.made(row)), key=lambda row: row.key)
@@ -103,24 +112,43 @@ def shown_rows(rows: Iterable, own: Conditions, last: Conditions) -> list:
 def shown_conditions(
     rows: Iterable, own: Conditions, last: Conditions, asked: Mapping[str, float] | None = None
 ) -> Conditions:
-    """The one attack, and level of noise, of which rows are set beside each other.
+    """The one precision, attack and level of noise of which rows are set beside each other.
 
-    It has so many steps and restarts, and a step size in proportion to the radius, or the same at
-    every radius: of the two the one that more radii were measured with. It is the run's own; where
-    nothing was measured with that, the one of the last sweep.
+    The precision is the training's own; where nothing was measured with that, the last sweep's.
+
+    The attack has so many steps and restarts, and a step size in proportion to the radius, or the
+    same at every radius: of the two the one that more radii were measured with. It is the run's
+    own; where nothing was measured with that, the one of the last sweep.
 
     Args:
         own, last: what the run was trained with, and what the last sweep was of.
         asked: the fields of another one; what it leaves out is the run's own.
     """
     rows, asked = list(rows), dict(asked or {})
+    precision = _shown_precision(rows, own, last, asked)
+    rows = [row for row in rows if row.precision in ("", precision)]
+    own, last = replace(own, precision=precision), replace(last, precision=precision)
     noise = asked.pop("noise", None) or _shown_noise(rows, own.noise, last.noise)
     attack = _shown_attack([row for row in rows if row.by_pgd], own, last)
     if asked:
         attack = replace(own if own.steps else attack, **asked)  # type: ignore[arg-type]
         if "step_size" in asked:
             attack = replace(attack, epsilon=0.0, step_sizes={})
-    return replace(attack, noise=noise)
+    return replace(attack, noise=noise, precision=precision)
+
+
+def _shown_precision(
+    rows: list, own: Conditions, last: Conditions, asked: Mapping[str, float]
+) -> str:
+    """Of the precisions that what is asked for, if anything, was measured with; "" of none."""
+    swept = [row for row in rows if row.swept and row.precision]
+
+    def is_asked(row: Any) -> bool:
+        return any(math.isclose(getattr(row, name), value) for name, value in asked.items())
+
+    counts = Counter(row.precision for row in [row for row in swept if is_asked(row)] or swept)
+    likely = [name for name in (own.precision, last.precision) if name in counts]
+    return next(iter(likely or [name for name, _ in counts.most_common()]), "")
 
 
 def _shown_attack(rows: list, own: Conditions, last: Conditions) -> Conditions:

@@ -161,7 +161,7 @@ class LayerRecord(Row):
     @property
     def key(self) -> tuple:
         split, input = SPLITS.index(self.split), place_of(self.input)
-        return self.epoch, split, input, radius_of(self), *self.perturbed_by, self.index
+        return self.epoch, split, input, radius_of(self), *self.measured_by, self.index
 
     @property
     def attacked(self) -> bool:

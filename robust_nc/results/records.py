@@ -60,7 +60,7 @@ class Record(Metrics, RecordKey):
     @property
     def key(self) -> tuple:
         place = self.split, place_of(self.input), radius_of(self)
-        return self.epoch, self.source, *place, *self.perturbed_by
+        return self.epoch, self.source, *place, *self.measured_by
 
     @property
     def swept(self) -> bool:
@@ -120,7 +120,7 @@ class CentreRecord(Row):
     def key(self) -> tuple:
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
         place = SPLITS.index(self.split), self.layer, means, radius_of(self)
-        return self.epoch, *place, *self.perturbed_by, input
+        return self.epoch, *place, *self.measured_by, input
 
     @property
     def attacked(self) -> bool:
@@ -144,7 +144,7 @@ class AutoAttackRecord(Row):
 
     @property
     def key(self) -> tuple:
-        return self.epoch, self.images, radius_of(self)
+        return self.epoch, self.images, radius_of(self), *self.measured_by
 
     @property
     def attacked(self) -> bool:
@@ -185,7 +185,7 @@ class LeapRecord(Row):
     @property
     def key(self) -> tuple:
         place = SPLITS.index(self.split), place_of(self.input), radius_of(self)
-        return self.epoch, *place, *self.perturbed_by, self.true_class, self.nearest_class
+        return self.epoch, *place, *self.measured_by, self.true_class, self.nearest_class
 
     @property
     def attacked(self) -> bool:
@@ -231,7 +231,7 @@ class SimplexRecord(Row):
     @property
     def key(self) -> tuple:
         place = SPLITS.index(self.split), place_of(self.input), radius_of(self)
-        return self.epoch, *place, *self.perturbed_by, self.classes, self.label, self.image
+        return self.epoch, *place, *self.measured_by, self.classes, self.label, self.image
 
     @property
     def attacked(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.results.conditions import Conditions
+from robust_nc.results.conditions import FORMER, Conditions
 
 SPLITS = ("train", "test")
 UNTOLD = Conditions()
@@ -60,9 +60,14 @@ class Row:
 
     @property
     def perturbed_by(self) -> tuple[float, int, int, float]:
-        """Step size, steps, restarts and noise, 0 where not told: part of the key."""
+        """Step size, steps, restarts and noise, 0 where not told."""
         step_size, noise = (0.0 if math.isnan(v) else v for v in (self.step_size, self.noise))
         return float(f"{step_size:.9g}"), self.steps, self.restarts, noise
+
+    @property
+    def measured_by(self) -> tuple:
+        """How it was perturbed, and the precision, that of old where not told: part of the key."""
+        return *self.perturbed_by, self.precision or FORMER["precision"]
 
     def measured_with(self, conditions: Conditions) -> Any:
         """The row as one that was measured under these conditions."""

@@ -42,24 +42,27 @@ def markdown(
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
 
 
-# From a row to the attack or noise that it is of, "" where the other columns tell the rows apart.
+# From a row to the attack, noise or precision that it is of, "" where the other columns tell the
+# rows apart.
 Naming = Callable[[Any], str]
 
 
 def table_lines(rows: list, unit: float = 255) -> list[str]:
     """A table of rows of one type, of as many epochs as they are of, and the attacks on them.
 
-    Where rows of one kind of input and radius are of several attacks or levels of noise, each says
-    which it is of.
+    Where rows of one kind of input and radius are of several attacks or levels of noise, or rows of
+    several precisions, each says which it is of.
     """
     attacks = {(row.epsilon, attack_of(row, unit)): None for row in rows if attack_of(row, unit)}
     told = [f"attacks: {'; '.join(words for _, words in sorted(attacks))}"] if attacks else []
 
     def name(row: Any) -> str:
-        return perturbed_in_words(row, unit)
+        words = (perturbed_in_words(row, unit), row.precision if len(precisions) > 1 else "")
+        return ", ".join(filter(None, words))
 
+    precisions = {row.precision for row in rows} - {""}
     kinds = {(getattr(row, "input", ""), radius_of(row), row.perturbed_by) for row in rows}
-    several = len({kind[:2] for kind in kinds}) < len(kinds)
+    several = len({kind[:2] for kind in kinds}) < len(kinds) or len(precisions) > 1
     return TABLE_LINES[type(rows[0])](rows, name if several else lambda row: "") + told
 
 
@@ -106,7 +109,7 @@ def input_table(rows: list[Record], name: Naming) -> list[str]:
             lines.append(f"{head:<10} epsilon  images  epoch  {heads}")
 
         def place(row: Record) -> tuple:
-            return place_of(row.input), radius_of(row), row.perturbed_by
+            return place_of(row.input), radius_of(row), row.measured_by
 
         for row in sorted(of_split, key=place):
             cells = "  ".join(cell(getattr(row, field), c) for field, c in columns.items())
@@ -208,7 +211,7 @@ def by_input(rows: list) -> Iterator[tuple[str, list]]:
     """The rows of each split, kind of input and epoch, with the words that begin its line."""
     groups: dict[tuple, list] = {}
     for row in rows:
-        attack = radius_of(row), row.perturbed_by
+        attack = radius_of(row), row.measured_by
         groups.setdefault((row.split, row.input, attack, row.epoch), []).append(row)
     for (split, input, _, epoch), group in groups.items():
         yield f"{split:<5}  {input:<10} {epsilon_of(group[0]):>7}  {epoch:>5}", group

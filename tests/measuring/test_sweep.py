@@ -16,8 +16,10 @@ import train
 from robust_nc.data import inputs
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.networks import architectures
+from robust_nc.reports.attacks import others_in_words
+from robust_nc.reports.runs import read_run
 from robust_nc.results.files import read_rows
-from robust_nc.results.records import CentreRecord, LayerRecord, Record
+from robust_nc.results.records import CentreRecord, LayerRecord, LeapRecord, Record
 from robust_nc.results.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -635,6 +637,53 @@ class TestWhatARowWasMeasuredWith:
         assert sum(line.startswith("features  ") and "PGD-" in line for line in lines) == 24
         # The series are of the run's own attack.
         assert published == {path.name: path.read_bytes() for path in results.glob("*.npy")}
+
+    def test_precisions_stand_side_by_side(self, run_of_three, run_script, measured):
+        """tf32, the run's own, and fp32: a CPU takes both, and computes the same."""
+        flags = f"{run_of_three} --neural-collapse --layerwise --ncc --leaps --checkpoints 2"
+        assert run_script(eval_script, f"{flags} --precision tf32")[0] == 0
+        results = TREE_FOLDER / "results"
+        types = (Record, LayerRecord, CentreRecord, LeapRecord)
+        published = {path.name: path.read_bytes() for path in results.glob("*.npy")}
+        before = {kind: [repr(row) for row in table(kind, kind.file)] for kind in types}
+        code, output, error = run_script(eval_script, f"{flags} --precision fp32")
+        assert code == 0 and "0 done before" in output, error
+        for kind in types:
+            both = [row for row in table(kind, kind.file) if row.swept]
+            assert len(both) == 2 * len([row for row in both if row.precision == "tf32"])
+            assert {row.precision for row in both} == {"tf32", "fp32"}
+            assert {repr(row) for row in table(kind, kind.file)} >= set(before[kind])
+        assert published == {path.name: path.read_bytes() for path in results.glob("*.npy")}
+        lines = output.splitlines()
+        assert [line.split()[-1] for line in lines if line.startswith("clean  ")] == [
+            "fp32",
+            "tf32",
+        ]
+        measured.clear()
+        for name in ("tf32", "fp32"):
+            code, output, _ = run_script(eval_script, f"{flags} --precision {name}")
+            assert code == 0 and "1 done before" in output and not measured, name
+        run = read_run(TREE_FOLDER)
+        assert {row.precision for row in run.swept_rows} == {"tf32"}
+        assert {row.precision for row in run.others} == {"fp32"}
+        assert others_in_words([run]) == ["rows in fp32"]
+
+    def test_a_sweep_that_does_not_tell_its_precision_was_in_tf32(self, run_of_three, run_script):
+        flags = f"{run_of_three} --neural-collapse --checkpoints 2"
+        assert run_script(eval_script, flags)[0] == 0
+        path = TREE_FOLDER / "results/metrics.csv"
+        now = rows(path)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [name for name in now[0] if name != "precision"])
+            writer.writeheader()
+            writer.writerows([{n: row[n] for n in writer.fieldnames} for row in now])
+        told = path.with_name("eval_args.json")
+        arguments = json.loads(told.read_text())
+        del arguments["precision"]
+        told.write_text(json.dumps(arguments))
+        assert run_script(eval_script, f"{flags} --precision fp32")[0] == 0
+        recorded = [row for row in table(Record, "metrics.csv") if row.swept]
+        assert sorted(row.precision for row in recorded) == ["fp32", "fp32", "tf32", "tf32"]
 
     def test_nc1_of_single_images_of_each_class_is_told_to_mean_nothing(self, tree, run_script):
         flags = f"{tree} --train-mode pgd_train --limit-train 3"

@@ -14,7 +14,7 @@ from robust_nc.reports.figures import all_plots
 from robust_nc.reports.groups import View, group_runs
 from robust_nc.reports.report import radii_in_words, summary_in_words
 from robust_nc.reports.runs import read_run
-from robust_nc.results.records import LeapRecord
+from robust_nc.results.records import AutoAttackRecord, LeapRecord
 
 NAME = "st_cifar_vgg11bn_l_inf_eps8.0"
 OWN = {"pgd_alpha": 2.0, "attack_iters": 10, "restarts": 1, "epochs": 3, "noise_level": 8.0}
@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 def pgd(value, radius=8.0, step=2.0, steps=10, epoch=2, kind="pgd", **known):
     attack = {"epsilon": radius, "step_size": step, "steps": steps, "restarts": 1}
-    return record(epoch, kind, value, precision="fp32", **attack | known)
+    return record(epoch, kind, value, **{"precision": "fp32"} | attack | known)
 
 
 def noisy(value, noise):
@@ -179,6 +179,26 @@ def test_lines_of_another_precision_say_so(run_script):
     assert told == [("clean", "fp32", "0.9"), ("clean", "bf16", "0.8"), ("pgd", "fp32", "0.5")]
     lines = summary_in_words([read_run(path)]).splitlines()[2:]
     assert [line.split(" | ")[3] for line in lines] == ["train, clean", "train, PGD, n = 100, fp32"]
+
+
+def test_one_precision_of_the_sweeps_is_drawn_and_the_table_has_all(run_script):
+    tested = filled(AutoAttackRecord, 0.25, epoch=2, split="test", images=100, epsilon=8.0)
+    paths = []
+    for seed in (1, 2):
+        rows = [pgd(0.5), pgd(0.25, precision="bf16"), clean(0.8, precision="bf16")]
+        paths.append(run_of(*rows[: 3 if seed == 1 else 1], seed=seed, precision="fp32"))
+    both = [replace(tested, precision=name) for name in ("fp32", "bf16")]
+    write_table(paths[0] / "results/autoattack.csv", AutoAttackRecord, both)
+    (paths[0] / "results/eval_args.json").write_text('{"precision": "bf16"}')
+    (paths[1] / "results/eval_args.json").write_text('{"precision": "fp32"}')
+    assert heights(drawn(*paths), NAME) == {"clean": [0.9], "PGD": [0.5]}
+    _, output, _ = run_script(plot, f"{paths[0]} {paths[1]} --table --split both")
+    assert f"{NAME}: measured as well, and not drawn: rows in bf16" in output.splitlines()
+    told = [(r["input"], r["precision"], r["seeds"]) for r in table() if r["split"] == "train"]
+    precisions = (("fp32", "1 2"), ("bf16", "1"))
+    assert sorted(told) == sorted((kind, *p) for kind in ("clean", "pgd") for p in precisions)
+    tested = [(r["input"], r["precision"]) for r in table() if r["input"] == "autoattack"]
+    assert sorted(tested) == [("autoattack", "bf16"), ("autoattack", "fp32")]
 
 
 def test_rows_of_one_table_name_their_attack_where_they_are_of_several():

@@ -195,6 +195,21 @@ def test_one_level_of_noise_is_shown():
     assert shown_conditions(rows, own, last, {"noise": 4.0}).noise == 4.0
 
 
+def test_rows_of_one_precision_are_shown():
+    told = {"epsilon": 8.0, "pgd_alpha": 2.0, "attack_iters": 10}
+    own, last = (conditions_of(told | {"precision": name}) for name in ("tf32", "bf16"))
+    clean, seen = make_record("clean", "eval"), make_record("clean", "train")
+    pgd = replace(make_record("pgd", "eval"), epsilon=8.0)
+    both = [row.as_now(8.0, under) for row in (clean, pgd) for under in (own, last)]
+    trained, strong = seen.as_now(8.0, own), replace(both[3], steps=50)
+    assert len({row.key for row in both}) == 4
+    assert shown_rows([trained, *both], own, last) == [both[0], both[2], trained]
+    assert shown_rows([trained, both[1], both[3]], own, last) == [both[1], both[3], trained]
+    # An attack that is asked for, in the precision that it was measured in.
+    shown = shown_conditions([*both, strong], own, last, {"steps": 50})
+    assert [row for row in (*both, strong) if shown.made(row)] == [both[1], strong]
+
+
 def test_a_bool_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "spectrum.csv"
     written = [spectrum(0, is_full=True), spectrum(1, is_full=False)]
