@@ -19,7 +19,7 @@ from robust_nc.data.datasets import Dataset
 from robust_nc.data.inputs import INPUTS, Strength
 from robust_nc.data.readers import Split
 from robust_nc.measuring.evaluator import Evaluator, Perturb
-from robust_nc.results.rows import SPLITS
+from robust_nc.results.rows import SPLITS, radius_of
 from utils import seed_everything
 
 Result = TypeVar("Result")
@@ -127,6 +127,11 @@ def input_parts(
         for split, name in product(splits, names)
         for radius in (radii if INPUTS[name].attacked else (0.0,))
     ]
+
+
+def part_of_input(row: Any) -> InputPart:
+    """The part that a row of a split and kind of input belongs to."""
+    return InputPart(row.split, row.input, radius_of(row))
 
 
 def key_of(epoch: int, part: InputPart) -> dict[str, Any]:

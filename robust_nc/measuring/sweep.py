@@ -18,7 +18,13 @@ from robust_nc.measuring.centres import MEANS_INPUTS, CentrePart, centre_inputs,
 from robust_nc.measuring.collapse import input_rows
 from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
 from robust_nc.measuring.leaps import SimplexPart, leap_rows, simplex_rows
-from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, input_parts
+from robust_nc.measuring.subject import (
+    CLEAN_TRAINING,
+    InputPart,
+    Subject,
+    input_parts,
+    part_of_input,
+)
 from robust_nc.measuring.vertices import MOST_POINTS
 from robust_nc.networks.blocks import FEATURES
 from robust_nc.networks.network import Network
@@ -34,7 +40,7 @@ from robust_nc.results.records import (
     Record,
     SimplexRecord,
 )
-from robust_nc.results.rows import SPLITS, Row, radius_of
+from robust_nc.results.rows import SPLITS, Row
 from robust_nc.results.run_folder import RunFolder, checkpoint_epochs, list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
@@ -227,7 +233,7 @@ class InputTask(Task):
         return parts_of(settings, asked_inputs(settings))
 
     def part_of(self, row: Record) -> InputPart:
-        return InputPart(row.split, row.input, radius_of(row))
+        return part_of_input(row)
 
     def is_whole(self, row: Record) -> bool:
         return not (INPUTS[row.input].targeted and math.isnan(row.own_distance))
@@ -246,7 +252,7 @@ class LayerTask(Task):
         return input_parts(SPLITS, LAYER_INPUTS, settings.epsilons) if settings.layerwise else []
 
     def part_of(self, row: LayerRecord) -> InputPart:
-        return InputPart(row.split, row.input, radius_of(row))
+        return part_of_input(row)
 
     def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
         return len(rows) >= len(network.blocks())
@@ -323,7 +329,7 @@ class LeapTask(Task):
         return placed_parts(settings) if settings.leaps else []
 
     def part_of(self, row: LeapRecord) -> InputPart:
-        return InputPart(row.split, row.input, radius_of(row))
+        return part_of_input(row)
 
     def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
         return sum(row.count for row in rows) == len(getattr(data, part.split))
@@ -345,7 +351,7 @@ class SimplexTask(Task):
         return [SimplexPart(*part, classes) for part in inputs]
 
     def part_of(self, row: SimplexRecord) -> SimplexPart:
-        return SimplexPart(row.split, row.input, radius_of(row), row.classes)
+        return SimplexPart(*part_of_input(row), row.classes)
 
     def work(self, part: SimplexPart) -> tuple:
         return self.shared, part.of_input

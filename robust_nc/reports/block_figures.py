@@ -73,11 +73,9 @@ def block_lines(group: Group, view: View) -> BlockLines | None:
     """
     group = group.measured(lambda run: run.at_own_epsilon(run.layers))
     tables = [run.at_own_epsilon(run.layers) for run in group.runs]
-    epochs = common([{row.epoch: row for row in table} for table in tables])
-    if not epochs:
-        tell_left_out(group, "layers", any(tables))
+    epoch, tables = at_last_epoch(group, "layers", tables)
+    if not tables:
         return None
-    tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
     lines = collect(
         tables,
         lambda row: LineName(row.split, row.input, row.images, row.precision),
@@ -85,7 +83,19 @@ def block_lines(group: Group, view: View) -> BlockLines | None:
     )
     lines = {name: line for name, line in lines.items() if common(line)}
     lines = {n: line for n, line in lines.items() if n.split in view.splits} or lines
-    return BlockLines(group, epochs[-1], lines, {row.index: row.layer for row in tables[0]})
+    return BlockLines(group, epoch, lines, {row.index: row.layer for row in tables[0]})
+
+
+def at_last_epoch(group: Group, figure: str, tables: list[list]) -> tuple[int, list[list]]:
+    """The last epoch that the tables of all seeds have, and their rows of it.
+
+    No tables where they have none in common: a line says so of those that hold anything.
+    """
+    epochs = common([{row.epoch: row for row in table} for table in tables])
+    if not epochs:
+        tell_left_out(group, figure, any(tables))
+        return -1, []
+    return epochs[-1], [[row for row in table if row.epoch == epochs[-1]] for table in tables]
 
 
 def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
@@ -188,11 +198,9 @@ def centres_of(group: Group) -> Centres | None:
     """Of the seeds that were measured; None where there is nothing that all of them have."""
     group = group.measured(lambda run: run.at_own_epsilon(run.centres))
     tables = [run.at_own_epsilon(run.centres) for run in group.runs]
-    epochs = common([{row.epoch: row for row in table} for table in tables])
-    if not epochs:
-        tell_left_out(group, "ncc", any(tables))
+    epoch, tables = at_last_epoch(group, "ncc", tables)
+    if not tables:
         return None
-    tables = [[row for row in table if row.epoch == epochs[-1]] for table in tables]
     names = [{row.layer for row in table} for table in tables]
     shared = set.intersection(*names)
     others = layer_order(group, set.union(*names) - shared)
@@ -202,7 +210,7 @@ def centres_of(group: Group) -> Centres | None:
     if not shared:
         return None
     tables = [[row for row in table if row.layer in shared] for table in tables]
-    return Centres(group, epochs[-1], tables, layer_order(group, shared))
+    return Centres(group, epoch, tables, layer_order(group, shared))
 
 
 def centre_plot(name: str, measured: list[Centres]) -> Plot:
@@ -243,23 +251,14 @@ def bar_curves(part: Centres, means: list[str]) -> list[Curve]:
                 (row for row in table if (row.layer, row.input) == (part.layers[-1], kind)),
                 key=lambda row: row.images,
             )
-            bars = {
-                means.index(r.means): Bar(r.ncc_accuracy, r.split, r.images, r.precision)
-                for r in rows
-            }
-            bars |= {
-                len(means): Bar(r.network_accuracy, r.split, r.images, r.precision) for r in rows
-            }
-            line.append(bars)
+            bars = {means.index(row.means): bar_of(row, "ncc_accuracy") for row in rows}
+            line.append(bars | {len(means): bar_of(row, "network_accuracy") for row in rows})
         if common(line):
             curves.append(Curve(input_style(kind), line, "value"))
     for curve in autoattack_curves(part.group)[:1]:
         if part.epoch in common(curve.line):
             of_epoch = [rows[part.epoch] for rows in curve.line]
-            line = [
-                {len(means): Bar(r.robust_accuracy, r.split, r.images, r.precision)}
-                for r in of_epoch
-            ]
+            line = [{len(means): bar_of(row, "robust_accuracy")} for row in of_epoch]
             curves.append(Curve(AUTOATTACK, line, "value"))
     return curves
 

@@ -23,7 +23,7 @@ WORDS = {
 ALONE = ("dataset", "model", "norm")  # whose values say what they are
 
 
-def in_words(differs: dict[str, str]) -> str:
+def in_words_of_papers(differs: dict[str, str]) -> str:
     """What sets runs apart, like "learning rate 0.1, weight decay 0.0005"."""
     words = [
         value if name in ALONE else f"{WORDS.get(name, name.replace('-', ' '))} {value}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.captions import in_words
+from robust_nc.reports.captions import in_words_of_papers
 from robust_nc.reports.groups import Group, Line, LineName, View, differences
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
 from robust_nc.reports.runs import PERTURBED
@@ -256,7 +256,7 @@ def mode_styles(groups: list[Group]) -> list[Style]:
             marker, color = (names[place % len(names)] for names in (MORE_MARKERS, MORE_COLORS))
             style = style._replace(marker=marker, color=color)
         seen[group.mode] += 1
-        label = ", ".join(filter(None, (group.file or style.label, in_words(differs))))
+        label = ", ".join(filter(None, (group.file or style.label, in_words_of_papers(differs))))
         styles.append(style._replace(label=label))
     return styles
 

@@ -152,7 +152,8 @@ def paint_simplex(rows: list[Row], epoch: int, *, animated: bool = False) -> Fig
     frame = frame_of([p for points in every_epoch or shown for p in points], middle)
     side = WIDTH / max(len(kinds), 2)
     height = side * (frame[3] - frame[2]) / (frame[1] - frame[0])
-    figure = Figure((WIDTH, len(rows) * height + 0.45 + 0.15 * animated), layout="constrained")
+    around = 0.6 if animated else 0.45  # of the legend, and of the epoch above
+    figure = Figure((WIDTH, len(rows) * height + around), layout="constrained")
     axes = figure.subplots(len(rows), len(kinds), squeeze=False)
     for number, (row, points, line) in enumerate(zip(rows, shown, axes, strict=True)):
         for kind, ax in zip(kinds, line, strict=True):
@@ -278,11 +279,12 @@ def paint_leaps(rows: list[Row], _: int) -> Figure:
             matrix = matrix_of(row.at(row.last), kind, classes)
             lost = matrix[:, -1].any()
             shown = paint_matrix(ax, matrix if lost else matrix[:, :-1])
-            names = [str(c) for c in range(classes)] + ["none"] * bool(lost)
+            names = [*map(str, range(classes)), *(["none"] if lost else [])]
             step = 1 if classes <= MOST_NUMBERS else classes // 5
             ax.set_xticks(range(0, len(names), step), names[::step])
             ax.set_yticks(range(0, classes, step), names[:classes:step])
-            ax.set_title(", ".join(filter(None, [row.label * (len(rows) > 1), INPUTS[kind].label])))
+            whose = f"{row.label}, " if len(rows) > 1 else ""
+            ax.set_title(f"{whose}{INPUTS[kind].label}")
             if number == len(rows) - 1:
                 ax.set_xlabel("Nearest clean class mean")
         line[0].set_ylabel("True class")
