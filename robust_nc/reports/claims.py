@@ -11,7 +11,7 @@ from itertools import combinations, product
 
 from robust_nc.build import DIGESTS
 from robust_nc.reports.criteria import CRITERIA
-from robust_nc.reports.criterion import Criterion, Outcome, Precondition
+from robust_nc.reports.criterion import Criterion, Outcome, Precondition, keeps
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.readings import Study
 from robust_nc.reports.runs import OF_SWEEP, Run, step_name
@@ -77,9 +77,14 @@ class Finding:
         return mean_and_std(self.finite)[1]
 
     @property
-    def scale(self) -> float:
-        """Of random class means; NaN where the criterion has no such scale."""
-        return mean_and_std([o.scale for o in self.outcomes.values()])[0]
+    def end(self) -> float:
+        """What the metric ends at; NaN where the criterion is on no end."""
+        return mean_and_std([o.end for o in (self.testable or self.outcomes).values()])[0]
+
+    @property
+    def random(self) -> float:
+        """The same of random class means, NaN where that is not known."""
+        return mean_and_std([o.random for o in self.outcomes.values()])[0]
 
     @property
     def kind(self) -> str:
@@ -93,7 +98,7 @@ class Finding:
     @property
     def met(self) -> int:
         """For how many testable seeds the criterion holds."""
-        return sum(self.criterion.holds(o.value, o.scale) for o in self.testable.values())
+        return sum(keeps(self.criterion.bound, o.value) for o in self.testable.values())
 
     @property
     def verdict(self) -> str:

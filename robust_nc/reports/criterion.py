@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from robust_nc.reports.readings import NotRun, Study, Value
 
 
-def keeps(bound: str, value: float, unit: float = 1.0) -> bool:
-    """Whether a number satisfies a bound like "<= 0.1", which is in multiples of the unit."""
+def keeps(bound: str, value: float) -> bool:
+    """Whether a number satisfies a bound like "<= 0.1"."""
     sign, number = bound.split()
-    limit = float(number) * unit
-    return value <= limit if sign == "<=" else value >= limit
+    return value <= float(number) if sign == "<=" else value >= float(number)
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,14 @@ class Outcome:
     """What one seed says of a criterion.
 
     value: NaN where it was not measured, infinite where there is none because a precondition fails.
-    scale: the value of random class means, NaN where the criterion has no such scale.
+    end, random: what the metric ends at, and its value of random class means; NaN where the
+        criterion is on no end.
     failed: the preconditions that do not hold, each with its value.
     """
 
     value: float = math.nan
-    scale: float = math.nan
+    end: float = math.nan
+    random: float = math.nan
     failed: tuple[tuple[Precondition, float], ...] = ()
 
     @property
@@ -46,9 +47,10 @@ class Criterion:
     """One measurable statement.
 
     value: from a study to a number, NaN where it was not measured.
-    bound: "<= 0.1" or ">= 10", what the number must satisfy; with `scale` in multiples of that.
+    bound: "<= 0.1" or ">= 10", what the number must satisfy.
     needs: its preconditions.
-    scale: the value of random class means, which the number stands beside.
+    end, random: what the metric ends at and what it is of random class means, which is told beside
+        the number and is not judged.
     part: what of a claim it is on, where that has several parts ("TRADES (batch)"); `text` begins
         with it.
     later: whether it was added when runs of the small scale had been looked at, which verdicts say.
@@ -60,7 +62,8 @@ class Criterion:
     value: Value
     bound: str
     needs: tuple[Precondition, ...] = ()
-    scale: Value | None = None
+    end: Value | None = None
+    random: Value | None = None
     part: str = ""
     later: bool = False
     main: bool = True
@@ -75,19 +78,13 @@ class Criterion:
         """Whether it is on what the claim may be due to, and not on the claim itself."""
         return self.part.startswith("control")
 
-    @property
-    def bound_in_words(self) -> str:
-        return self.bound + (" of random" if self.scale else "")
-
-    def holds(self, value: float, scale: float = math.nan) -> bool:
-        return keeps(self.bound, value, scale if self.scale else 1.0)
-
     def outcome(self, study: Study) -> Outcome:
         """What the study says; nothing where a run or a measurement is missing."""
         try:
             needed = [(need, need.value(study)) for need in self.needs]
-            value = self.value(study)
-            scale = self.scale(study) if self.scale else math.nan
+            value, end, random = (
+                read(study) if read else math.nan for read in (self.value, self.end, self.random)
+            )
         except NotRun:
             return Outcome()
         failed = tuple(
@@ -95,7 +92,6 @@ class Criterion:
             for need, of_need in needed
             if not math.isnan(of_need) and not keeps(need.bound, of_need)
         )
-        if failed:
-            return Outcome(value, scale, failed)
-        known = [of_need for _, of_need in needed] + ([scale] if self.scale else [])
-        return Outcome() if any(map(math.isnan, known)) else Outcome(value, scale)
+        if not failed and any(math.isnan(of_need) for _, of_need in needed):
+            return Outcome()
+        return Outcome(value, end, random, failed)

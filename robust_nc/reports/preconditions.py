@@ -1,7 +1,7 @@
 """Bounds that several criteria share, and what must be so before a criterion can be tested."""
 
 from robust_nc.reports.criterion import Precondition
-from robust_nc.reports.readings import AT, FITTED, ST, last, margin, ratio
+from robust_nc.reports.readings import AT, FITTED, ST, epochs_after_fit, last, margin, ratio
 from robust_nc.training.modes import MODES
 
 # A quantity has the same bound wherever it is asked for.
@@ -12,7 +12,7 @@ MEANS_AGREE = "<= 0.001"  # NC4, the share of images where class means and netwo
 ALIGNED = "<= 0.2"  # angle of AT's class means under PGD to the clean ones
 LESS_COLLAPSED = ">= 2"  # NC1 over that of another way to train
 AS_ROBUST = ">= -0.05"  # test accuracy under PGD, less that of another way to train
-RANDOM_SHARE = "<= 0.5"  # of the value of random class means
+TERMINAL = "<= 0.5"  # last epoch over the first that fits the training images
 NAMES = {
     "nc1": "NC1",
     "nc2_norm_activation": "NC2 norm",
@@ -32,6 +32,13 @@ def fits(mode: str) -> Precondition:
         f"{MODES[mode].label}: training accuracy",
         last(mode, "clean", "accuracy"),
         f">= {FITTED}",
+    )
+
+
+def goes_on_after_fit(mode: str) -> Precondition:
+    """A later epoch was measured than the first one at which the training images are fitted."""
+    return Precondition(
+        f"{MODES[mode].label}: epochs measured after the first fit", epochs_after_fit(mode), ">= 1"
     )
 
 

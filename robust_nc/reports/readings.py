@@ -180,21 +180,35 @@ def margin(mode: str, share: float) -> Value:
     return value
 
 
-def terminal_phase(mode: str) -> Value:
-    """Clean NC1 after the last epoch over that of the first epoch with the training images fitted.
+def fitted_epochs(run: Run) -> list[int]:
+    """The measured epochs at which the clean training images are fitted, ascending."""
+    return [e for e, a in run.series("clean", "accuracy").items() if a >= FITTED]
 
-    Infinite where none fits them, NaN where only the last one does, of those that were measured.
-    """
-    reached_by = last(mode, "clean", "nc1")
+
+def epochs_after_fit(mode: str) -> Value:
+    """How many epochs were measured after the first that fits; NaN where none does."""
 
     def value(study: Study) -> float:
-        run = study[mode]
-        fitted = [e for e, a in run.series("clean", "accuracy").items() if a >= FITTED]
-        if not fitted or fitted[0] >= run.last_epoch:
-            measured = not math.isnan(run.last("clean", "accuracy"))
-            return math.inf if measured and not fitted else math.nan
-        of_first = Reading(mode, lambda run: run.of_epoch(fitted[0], "clean"), "nc1")
-        return ratio(reached_by, of_first)(study)
+        fitted = fitted_epochs(study[mode])
+        later = [e for e in study[mode].series("clean", "accuracy") if fitted and e > fitted[0]]
+        return len(later) if fitted else math.nan
+
+    return value
+
+
+def terminal_phase(mode: str, metric: str) -> Value:
+    """A clean metric after the last epoch over that of the first with the training images fitted.
+
+    Infinite where no epoch fits them, or the last one is the first of those that were measured.
+    """
+    end = last(mode, "clean", metric)
+
+    def value(study: Study) -> float:
+        fitted = fitted_epochs(study[mode])
+        if not fitted or fitted[0] >= study[mode].last_epoch:
+            return math.nan if math.isnan(end(study)) else math.inf
+        start = Reading(mode, lambda run: run.of_epoch(fitted[0], "clean"), metric)
+        return ratio(end, start)(study)
 
     return value
 

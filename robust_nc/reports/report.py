@@ -42,13 +42,14 @@ def finding_row(finding: Finding) -> dict[str, Any]:
         "claim": finding.criterion.claim,
         "criterion": finding.criterion.text,
         **finding.setting._asdict(),
-        "bound": finding.criterion.bound_in_words,
+        "bound": finding.criterion.bound,
         "added_later": finding.criterion.later,
         "mean": "" if math.isnan(finding.mean) else finding.mean,
         "std": "" if math.isnan(finding.std) else finding.std,
         "seeds": " ".join(map(str, finding.values)),
         "values": " ".join(map(repr, finding.values.values())),
-        "random": "" if math.isnan(finding.scale) else finding.scale,
+        "end": "" if math.isnan(finding.end) else finding.end,
+        "random": "" if math.isnan(finding.random) else finding.random,
         "verdict": finding.verdict,
         "not_testable": finding.failed,
     } | ({"differs": finding.differs} if finding.differs else {})
@@ -105,7 +106,7 @@ def findings_in_words(findings: list[Finding]) -> str:
                 (
                     criterion.text + (" (added later)" if criterion.later else ""),
                     setting_in_words(finding.setting, finding.differs) if finding.outcomes else "-",
-                    criterion.bound_in_words,
+                    criterion.bound,
                     value_in_words(finding),
                     str(len(finding.values) or "-"),
                     verdict_in_words(finding),
@@ -118,9 +119,12 @@ def findings_in_words(findings: list[Finding]) -> str:
 
 
 def value_in_words(finding: Finding, form: str = ".4g", std_form: str = ".3g") -> str:
-    """Mean and deviation over the seeds, beside the value of random class means."""
+    """Mean and deviation over the seeds, with the end value and that of random class means."""
     value = with_spread(finding.mean, finding.std, form, std_form)
-    return value if math.isnan(finding.scale) else f"{value} (random: {finding.scale:.3g})"
+    if math.isnan(finding.end):
+        return value
+    random = "" if math.isnan(finding.random) else f", random {finding.random:.3g}"
+    return f"{value} (ends at {finding.end:.3g}{random})"
 
 
 def verdict_in_words(finding: Finding) -> str:

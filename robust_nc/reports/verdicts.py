@@ -93,7 +93,7 @@ def pivot(findings: list[Finding]) -> str:
     for finding in findings:
         criterion = finding.criterion
         if criterion.main:
-            rows[criterion.name] = f"{criterion.name} ({criterion.bound_in_words})"
+            rows[criterion.name] = f"{criterion.name} ({criterion.bound})"
             place = criterion.part, finding.setting, finding.differs
             columns.setdefault(place, {})[criterion.name] = finding
     columns = {

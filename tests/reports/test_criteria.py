@@ -211,7 +211,10 @@ def test_standard_training_does_not_pass_as_adversarial_training(judged):
     held = {text for text, f in found.items() if f.kind == HOLDS and text.startswith("AT")}
     # What holds says that its clean images collapse, as those of ST do.
     assert held == {
-        "AT: NC1, last epoch over the first with training accuracy >= 0.999",
+        *(
+            f"AT: {name}, last epoch over the first that fits"
+            for name in ("NC1", "NC2 norm", "NC2 angle", "NC3")
+        ),
         "AT: NC4",
         *(f"AT: {name} of clean images, first epoch over last" for name in ("NC1", "NC3")),
         "AT: NC2 angle of clean images, first epoch over last",
@@ -271,12 +274,16 @@ def test_seeds_that_are_not_testable_have_no_say(tmp_path, monkeypatch):
 
 
 def test_the_terminal_phase_begins_where_the_images_are_fitted(judged):
-    text = "ST: NC1, last epoch over the first with training accuracy >= 0.999"
+    text = "ST: NC1, last epoch over the first that fits"
     assert judged({ST: TRUE[ST]})[text].values == {1: 1.0 / 4.0}
     values, *others = TRUE[ST]
     late = values["clean"] | {"accuracy": (0.3, 0.998, 1.0)}
     found = judged({ST: (values | {"clean": late}, *others)})
-    assert found[text].kind == NOT_MEASURED  # it has just begun
+    assert found[text].kind == NOT_TESTABLE  # it has just begun
+    assert found[text].failed == "ST: epochs measured after the first fit 0, needs >= 1"
+    assert (found[text].end, found[text].random) == (1.0, pytest.approx(35.857, abs=1e-3))
+    row = finding_row(found[text])
+    assert (row["mean"], row["end"]) == ("", 1.0)
 
 
 def test_equal_loss_is_that_of_the_network_that_ends_higher(judged):
@@ -311,13 +318,14 @@ def test_verdicts_are_summed_up_and_stand_beside_their_values(tmp_path, monkeypa
         "cifar, PreActResNet18, l_inf, epsilon 8 (seeds: ST 1) |",
     ]
     cells = {line.split(". ")[0]: line.split(" | ")[1:] for line in lines[2:] if ". " in line}
-    assert cells["| 1"] == ["holds (9 of 9)", "not testable |"]
+    assert cells["| 1"] == ["holds (8 of 8)", "not testable |"]
     assert cells["| 4"] == ["not run", "not run |"]
     # One of four criteria says too little for the whole claim: those on AT were not tested.
     assert cells["| 7"][0] == "partly (2 of 2, 2 untested)"
-    [nc3] = [line for line in lines if line.startswith("| ST: NC3, last epoch (")]
+    [nc3] = [line for line in lines if line.startswith("| ST: NC3, last epoch over")]
     assert nc3 == (
-        "| ST: NC3, last epoch (<= 0.5 of random) | 0.1 ± 0 (random: 2) ✓ | 0.1 (random: 2) ○ |"
+        "| ST: NC3, last epoch over the first that fits (<= 0.5) | 0.25 ± 0 (ends at 0.1, random 2)"
+        " ✓ | - (ends at 0.1, random 2) ○ |"
     )
     why = next(line for line in lines if line.startswith("| not testable because"))
     assert why.endswith("| - | ST: training accuracy 0.998, needs >= 0.999 |")
