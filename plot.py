@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 
 from robust_nc.data.inputs import INPUTS
+from robust_nc.flags import PRECISIONS
 from robust_nc.parsing import Parser, positive_int, radius
 from robust_nc.reports.animation import gif_of
 from robust_nc.reports.attacks import (
@@ -131,6 +132,9 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
         ("--noise-level", radius, "of noisy images, in 1/255 units (default: the run's own)"),
     ):
         attack.add_argument(flag, type=kind, metavar="N", help=meaning)
+    attack.add_argument(
+        "--precision", choices=PRECISIONS, help="of the sweep (default: the training's own)"
+    )
 
 
 def table_told(argv: list[str]) -> list[str]:
@@ -154,6 +158,7 @@ def main() -> None:
     tell_attacks(groups, view)
     tell_swept(groups, view)
     if args.compare:
+        refuse_files(groups)
         compared = finished(with_attack(compare_plot(in_order(groups), view), view))
         plots: list[Plot | Picture] = [compared] if compared.panels else []
     else:
@@ -207,6 +212,16 @@ def animate(plots: list[Plot | Picture], args: argparse.Namespace) -> None:
             continue
         with matplotlib.rc_context(RC):
             write(args.out / f"{picture.name}.gif", gif_of(picture))
+
+
+def refuse_files(groups: list[Group]) -> None:
+    """Raise InputError where --compare is given files of weights, which have no epochs."""
+    files = [group.file for group in groups if group.file]
+    if files:
+        raise InputError(
+            f"--compare draws runs against epochs, of which {', '.join(files)} have none: without "
+            "--compare files of weights are drawn beside each other"
+        )
 
 
 def read_measured(path: Path, asked: dict[str, Any]) -> list[Run]:

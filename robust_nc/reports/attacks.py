@@ -15,7 +15,7 @@ from utils import InputError, logger
 # Field of Conditions -> the flag of plot.py that asks for it, named as that of eval.py.
 ATTACK_FLAGS = {"steps": "attack-iters", "step_size": "pgd-alpha", "restarts": "restarts"}
 NOISE_FLAGS = {"noise": "noise-level"}
-FLAGS = ATTACK_FLAGS | NOISE_FLAGS
+FLAGS = ATTACK_FLAGS | NOISE_FLAGS | {"precision": "precision"}
 
 
 def asked_in_words(asked: dict[str, Any]) -> tuple[str, ...]:
@@ -29,11 +29,13 @@ def _radius_in_words(value: Radius) -> str:
 
 
 def refuse_unmeasured(runs: list[Run], asked: dict[str, Any]) -> None:
-    """Raise InputError where an attack, or noise, is asked for that no run was measured with."""
+    """Raise InputError where no run was measured with the attack, noise or precision asked for."""
     rows = [row for run in runs for row in run.swept_rows]
     missing = asked.keys() & ATTACK_FLAGS.keys() if not any(row.by_pgd for row in rows) else set()
     if not any(row.noisy for row in rows):
         missing |= asked.keys() & NOISE_FLAGS.keys()
+    if not any(row.precision in ("", asked.get("precision")) for row in rows):
+        missing |= asked.keys() & {"precision"}
     if missing:
         words = asked_in_words({name: asked[name] for name in FLAGS if name in missing})
         there = "; ".join(others_in_words(runs))
@@ -71,9 +73,8 @@ def foreign_in_words(run: Run) -> list[str]:
 
 
 def others_in_words(runs: list[Run]) -> list[str]:
-    """Each of the other attacks and levels of noise, with the flags of plot.py that show it.
-
-    And each other precision, which no flag shows: the tables have its rows.
+    """Each of the other attacks, levels of noise and precisions, with the flags of plot.py that
+    show it.
     """
     words: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -83,7 +84,8 @@ def others_in_words(runs: list[Run]) -> list[str]:
         in_any_precision = replace(run.shown_under, precision="")
         for row in sorted(run.others, key=lambda row: (row.noisy, row.perturbed_by, row.epsilon)):
             if in_any_precision.made(row):
-                words.setdefault("", {})[f"rows in {row.precision}"] = None
+                flags = f"--precision {row.precision}"
+                words.setdefault(flags, {})[f"rows in {row.precision}"] = None
                 continue
             told = perturbed_in_words(row, unit) or "an attack that is untold"
             words.setdefault(flags_of(row, base), {})[told] = None

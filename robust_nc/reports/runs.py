@@ -249,7 +249,7 @@ class Shown(NamedTuple):
     others: list
 
 
-def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, float] | None = None) -> Shown:
+def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, Any] | None = None) -> Shown:
     """Of the rows of a folder those of one attack, noise and precision.
 
     Args:

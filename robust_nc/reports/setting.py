@@ -61,8 +61,8 @@ def seeds_in_words(seeds: Iterable[int]) -> str:
     return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
-def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, float]:
-    """What is asked for of an attack and noise, in the units of a data set's --epsilon."""
+def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """What is asked for of an attack, noise and precision, in the units of a data set's --epsilon."""
     units = {"step_size": units_of(dataset), "noise": 255}
     return {
         name: value.in_units(units[name]) if name in units else value

@@ -69,7 +69,8 @@ def tables(groups: list[Group], view: View) -> tuple[str, str]:
                 value = {"metric": metric.name, "mean": mean, "std": std}
                 writer.writerow(without_nan(place | value))
             rows.append([*cells, place["attack"] or "-", place["precision"] or "-", line.seeds])
-        parts.append(f"**{group.title()}**\n\n{markdown(heads, rows)}")
+        if rows:
+            parts.append(f"**{group.title()}**\n\n{markdown(heads, rows)}")
     return "\n".join([*parts, f"{NC1_DEFINITION}\n"]), content.getvalue()
 
 

@@ -110,7 +110,7 @@ def shown_rows(rows: Iterable, own: Conditions, last: Conditions) -> list:
 
 
 def shown_conditions(
-    rows: Iterable, own: Conditions, last: Conditions, asked: Mapping[str, float] | None = None
+    rows: Iterable, own: Conditions, last: Conditions, asked: Mapping[str, Any] | None = None
 ) -> Conditions:
     """The one precision, attack and level of noise of which rows are set beside each other.
 
@@ -125,7 +125,7 @@ def shown_conditions(
         asked: the fields of another one; what it leaves out is the run's own.
     """
     rows, asked = list(rows), dict(asked or {})
-    precision = _shown_precision(rows, own, last, asked)
+    precision = asked.pop("precision", "") or _shown_precision(rows, own, last, asked)
     rows = [row for row in rows if row.precision in ("", precision)]
     own, last = replace(own, precision=precision), replace(last, precision=precision)
     noise = asked.pop("noise", None) or _shown_noise(rows, own.noise, last.noise)

@@ -666,7 +666,7 @@ class TestWhatARowWasMeasuredWith:
         run = read_run(TREE_FOLDER)
         assert {row.precision for row in run.swept_rows} == {"tf32"}
         assert {row.precision for row in run.others} == {"fp32"}
-        assert others_in_words([run]) == ["rows in fp32"]
+        assert others_in_words([run]) == ["rows in fp32 (--precision fp32)"]
 
     def test_a_sweep_that_does_not_tell_its_precision_was_in_tf32(self, run_of_three, run_script):
         flags = f"{run_of_three} --neural-collapse --checkpoints 2"

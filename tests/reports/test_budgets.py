@@ -193,12 +193,27 @@ def test_one_precision_of_the_sweeps_is_drawn_and_the_table_has_all(run_script):
     (paths[1] / "results/eval_args.json").write_text('{"precision": "fp32"}')
     assert heights(drawn(*paths), NAME) == {"clean": [0.9], "PGD": [0.5]}
     _, output, _ = run_script(plot, f"{paths[0]} {paths[1]} --table --split both")
-    assert f"{NAME}: measured as well, and not drawn: rows in bf16" in output.splitlines()
+    assert (
+        f"{NAME}: measured as well, and not drawn: rows in bf16 (--precision bf16)"
+        in output.splitlines()
+    )
     told = [(r["input"], r["precision"], r["seeds"]) for r in table() if r["split"] == "train"]
     precisions = (("fp32", "1 2"), ("bf16", "1"))
     assert sorted(told) == sorted((kind, *p) for kind in ("clean", "pgd") for p in precisions)
     tested = [(r["input"], r["precision"]) for r in table() if r["input"] == "autoattack"]
     assert sorted(tested) == [("autoattack", "bf16"), ("autoattack", "fp32")]
+
+
+def test_another_precision_is_drawn_where_it_is_asked_for(run_script):
+    path = run_of(pgd(0.5), pgd(0.25, precision="bf16"), precision="fp32")
+    assert heights(drawn(path), NAME)["PGD"] == [0.5]
+    own = {"precision": "bf16"}
+    assert {row.accuracy for row in read_run(path, own).of_epoch(2, "pgd")} == {0.25}
+    code, output, _ = run_script(plot, f"{path} --precision bf16")
+    assert code == 0 and "rows in fp32 (--precision fp32)" in output
+    assert Path(f"figures/{NAME}_precisionbf16.png").is_file()
+    code, _, error = run_script(plot, f"{path} --precision tf32")
+    assert code == 1 and "nothing was measured with --precision tf32" in error
 
 
 def test_rows_of_one_table_name_their_attack_where_they_are_of_several():

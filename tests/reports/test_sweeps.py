@@ -20,6 +20,7 @@ from robust_nc.reports.sweeps import given_runs, runs_at
 from robust_nc.reports.table import tables
 from robust_nc.results.records import CENTRE_INPUTS, CentreRecord, LayerRecord, LeapRecord
 from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.tables import NC1_DEFINITION
 from utils import InputError
 
 NAMES = {"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf", "epsilon": 8.0, "seed": 1}
@@ -97,6 +98,8 @@ def test_leaps_and_the_simplex_are_drawn_of_every_file():
     assert leaps.title.startswith("Leaps: A.pth and B.pth; ")
     titles = [ax.get_title() for ax in leaps.paint(0).axes]
     assert {title.split(",")[0] for title in titles if title} == {"A.pth", "B.pth"}
+    words, table = tables(group_runs(runs_at(Path("res"))), View())  # which have no leaps
+    assert (words, len(table.splitlines())) == (f"{NC1_DEFINITION}\n", 1)
 
 
 def test_files_and_runs_stand_side_by_side_in_tables_for_papers():
@@ -114,6 +117,12 @@ def test_plot_draws_the_folder_and_what_lies_beside_runs(monkeypatch):
     assert Path("figures/epsilon_cifar_vgg11bn_l_inf.png").is_file()
     table = Path("figures/table.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in table[1:]} == {"A.pth", "B.pth", "std_train"}
+
+
+def test_files_are_not_compared_against_epochs(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(make_results()), "--compare"])
+    with pytest.raises(InputError, match=r"--compare draws runs .* A.pth, B.pth have none"):
+        plot.main()
 
 
 def test_files_are_named_by_their_last_part_where_that_tells_them_apart():
