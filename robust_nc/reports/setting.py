@@ -62,7 +62,7 @@ def seeds_in_words(seeds: Iterable[int]) -> str:
 
 
 def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """What is asked for of an attack, noise and precision, in the units of a data set's --epsilon."""
+    """The attack, noise and precision asked for, in the units of a data set's --epsilon."""
     units = {"step_size": units_of(dataset), "noise": 255}
     return {
         name: value.in_units(units[name]) if name in units else value

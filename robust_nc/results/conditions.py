@@ -131,7 +131,7 @@ def shown_conditions(
     noise = asked.pop("noise", None) or _shown_noise(rows, own.noise, last.noise)
     attack = _shown_attack([row for row in rows if row.by_pgd], own, last)
     if asked:
-        attack = replace(own if own.steps else attack, **asked)  # type: ignore[arg-type]
+        attack = replace(own if own.steps else attack, **asked)
         if "step_size" in asked:
             attack = replace(attack, epsilon=0.0, step_sizes={})
     return replace(attack, noise=noise, precision=precision)

@@ -18,7 +18,7 @@ from robust_nc.reports.latex import latex_tables
 from robust_nc.reports.runs import read_run
 from robust_nc.reports.sweeps import given_runs, runs_at
 from robust_nc.reports.table import tables
-from robust_nc.results.records import CENTRE_INPUTS, CentreRecord, LayerRecord, LeapRecord
+from robust_nc.results.records import CENTRE_INPUTS, CentreRecord, LayerRecord, LeapRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import NC1_DEFINITION
 from utils import InputError
@@ -98,7 +98,14 @@ def test_leaps_and_the_simplex_are_drawn_of_every_file():
     assert leaps.title.startswith("Leaps: A.pth and B.pth; ")
     titles = [ax.get_title() for ax in leaps.paint(0).axes]
     assert {title.split(",")[0] for title in titles if title} == {"A.pth", "B.pth"}
-    words, table = tables(group_runs(runs_at(Path("res"))), View())  # which have no leaps
+
+
+def test_leaps_alone_make_no_table():
+    run = RunFolder(make_run(epochs=(0,)), standard=False)
+    run.table(Record).unlink()
+    leap = {"true_class": 0, "nearest_class": 1, "count": 4, "images": 4}
+    run.append([LeapRecord(epoch=0, split="train", input="pgd", epsilon=8.0, **leap)])
+    words, table = tables(group_runs([read_run(run.path)]), View())
     assert (words, len(table.splitlines())) == (f"{NC1_DEFINITION}\n", 1)
 
 
