@@ -41,7 +41,8 @@ from robust_nc.results.records import (
     SimplexRecord,
 )
 from robust_nc.results.rows import SPLITS, Row
-from robust_nc.results.run_folder import RunFolder, checkpoint_epochs, list_runs
+from robust_nc.results.run_folder import RunFolder, checkpoint_epochs
+from robust_nc.results.run_search import list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
 

@@ -220,7 +220,7 @@ def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
     Raises:
         InputError: a damaged file, or an unknown setting.
     """
-    return read_tables(RunFolder(path, standard=False), asked)
+    return read_tables(RunFolder(path), asked)
 
 
 def read_tables(folder: RunFolder, asked: Mapping[str, Any] | None = None) -> Run:
