@@ -26,16 +26,16 @@ from robust_nc.measuring.subject import (
     part_of_input,
 )
 from robust_nc.measuring.vertices import MOST_POINTS
-from robust_nc.networks.blocks import FEATURES
+from robust_nc.networks.any_network import FEATURES
 from robust_nc.networks.network import Network
 from robust_nc.results.files import sha256
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     ADAPTIVE,
     CENTRE_INPUTS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,

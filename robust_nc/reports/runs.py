@@ -19,21 +19,19 @@ from robust_nc.reports.setting import (
 from robust_nc.results.conditions import Conditions, shown_conditions
 from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     ADAPTIVE,
-    SPLITS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
     at_epsilon,
     measured_alike,
-    radius_of,
 )
-from robust_nc.results.rows import Row
+from robust_nc.results.rows import SPLITS, Row, radius_of
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Means, keys_that, with_former_values
 from utils import InputError, logger

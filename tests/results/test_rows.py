@@ -50,13 +50,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def as_recorded(folder):
-    return RunFolder(folder.path, standard=True).rows(Spectrum)
+    return RunFolder(folder.path).rows(Spectrum)
 
 
 def test_a_row_type_without_an_epsilon_is_read_and_rewritten(folder):
     expected = [spectrum(0), spectrum(0, "train.py"), spectrum(1, is_full=True)]
     assert as_recorded(folder) == expected
-    RunFolder(folder.path, standard=True).append([spectrum(2)], rank=1)
+    RunFolder(folder.path).append([spectrum(2)], rank=1)
     folder.settle()
     assert as_recorded(folder) == [*expected, spectrum(2)]
     assert (folder.results / "spectrum.csv").read_text().splitlines()[:2] == [
