@@ -235,8 +235,9 @@ class RunFolder:
         other rows are appended to a file of the rank's own beside it: a checkpoint takes no longer
         the more there are, and no rank waits for another, or loses what another has written.
 
-        Of 400 checkpoints each takes 8 ms (metrics.csv, 6 rows a checkpoint), 7 ms (layers.csv, 72)
-        and 46 ms (simplex.csv, 2,814, of which 14 ms are the processor's); `settle` takes 3 s.
+        On a busy machine each of 400 checkpoints takes 8 ms of metrics.csv (6 rows a checkpoint), 5
+        ms of layers.csv (72) and 45 ms of simplex.csv (2,814; 15 of them the processor's), the last
+        no more than the first. `settle` takes 0.2, 0.1 and 5 s.
         """
         row_type = type(rows[0])
         table = self._table(row_type)
