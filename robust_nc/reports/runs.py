@@ -254,8 +254,8 @@ def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, Any] | None =
         asked: fields of Conditions, of another one than the run's own, in the rows' units.
     """
     under = shown_conditions(rows, folder.trained_under(), folder.swept_under(), asked)
-    others = [row for row in rows if not under.made(row)]
-    return Shown(under, [row for row in rows if under.made(row)], others)
+    others = [row for row in rows if not under.matches(row)]
+    return Shown(under, [row for row in rows if under.matches(row)], others)
 
 
 def make_run(

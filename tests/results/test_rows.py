@@ -182,7 +182,7 @@ def test_an_attack_that_is_asked_for_is_shown_with_the_run_s_own_for_the_rest():
         ({"restarts": 2}, []),
     ):
         shown = shown_conditions(rows, own, own, asked)
-        made = [(row.epsilon, row.steps) for row in rows if shown.made(row)]
+        made = [(row.epsilon, row.steps) for row in rows if shown.matches(row)]
         assert made == expected, asked
 
 
@@ -207,7 +207,7 @@ def test_rows_of_one_precision_are_shown():
     assert shown_rows([trained, both[1], both[3]], own, last) == [both[1], both[3], trained]
     # An attack that is asked for, in the precision that it was measured in.
     shown = shown_conditions([*both, strong], own, last, {"steps": 50})
-    assert [row for row in (*both, strong) if shown.made(row)] == [both[1], strong]
+    assert [row for row in (*both, strong) if shown.matches(row)] == [both[1], strong]
 
 
 def test_a_bool_is_read_as_it_was_written(tmp_path):
