@@ -12,11 +12,12 @@ from test_scripts import TREE_FOLDER, make_folder, make_record, rows, series
 import eval as eval_script
 import train
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.results import files, run_folder
+from robust_nc.results import files, run_folder, run_search
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_search import list_runs
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -287,3 +288,11 @@ class TestAnEarlierVersionsJournal:
             journal.write_bytes(content)
             with pytest.raises(InputError, match=r"\.metrics\.csv\.added: damaged"):
                 make_folder(tmp_path).rows(Record)
+
+
+def test_the_search_for_runs_ends_after_some_seconds(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path)
+    folder.write_arguments(folder.args_file, {"epsilon": 8.0})
+    assert list_runs(tmp_path / "missing") == f"the runs below {tmp_path}: {folder.path}"
+    monkeypatch.setattr(run_search, "SEARCH_SECONDS", -1.0)
+    assert list_runs(tmp_path, tmp_path) == f"there are no runs below {tmp_path}"
