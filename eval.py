@@ -45,9 +45,10 @@ from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
 from robust_nc.results.conditions import Conditions, conditions_of
-from robust_nc.results.files import read_json, write_json
+from robust_nc.results.files import read_json
 from robust_nc.results.records import TABLES, Record
-from robust_nc.results.run_folder import FILES, HASHES, RunFolder, list_runs
+from robust_nc.results.run_folder import FILES, HASHES, RunFolder
+from robust_nc.results.run_search import list_runs
 from robust_nc.results.tables import attack_in_words, describe_record, table_lines
 from robust_nc.settings import Settings
 from utils import (
@@ -258,7 +259,7 @@ def open_results(sweep: Sweep) -> None:
         if dropped:
             logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
     elif any(run.swept_rows(row_type) for row_type in TABLES):
-        earlier = read_json(run.sweep_file) or {}
+        earlier = run.arguments(run.sweep_file)
         differing = other_sweep(now, earlier, build.other_images(sweep.data, earlier))
         if differing:
             raise InputError(
@@ -266,7 +267,7 @@ def open_results(sweep: Sweep) -> None:
             )
     run.merge()  # what a sweep that was killed has left
     run.tell_conditions()
-    write_json(run.sweep_file, now)
+    run.write_arguments(run.sweep_file, now)
 
 
 def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> None:

@@ -47,7 +47,8 @@ from robust_nc.reports.runs import PERTURBED, Run
 from robust_nc.reports.style import RC
 from robust_nc.reports.sweeps import folder_at, runs_at
 from robust_nc.reports.table import tables
-from robust_nc.results.records import SPLITS, TABLES, Record
+from robust_nc.results.records import TABLES, Record
+from robust_nc.results.rows import SPLITS
 from utils import InputError, atomic_open, logger, run_script
 
 TABLE_FORMS = ("markdown", "latex")

@@ -274,7 +274,7 @@ def is_as_planned(planned: Planned) -> bool:
     arguments = read_json(planned.folder / "args.json")
     if not arguments:
         return False
-    folder = RunFolder(planned.folder, standard=False)
+    folder = RunFolder(planned.folder)
     rows = [row for row_type in TABLES for row in folder.rows(row_type)]
     swept = swept_with(folder, choose_rows(folder, rows).rows)
     differing = other_than_planned(planned, arguments, swept)

@@ -31,7 +31,7 @@ from robust_nc.going_on import (
 )
 from robust_nc.networks.network import weight_bytes
 from robust_nc.results.conditions import conditions_of
-from robust_nc.results.files import Writer, free_disk, write_json
+from robust_nc.results.files import Writer, free_disk
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
@@ -105,7 +105,8 @@ def main() -> None:
             logger.info(f"{run.path} is finished: {settings.epochs} epochs")
             return
         told = build.describe_run(settings, data, statistics)
-        write_json(run.args_file, told | init_hash(settings, run.trained_with()))
+        told |= init_hash(settings, run.trained_with())
+        run.write_arguments(run.args_file, told)
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
             f"training and {len(data.test)} test images, {data.num_classes} classes, on "

@@ -7,7 +7,8 @@ from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import ATTACK, DATA, RUN, SWEEP_FLAGS
 from robust_nc.going_on import flags_of_run
 from robust_nc.results.conditions import FORMER, Conditions
-from robust_nc.results.run_folder import FILES, RunFolder, list_runs
+from robust_nc.results.run_folder import FILES, RunFolder
+from robust_nc.results.run_search import list_runs
 from robust_nc.settings import (
     STATISTICS,
     Means,

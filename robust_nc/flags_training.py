@@ -11,7 +11,7 @@ from robust_nc.parsing import (
     positive_int,
     share_below_1,
 )
-from robust_nc.results.run_folder import list_runs
+from robust_nc.results.run_search import list_runs
 from robust_nc.settings import Means, flag
 from robust_nc.training.modes import MART_LAMBDA, TRADES_BETA
 from robust_nc.training.schedules import SCHEDULES

@@ -5,8 +5,7 @@ from typing import Any
 
 from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import TRAIN_FLAGS
-from robust_nc.results.files import read_json, read_rows, sha256
-from robust_nc.results.history import EpochSummary
+from robust_nc.results.files import read_json, sha256
 from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import STATISTICS, Settings, with_former_values
@@ -63,7 +62,7 @@ def deleted_by_resuming(epoch: int, run: RunFolder) -> str | None:
         return f"{run.checkpoint(later[0])} would be replaced by --resume {epoch}{more}"
     lost = []
     tables = {run.table(row_type).name: run.rows(row_type) for row_type in TABLES}
-    tables["history.csv"] = read_rows(run.path / "history.csv", EpochSummary)
+    tables["history.csv"] = run.history
     for name, rows in tables.items():
         epochs = sorted({row.epoch for row in rows if row.epoch >= epoch})
         if epochs:

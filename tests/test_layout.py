@@ -51,6 +51,25 @@ def imports(name):
     return found & FILES.keys()
 
 
+def defined_names(path):
+    """What a file has at its top level, what it imports left out."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_name_is_imported_from_the_file_that_defines_it(name):
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in FILES:
+            elsewhere = {alias.name for alias in node.names} - defined_names(FILES[node.module])
+            assert not elsewhere, node.module
+
+
 def test_the_root_shows_what_a_person_runs_or_copies():
     at_root = {path.stem for path in ROOT.glob("*.py")}
     assert at_root == {*WINGS[0].split(), *SCRIPTS}

@@ -26,22 +26,23 @@ from robust_nc.measuring.subject import (
     part_of_input,
 )
 from robust_nc.measuring.vertices import MOST_POINTS
-from robust_nc.networks.blocks import FEATURES
+from robust_nc.networks.any_network import FEATURES
 from robust_nc.networks.network import Network
 from robust_nc.results.files import sha256
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     ADAPTIVE,
     CENTRE_INPUTS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
 )
 from robust_nc.results.rows import SPLITS, Row
-from robust_nc.results.run_folder import RunFolder, checkpoint_epochs, list_runs
+from robust_nc.results.run_folder import RunFolder, checkpoint_epochs
+from robust_nc.results.run_search import list_runs
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
 

@@ -68,7 +68,7 @@ def foreign_in_words(run: Run) -> list[str]:
     """The attacks and levels of noise that are shown, and are not those of the run's training."""
     own, unit = run.folder.trained_under(), units_of(run.setting.dataset)
     own = replace(own, precision="")  # which lines of another one tell
-    rows = [row for row in run.swept_rows if not own.made(row)]
+    rows = [row for row in run.swept_rows if not own.matches(row)]
     return [perturbed_in_words(row, unit) for row in rows] if own.steps else []
 
 
@@ -83,7 +83,7 @@ def others_in_words(runs: list[Run]) -> list[str]:
         unit = units_of(run.setting.dataset)
         in_any_precision = replace(run.shown_under, precision="")
         for row in sorted(run.others, key=lambda row: (row.noisy, row.perturbed_by, row.epsilon)):
-            if in_any_precision.made(row):
+            if in_any_precision.matches(row):
                 flags = f"--precision {row.precision}"
                 words.setdefault(flags, {})[f"rows in {row.precision}"] = None
                 continue

@@ -17,12 +17,8 @@ from robust_nc.reports.comparisons import (
 from robust_nc.reports.groups import Group, Line, LineName, View, collect, common
 from robust_nc.reports.panels import Curve, Panel, Plot, autoattack_curves, tell_left_out
 from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
-from robust_nc.results.records import (
-    CENTRE_INPUTS,
-    LAYER_METRICS,
-    AutoAttackRecord,
-    CentreRecord,
-)
+from robust_nc.results.layer_rows import LAYER_METRICS
+from robust_nc.results.records import CENTRE_INPUTS, AutoAttackRecord, CentreRecord
 from utils import logger
 
 GROUPS_PER_FIGURE = 5

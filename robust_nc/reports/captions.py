@@ -4,7 +4,7 @@ import re
 
 from robust_nc.reports.drawing import drops_of
 from robust_nc.reports.panels import Picture, Plot
-from robust_nc.results.records import SPLITS
+from robust_nc.results.rows import SPLITS
 
 # Flags whose names are not what papers call them.
 WORDS = {

@@ -10,7 +10,8 @@ import numpy as np
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.runs import OF_SWEEP, PERTURBED, Run
 from robust_nc.reports.setting import safe, seeds_in_words
-from robust_nc.results.records import ADAPTIVE, SPLITS
+from robust_nc.results.records import ADAPTIVE
+from robust_nc.results.rows import SPLITS
 from robust_nc.training.modes import MODES
 from utils import InputError
 

@@ -10,7 +10,7 @@ from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
 from robust_nc.reports.setting import radius_in_words, safe, unit_of
 from robust_nc.reports.style import Style, split_style
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, radius_of
+from robust_nc.results.rows import SPLITS, radius_of
 from utils import logger
 
 

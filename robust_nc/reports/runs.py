@@ -19,21 +19,19 @@ from robust_nc.reports.setting import (
 from robust_nc.results.conditions import Conditions, shown_conditions
 from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     ADAPTIVE,
-    SPLITS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
     at_epsilon,
     measured_alike,
-    radius_of,
 )
-from robust_nc.results.rows import Row
+from robust_nc.results.rows import SPLITS, Row, radius_of
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.settings import Means, keys_that, with_former_values
 from utils import InputError, logger
@@ -220,7 +218,7 @@ def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
     Raises:
         InputError: a damaged file, or an unknown setting.
     """
-    return read_tables(RunFolder(path, standard=False), asked)
+    return read_tables(RunFolder(path), asked)
 
 
 def read_tables(folder: RunFolder, asked: Mapping[str, Any] | None = None) -> Run:
@@ -256,8 +254,8 @@ def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, Any] | None =
         asked: fields of Conditions, of another one than the run's own, in the rows' units.
     """
     under = shown_conditions(rows, folder.trained_under(), folder.swept_under(), asked)
-    others = [row for row in rows if not under.made(row)]
-    return Shown(under, [row for row in rows if under.made(row)], others)
+    others = [row for row in rows if not under.matches(row)]
+    return Shown(under, [row for row in rows if under.matches(row)], others)
 
 
 def make_run(

@@ -23,17 +23,17 @@ from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 from utils import InputError
 
-SWEEP_FILE = RunFolder(Path(), standard=False).sweep_file.name
+SWEEP_FILE = RunFolder(Path()).sweep_file.name
 
 
 def folder_at(path: Path) -> RunFolder:
     """The folder of a run, or of the results that lie in `path` itself."""
     if path.name == "results" and (path.parent / "args.json").is_file():
-        return RunFolder(path.parent, standard=False)
+        return RunFolder(path.parent)
     if (path / "args.json").is_file() or not is_alone(path):
-        return RunFolder(path, standard=False)
+        return RunFolder(path)
     run = Path((read_json(path / SWEEP_FILE) or {}).get("run") or path)
-    return RunFolder(run if run.is_dir() else path, standard=False, results=path)
+    return RunFolder(run if run.is_dir() else path, results=path)
 
 
 def is_alone(path: Path) -> bool:

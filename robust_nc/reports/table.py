@@ -9,7 +9,8 @@ from robust_nc.reports.groups import Group, Line, View, average, collect, common
 from robust_nc.reports.runs import rows_of
 from robust_nc.reports.setting import radius_in_words, units_of
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import AutoAttackRecord, Record, radius_of
+from robust_nc.results.records import AutoAttackRecord, Record
+from robust_nc.results.rows import radius_of
 from robust_nc.results.tables import (
     NC1_DEFINITION,
     markdown,

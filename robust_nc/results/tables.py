@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS, place_of
+from robust_nc.results.layer_rows import LAYER_METRICS, LayerRecord
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
-    LAYER_METRICS,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,

@@ -15,7 +15,8 @@ from robust_nc.reports.claims import judge
 from robust_nc.reports.groups import group_runs
 from robust_nc.reports.readings import AT, FROZEN, ST
 from robust_nc.reports.runs import copy_runs, read_runs
-from robust_nc.results.records import CentreRecord, LayerRecord
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CentreRecord
 from robust_nc.results.run_folder import RunFolder
 
 FALL = "AT: NC1 of clean images, first epoch over last"
@@ -179,7 +180,7 @@ def test_nearest_centres_that_a_weak_attack_left_too_high_are_not_measured():
     for attempts, path in paths.items():
         key = {"epoch": 9, "split": "test", "means": "clean", "layer": "features", "epsilon": 8.0}
         row = filled(CentreRecord, 0.05, **key, input="adaptive", attempts=attempts)
-        RunFolder(path, standard=True).append([row])
+        RunFolder(path).append([row])
     name = "ST: nearest-centre test accuracy under the attack on it"
     runs = read_runs(paths.values())
     assert values_of(runs, name) == {"": {2: 0.05}}
@@ -189,7 +190,7 @@ def test_nearest_centres_that_a_weak_attack_left_too_high_are_not_measured():
 def test_runs_of_one_path_have_folders_of_their_own_in_the_evidence():
     paths = [run_with(AT, 1, place, flags={"lr_max": rate}) for place, rate in (("a", 1), ("b", 2))]
     key = {"index": 0, "features": 8}
-    RunFolder(paths[0], standard=False).append(
+    RunFolder(paths[0]).append(
         [filled(LayerRecord, 0.5, **key, epoch=9, split="train", input="clean", layer="b0")]
     )
     for _ in range(2):

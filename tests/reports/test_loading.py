@@ -57,7 +57,7 @@ def test_a_copy_of_a_run_is_told_and_a_weak_attack_is_left_out():
         load_runs(paths)
     row = {"epoch": 1, "split": "test", "means": "clean", "input": "adaptive"}
     row |= {"ncc_accuracy": 0.25, "network_accuracy": 0.5}
-    RunFolder(paths[0], standard=True).append([CentreRecord(**row)])
+    RunFolder(paths[0]).append([CentreRecord(**row)])
     assert load_runs(paths[0], "ncc") == []
 
 
@@ -65,9 +65,7 @@ def test_other_tables_and_what_was_not_measured():
     path = make_run(flags={})
     assert load_runs(path, "layers") == []
     row = {"epoch": 1, "split": "test", "means": "clean", "input": "clean"}
-    RunFolder(path, standard=True).append(
-        [CentreRecord(**row, ncc_accuracy=0.25, network_accuracy=0.5)]
-    )
+    RunFolder(path).append([CentreRecord(**row, ncc_accuracy=0.25, network_accuracy=0.5)])
     [read] = load_runs(path, "ncc")
     assert (read["seed"], read["ncc_accuracy"], read["run_epsilon"]) == (1, 0.25, 8.0)
 

@@ -30,10 +30,10 @@ from robust_nc.reports.groups import View, average, group_runs
 from robust_nc.reports.radius_figures import epsilon_plots
 from robust_nc.reports.runs import read_run
 from robust_nc.results.history import EpochSummary
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
@@ -1402,7 +1402,7 @@ def test_seeds_with_other_layers_of_nearest_centres_are_drawn_with_those_of_all(
             for layer in layers
             for kind in ("clean", "pgd", "adaptive")
         ]
-        RunFolder(paths[-1], standard=True).append(rows)
+        RunFolder(paths[-1]).append(rows)
     code, output, error = run_script(plot, " ".join(map(str, paths)))
     assert (code, error) == (0, "")
     assert "ncc: left out, not measured by all seeds: block2" in output.replace(

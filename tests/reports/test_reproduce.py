@@ -25,7 +25,8 @@ from robust_nc.reports.plan import CLAIMS_OF
 from robust_nc.reports.readings import AT, FROZEN, ST, NotRun, Study
 from robust_nc.reports.runs import read_runs
 from robust_nc.reports.setting import Setting
-from robust_nc.results.records import CentreRecord, LayerRecord, Record
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CentreRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 
@@ -218,7 +219,7 @@ def test_layers_and_centres(here):
         (ST, (0.4, 0.3, 0.2, 0.05), (0.2, 0.3, 0.6, 1.0), 0.01),
         (AT, (0.2, 0.2, 0.2, 0.8), (0.1, 0.1, 0.1, 0.2), 0.4),
     ):
-        run = RunFolder(make_run(mode), standard=False)
+        run = RunFolder(make_run(mode))
         layers = [
             filled(
                 LayerRecord,
@@ -289,7 +290,7 @@ def test_layers_and_centres(here):
 
 def test_blocks_are_told_over_the_seeds_that_have_each_column(here):
     for seed, shares, number in ((1, math.nan, 0.2), (2, 0.4, 0.6)):
-        run = RunFolder(make_run(ST, seed), standard=True)
+        run = RunFolder(make_run(ST, seed))
         key = {"epoch": 9, "split": "train", "input": "clean", "layer": "b0", "index": 0}
         run.append(
             [filled(LayerRecord, 0.5, **key, features=8, centre_accuracy=shares, nc1=number)]
@@ -306,7 +307,7 @@ def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
     for seed, path in zip((1, 2), paths, strict=False):
         key = {"source": "eval", "epoch": 9, "split": "test", "input": "pgd"}
         row = filled(Record, 0.5, **key, epsilon=2.0, accuracy=0.2 + 0.1 * seed)
-        RunFolder(path, standard=True).add([row])
+        RunFolder(path).add([row])
     lines = report.radii_in_words(read_runs(paths)).splitlines()[2:]
     assert [line.split(" | ")[2:6] for line in lines] == [
         ["2", "test", "clean", "0.500 ± 0.000"],
@@ -319,7 +320,7 @@ def test_blocks_have_their_names_whichever_seed_was_measured(here):
     paths = [make_run(ST, seed) for seed in (1, 2)]
     key = {"epoch": 9, "split": "test", "input": "pgd", "features": 8, "epsilon": 8.0}
     rows = [filled(LayerRecord, 0.5, **key, layer=f"b{i}", index=i) for i in range(2)]
-    RunFolder(paths[1], standard=True).append(rows)
+    RunFolder(paths[1]).append(rows)
     lines = report.blocks_in_words(read_runs(paths)).splitlines()
     assert "| images | seeds | `b0` | `b1` |" in lines
     assert f"| test, PGD: {OWN} | 1 | 0.500 | 0.500 |" in lines
