@@ -324,9 +324,9 @@ CRITERIA = [
     *against_at(FROZEN),
     *against_at(BATCH),
     *against_at(MART),
-    *control(FROZEN, BATCH),
-    *control(AT_FROZEN, AT),
-    *control(ST_FROZEN, ST),
+    *control("TRADES", FROZEN, BATCH),
+    *control("AT", AT_FROZEN, AT),
+    *control("ST", ST_FROZEN, ST),
     *early_layers(),
     *nearest_centres(),
 ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robust_nc.reports.groups import agree
+from robust_nc.reports.groups import each_once, twins_in_words
 from robust_nc.reports.runs import (
     Run,
     choose_rows,
@@ -102,14 +102,10 @@ def given_runs(folders: list[Path]) -> list[Run]:
             raise InputError(
                 f"--runs {folder}: holds no run, which has an args.json{advice(folder)}"
             )
-        for run in runs:
-            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
-            if twin is None:
-                given.append(run)
-            elif twin.place.resolve() != run.place.resolve():
-                raise InputError(
-                    f"--runs {run.place}: of the same setting and seed as {twin.place}: give one"
-                )
+        given += runs
+    given = each_once(given)
+    for words in twins_in_words(given):
+        raise InputError(f"--runs {words}: give one")
     return given
 
 

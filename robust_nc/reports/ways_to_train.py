@@ -114,6 +114,6 @@ def against_at(mode: str) -> list[Criterion]:
     ]
 
 
-def control(mode: str, other: str) -> list[Criterion]:
+def control(name: str, mode: str, other: str) -> list[Criterion]:
     """Whether the frozen batch norm alone holds a collapse back: one way to train with both."""
-    return compared(mode, other, f"control, {MODES[other].label.partition(' ')[0]}", "batch's")
+    return compared(mode, other, f"control, {name}", "batch's")
