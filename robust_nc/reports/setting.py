@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from robust_nc.data.datasets import DATASETS
 from robust_nc.training.modes import MODES, bn_of, mode_name
+from utils import InputError
+
+NAMES = "dataset, model, norm, epsilon, training mode and seed"
 
 
 class Setting(NamedTuple):
@@ -70,23 +73,37 @@ def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     }
 
 
-def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
-    """Setting, mode and seed as args.json tells them."""
-    setting = Setting(
-        dataset=arguments.get("data_name") or arguments["dataset"],
-        model=arguments["model"],
-        norm=arguments["norm"],
-        epsilon=float(arguments["epsilon"]),
-        limit_train=arguments.get("limit_train"),
-    )
-    mode = mode_name(arguments["train_mode"], bn_of(arguments))
-    return setting, mode, int(arguments["seed"])
+def names_of_arguments(arguments: dict[str, Any], file: Path) -> tuple[Setting, str, int]:
+    """Setting, mode and seed as args.json tells them, or another file of flags.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        setting = Setting(
+            dataset=arguments.get("data_name") or arguments["dataset"],
+            model=arguments["model"],
+            norm=arguments["norm"],
+            epsilon=float(arguments["epsilon"]),
+            limit_train=arguments.get("limit_train"),
+        )
+        mode = mode_name(arguments["train_mode"], bn_of(arguments))
+        return setting, mode, int(arguments["seed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} does not tell {NAMES}") from error
 
 
 def names_of_path(path: Path) -> tuple[Setting, str, int]:
-    """Setting, mode and seed as the names of a run's folders tell them."""
-    dataset, model, norm, epsilon, mode, seed = path.resolve().parts[-6:]
-    if mode not in MODES:
-        raise ValueError(mode)
-    setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
-    return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
+    """Setting, mode and seed as the names of a run's folders tell them.
+
+    Raises:
+        InputError: they do not.
+    """
+    try:
+        dataset, model, norm, epsilon, mode, seed = path.resolve().parts[-6:]
+        if mode not in MODES:
+            raise ValueError(mode)
+        setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
+        return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
+    except ValueError as error:
+        raise InputError(f"{path}: its path does not tell {NAMES}") from error

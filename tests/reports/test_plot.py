@@ -22,6 +22,7 @@ from robust_nc.reports import (
     drawing,
     figures,
     groups,
+    runs,
     style,
     vertex_figures,
 )
@@ -1344,8 +1345,18 @@ class TestBadInput:
 
     def spoil_args(self):
         path = make_run()
-        (path / "args.json").write_text("[1]")
+        (path / "args.json").write_text('{"dataset": "cifar", "epsilon": null}')
         return path, f"{path / 'args.json'} does not tell"
+
+    def spoil_type_of_args(self):
+        path = make_run()
+        (path / "args.json").write_text("[1]")
+        return path, f"{path / 'args.json'}: not a JSON object"
+
+    def spoil_type_of_eval_args(self):
+        file = make_run(flags={}) / "results" / "eval_args.json"
+        file.write_text("[1]")
+        return file.parent.parent, f"{file}: not a JSON object"
 
     def spoil_name(self):
         return make_run().rename("moved"), "moved: its path does not tell"
@@ -1353,6 +1364,14 @@ class TestBadInput:
     def spoil_rows(self):
         path = make_run(records=[record(0, "clean", 0.5, "train", split="test")])
         return path, f"{path}: holds nothing to draw"
+
+    def test_a_fault_of_ours_is_no_fault_of_the_file(self, run_script, monkeypatch):
+        def faulty(*_):
+            raise KeyError("fault")
+
+        monkeypatch.setattr(runs, "read_flags", faulty)
+        with pytest.raises(KeyError, match="fault"):
+            run_script(plot, str(make_run(flags={})))
 
     @pytest.mark.parametrize("what", [name for name in vars() if name.startswith("spoil_")])
     def test_ends_with_one_line_that_names_it(self, run_script, what):
