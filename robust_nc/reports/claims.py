@@ -175,8 +175,7 @@ def differences_in_words(groups: Sequence[Group]) -> str:
     """What sets the groups apart from others of their mode and setting."""
     if len(groups) == 1:
         return in_words(groups[0].differs)
-    told = [f"{MODES[g.mode].label}: {in_words(g.differs)}" for g in groups if g.differs]
-    return "; ".join(told)
+    return "; ".join(f"{MODES[g.mode].label}: {in_words(g.differs)}" for g in groups if g.differs)
 
 
 def tell_not_compared(setting: Setting, groups: list[Group]) -> None:

@@ -233,6 +233,7 @@ def without_echoes(differs: dict[str, str]) -> dict[str, str]:
 
 
 def word(value: Any, digits: int) -> str:
+    """The value of a flag, a float with so many digits."""
     if isinstance(value, tuple):
         return "-".join(word(item, digits) for item in value)
     if isinstance(value, bool):

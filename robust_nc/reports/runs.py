@@ -341,21 +341,21 @@ def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
 
     The last sweep, of which the file tells, may have been of others.
     """
-    told = read_json(folder.sweep_file) or {}
-    swept = [row for row in rows if row.swept and told]
+    arguments = read_json(folder.sweep_file) or {}
+    swept = [row for row in rows if row.swept and arguments]
     attacked = [row for row in swept if row.by_pgd and row.steps]
     noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
     of_rows: dict[str, Any] = {}
     for row in swept:
-        of_rows["precision"] = row.precision or told.get("precision")
+        of_rows["precision"] = row.precision or arguments.get("precision")
     for row in attacked:
         of_rows |= {"attack_iters": row.steps, "restarts": row.restarts}
     for row in noisy:
         of_rows["noise_level"] = row.noise
     sizes = {f"{row.epsilon:g}": row.step_size for row in attacked if not math.isnan(row.step_size)}
     if sizes:
-        of_rows["step_sizes"] = step_sizes(told) | sizes
-    return told | of_rows
+        of_rows["step_sizes"] = step_sizes(arguments) | sizes
+    return arguments | of_rows
 
 
 def flags_without_rows(rows: list) -> set[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.data.datasets import DATASETS
+from robust_nc.data.datasets import units_of
 from robust_nc.training.modes import MODES, bn_of, mode_name
 from utils import InputError
 
@@ -39,19 +39,13 @@ class Setting(NamedTuple):
         return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
 
 
-def units_of(dataset: str) -> float:
-    """How many units of --epsilon there are from black to white: 255, or 1."""
-    kind = DATASETS.get(dataset)
-    return kind.epsilon_range if kind else 255
-
-
-def unit_of(dataset: str) -> str:
+def unit_in_words(dataset: str) -> str:
     """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
     return "[0, 1]" if units_of(dataset) == 1 else "1/255"
 
 
 def radius_in_words(epsilon: float, dataset: str) -> str:
-    return f"{epsilon:g}" + ("/255" if unit_of(dataset) == "1/255" else "")
+    return f"{epsilon:g}" + ("/255" if unit_in_words(dataset) == "1/255" else "")
 
 
 def safe(name: str) -> str:
