@@ -63,6 +63,7 @@ from utils import (
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
+    """The flags of eval.py, with what is not given from the run."""
     parser = sweep_parser()
     args = parser.parse_args(argv)
     alpha = args.pgd_alpha
@@ -109,6 +110,7 @@ def results_folder(settings: Settings) -> RunFolder:
 
 
 def main() -> None:
+    """Measure what is asked for on every checkpoint, and go on after what is finished."""
     settings = parse_args()
     ranks = join_ranks()
     set_precision(settings.precision)

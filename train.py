@@ -70,6 +70,7 @@ COMPARED = keys_that(TRAIN_FLAGS, ~Means.FREE) - {*STATISTICS}
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
+    """The flags of train.py; of a run that is resumed by its folder, that run's."""
     parser = train_parser()
     args = parser.parse_args(argv)
     if isinstance(args.resume, Path):
@@ -85,6 +86,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 
 def main() -> None:
+    """Train a network, or go on with it."""
     settings = parse_args()
     set_precision(settings.precision)
     run = build.run_folder(settings)

@@ -73,6 +73,7 @@ def centre_rows(subject: Subject, epoch: int, parts: list[CentrePart]) -> Iterat
 def centre_record(
     subject: Subject, epoch: int, part: CentrePart, name: str, outcome: Prediction
 ) -> CentreRecord:
+    """The row of one kind of test images."""
     data = subject.data
     return CentreRecord(
         epoch=epoch,
