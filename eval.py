@@ -24,7 +24,7 @@ from pathlib import Path
 from robust_nc import build
 from robust_nc.agreement import agree_with_run, other_sweep, swept_by_folder
 from robust_nc.checks import check_run, check_sweep, unknown_layer
-from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
+from robust_nc.data.datasets import Dataset, equal_splits, units_of
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.measuring.evaluator import Evaluator
@@ -64,13 +64,14 @@ from utils import (
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
+    """The flags of eval.py, with what is not given from the run."""
     parser = sweep_parser()
     args = parser.parse_args(argv)
     alpha = args.pgd_alpha
     if args.run:
         parser.set_defaults(**swept_by_folder(args.run))
         args = parser.parse_args(argv)
-        if DATASETS[args.dataset].epsilon_range == 1 and alpha is None:
+        if units_of(args.dataset) == 1 and alpha is None:
             args.pgd_alpha = (read_json(args.run / "args.json") or {}).get("pgd_alpha")
     check_run(parser, args)
     args.alpha_given = alpha is not None
@@ -110,6 +111,7 @@ def results_folder(settings: Settings) -> RunFolder:
 
 
 def main() -> None:
+    """Measure what is asked for on every checkpoint, and go on after what is finished."""
     settings = parse_args()
     ranks = join_ranks()
     set_precision(settings.precision)
@@ -362,7 +364,7 @@ def summary(sweep: Sweep) -> list[str]:
 
 def unit_of(sweep: Sweep) -> float:
     """What a radius of 1 is one part of: 255, or 1 where images are attacked in [0, 1]."""
-    return DATASETS[sweep.settings.dataset].epsilon_range
+    return units_of(sweep.settings.dataset)
 
 
 if __name__ == "__main__":

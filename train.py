@@ -18,7 +18,7 @@ from torch import optim
 
 from robust_nc import build
 from robust_nc.checks import check_run, check_training
-from robust_nc.data.datasets import DATASETS
+from robust_nc.data.datasets import units_of
 from robust_nc.flags import TRAIN_FLAGS, train_parser
 from robust_nc.going_on import (
     INIT_HASH,
@@ -70,6 +70,7 @@ COMPARED = keys_that(TRAIN_FLAGS, ~Means.FREE) - {*STATISTICS}
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
+    """The flags of train.py; of a run that is resumed by its folder, that run's."""
     parser = train_parser()
     args = parser.parse_args(argv)
     if isinstance(args.resume, Path):
@@ -85,6 +86,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 
 def main() -> None:
+    """Train a network, or go on with it."""
     settings = parse_args()
     set_precision(settings.precision)
     run = build.run_folder(settings)
@@ -123,7 +125,7 @@ def trained_against(training: Training) -> str:
     if not training.mode.adversary:
         return ""
     settings, attack = training.settings, conditions_of(vars(training.settings))
-    unit = DATASETS[settings.dataset].epsilon_range
+    unit = units_of(settings.dataset)
     step = attack.step_size if math.isnan(attack.trades_step) else attack.trades_step
     words = attack_in_words(attack.steps, attack.restarts, settings.epsilon, step, unit)
     return f", against {words}"
@@ -262,7 +264,7 @@ def log_epoch(training: Training, summary: EpochSummary, records: list[Record]) 
     for record in records:
         if record.split == "train":
             told = record.measured_with(training.run.trained_under())
-            unit = DATASETS[training.settings.dataset].epsilon_range
+            unit = units_of(training.settings.dataset)
             logger.info(f"    {describe_record(told, unit)}")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from robust_nc.data.datasets import DATASETS, DOWNLOADED
+from robust_nc.data.datasets import DATASETS, DOWNLOADED, units_of
 from robust_nc.data.inputs import PUBLISHED_ATTACKS, asked_inputs
 from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.measuring.autoattack import find_autoattack
@@ -62,7 +62,7 @@ def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
     """Radius, step and noise as numbers in their units, from here on."""
     args.alpha_given = args.pgd_alpha is not None
-    unit = DATASETS[args.dataset].epsilon_range
+    unit = units_of(args.dataset)
     if unit == 1 and (args.epsilon is None or args.pgd_alpha is None):
         parser.error(f"--dataset {args.dataset} needs --epsilon and --pgd-alpha, in [0, 1] units")
     epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
@@ -103,7 +103,7 @@ def check_size(
     parser: Parser, name: str, sizes: Collection[float], args: argparse.Namespace
 ) -> None:
     """Refuse radii or steps that cover all images; a line where one is unlikely to be meant."""
-    unit = DATASETS[args.dataset].epsilon_range
+    unit = units_of(args.dataset)
     largest = max(sizes)
     if args.norm == "l_inf" and largest > unit:
         units = "[0, 1] units" if unit == 1 else "1/255 units"
@@ -280,7 +280,7 @@ def unknown_layer(settings: argparse.Namespace, blocks: list[tuple[str, Any]]) -
 
 def _parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
     """The radii of --epsilons, ascending."""
-    unit = DATASETS[args.dataset].epsilon_range
+    unit = units_of(args.dataset)
     try:
         radii = sorted({radius(text).in_units(unit) for text in args.epsilons.split(",")})
     except argparse.ArgumentTypeError:

@@ -117,6 +117,36 @@ def test_files_and_functions_are_read_on_a_few_screens(path):
             assert count <= most or path.parent.name == "benchmarks", node.name
 
 
+def public_functions(body):
+    """Functions of more than five lines that others may call, and methods of classes."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef):
+                yield from public_functions(node.body)
+            elif node.end_lineno - node.lineno >= 5:
+                yield node
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_public_functions_say_what_they_do(name):
+    tree = ast.parse(FILES[name].read_text())
+    assert not [f.name for f in public_functions(tree.body) if not ast.get_docstring(f)]
+
+
+LOOKS = {"color", "edgecolor", "ecolor", "mec", "fill", "cmap", "fontsize"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("robust_nc.reports.")])
+def test_colours_and_type_sizes_stand_in_one_file(name):
+    written = {
+        (node.arg, node.value.value)
+        for node in ast.walk(ast.parse(FILES[name].read_text()))
+        if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant)
+        if node.arg in LOOKS and node.value.value not in ("none", False)
+    }
+    assert not written or name == "robust_nc.reports.style"
+
+
 def test_mypy_checks_every_file():
     tomllib = pytest.importorskip("tomllib")  # not in Python 3.10
     mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]

@@ -345,6 +345,7 @@ class SimplexTask(Task):
     shared = "features"
 
     def parts(self, settings: Settings, data: Dataset) -> list[SimplexPart]:
+        """Three classes, of clean training images and of all kinds that are asked for."""
         if settings.simplex is None:
             return []
         classes = " ".join(map(str, settings.simplex))

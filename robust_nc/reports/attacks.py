@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from robust_nc.data.datasets import units_of
 from robust_nc.parsing import Radius
 from robust_nc.reports.groups import Group, View
 from robust_nc.reports.runs import Run
-from robust_nc.reports.setting import units_of
 from robust_nc.results.conditions import Conditions
 from robust_nc.results.tables import perturbed_in_words
 from utils import InputError, logger
@@ -87,9 +87,11 @@ def others_in_words(runs: list[Run]) -> list[str]:
                 flags = f"--precision {row.precision}"
                 words.setdefault(flags, {})[f"rows in {row.precision}"] = None
                 continue
-            told = perturbed_in_words(row, unit) or "an attack that is untold"
-            words.setdefault(flags_of(row, base), {})[told] = None
-    return [f"{'; '.join(told)}{f' ({flags})' if flags else ''}" for flags, told in words.items()]
+            attack = perturbed_in_words(row, unit) or "an attack that is untold"
+            words.setdefault(flags_of(row, base), {})[attack] = None
+    return [
+        f"{'; '.join(attacks)}{f' ({flags})' if flags else ''}" for flags, attacks in words.items()
+    ]
 
 
 def flags_of(row: Any, base: Conditions) -> str:

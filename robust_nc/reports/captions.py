@@ -4,7 +4,7 @@ import re
 
 from robust_nc.reports.drawing import drops_of
 from robust_nc.reports.panels import Picture, Plot
-from robust_nc.results.rows import SPLITS
+from robust_nc.results.rows import SPLIT_LABELS
 
 # Flags whose names are not what papers call them.
 WORDS = {
@@ -51,6 +51,9 @@ def caption_of(plot: Plot | Picture) -> str:
 
 def images_in_words(sizes: dict[str, int]) -> str:
     """Split -> number of images, like "n = 100 training and 40 test images"; 0 is not told."""
-    names = {"train": "training", "test": "test"}
-    numbers = [f"{sizes[split] or ''} {names[split]}".strip() for split in SPLITS if split in sizes]
+    numbers = [
+        f"{sizes[split] or ''} {label}".strip()
+        for split, label in SPLIT_LABELS.items()
+        if split in sizes
+    ]
     return re.sub(r"\d", r"n = \g<0>", f"{' and '.join(numbers)} images", count=1)

@@ -146,6 +146,7 @@ def claims_of(experiment: Experiment) -> set[int]:
 
 
 def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
+    """The flags of one run, and of its sweeps."""
     dataset = dataset_of(args, experiment)
     mode = MODES[experiment.mode]
     train_images, test_images = SMALL_IMAGES if args.scale == "small" else (None, None)
@@ -173,6 +174,7 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
 
 
 def dataset_of(args: argparse.Namespace, experiment: Experiment) -> str:
+    """The data set: the experiment's own, or that of the scale."""
     if experiment.dataset:
         return experiment.dataset
     if args.scale == "full":
@@ -192,6 +194,7 @@ def attack_of(dataset: str, norm: str) -> dict[str, float]:
 
 
 def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) -> dict[str, Any]:
+    """How long a run is trained, and which checkpoints it keeps."""
     adversary = MODES[experiment.mode].adversary
     if args.scale == "full":
         training: dict[str, Any] = {"epochs": 400}

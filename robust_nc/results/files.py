@@ -44,13 +44,16 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, None if there is no such file."""
+    """The object that a JSON file holds, None if there is no such file."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise InputError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object: move it away")
+    return content
 
 
 def write_rows(path: Path, row_type: type, rows: list) -> None:

@@ -52,7 +52,9 @@ def table_lines(rows: list, unit: float = 255) -> list[str]:
     Where rows of one kind of input and radius are of several attacks or levels of noise, or rows of
     several precisions, each says which it is of.
     """
-    attacks = {(row.epsilon, attack_of(row, unit)): None for row in rows if attack_of(row, unit)}
+    attacks = {
+        (row.epsilon, attack_of_row(row, unit)): None for row in rows if attack_of_row(row, unit)
+    }
     told = [f"attacks: {'; '.join(words for _, words in sorted(attacks))}"] if attacks else []
 
     def name(row: Any) -> str:
@@ -77,7 +79,7 @@ def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit:
     return f"PGD-{steps}, {radius:g}{units}{size}{again}"
 
 
-def attack_of(row: Any, unit: float) -> str:
+def attack_of_row(row: Any, unit: float) -> str:
     """The attack that a row is of; "" where it is of none, or of a version that did not tell."""
     if not row.steps:
         return ""
@@ -88,7 +90,7 @@ def perturbed_in_words(row: Any, unit: float) -> str:
     """The attack, or noise, that a row is of; "" where it is of neither, or was not told."""
     if row.noisy and not math.isnan(row.noise):
         return f"noise {row.noise:g}/255"
-    return attack_of(row, unit)
+    return attack_of_row(row, unit)
 
 
 def end_of(row: Any, name: Naming) -> str:
@@ -197,6 +199,7 @@ def centre_table(rows: list[CentreRecord], name: Naming) -> list[str]:
 
 
 def autoattack_table(rows: list[AutoAttackRecord], name: Naming) -> list[str]:
+    """A line per row: accuracy of clean images and under AutoAttack."""
     lines = ["AutoAttack epsilon  epoch  images  clean accuracy  robust accuracy"]
     for row in rows:
         lines.append(
@@ -271,7 +274,7 @@ def input_and_epsilon(row: Any) -> str:
 
 def describe_record(record: Record, unit: float = 255) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
-    attack = attack_of(record, unit)
+    attack = attack_of_row(record, unit)
     name = input_and_epsilon(record)
     if attack:
         name += f" ({attack})"

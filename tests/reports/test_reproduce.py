@@ -20,9 +20,9 @@ from robust_nc.networks.architectures import build_model
 from robust_nc.reports import claims, plan, report
 from robust_nc.reports.claims import judge
 from robust_nc.reports.criteria import CRITERIA
-from robust_nc.reports.criterion import Criterion, Outcome
+from robust_nc.reports.criterion import Criterion, Outcome, keeps
 from robust_nc.reports.plan import CLAIMS_OF
-from robust_nc.reports.readings import AT, FROZEN, ST, NotRun, Study
+from robust_nc.reports.readings import AT, FROZEN, ST, Formula, NotRun, Study, last
 from robust_nc.reports.runs import read_runs
 from robust_nc.reports.setting import Setting
 from robust_nc.results.layer_rows import LayerRecord
@@ -79,8 +79,15 @@ def test_every_claim_has_criteria_and_every_bound_can_be_read():
     for criterion in CRITERIA:
         bound = float(criterion.bound.split()[1])
         step = 1e-9 if criterion.bound.startswith(">=") else -1e-9
-        assert criterion.holds(bound, 1.0) and criterion.holds(bound + step, 1.0)
-        assert not criterion.holds(bound - 2 * step, 1.0)
+        assert keeps(criterion.bound, bound) and keeps(criterion.bound, bound + step)
+        assert not keeps(criterion.bound, bound - 2 * step)
+
+
+def test_every_criterion_names_the_modes_that_it_is_about():
+    for criterion in CRITERIA:
+        assert criterion.modes and criterion.modes <= MODES.keys()
+    over_standard = next(c for c in CRITERIA if c.text == "AT: the same angle over ST's")
+    assert over_standard.modes == {AT, ST}
 
 
 def test_a_fall_is_first_over_last_and_holds_only_if_every_seed_does(here):
@@ -108,12 +115,13 @@ def test_what_is_missing_is_not_measured(here):
 def test_only_a_mode_that_was_not_run_is_no_number(here):
     [run] = read_runs([make_run(ST)])
     study = Study({ST: run})
-    missing = Criterion(1, "AT's", lambda study: study[AT].last("clean", "nc1"), ">= 1")
+    missing = Criterion(1, "AT's", last(AT, "clean", "nc1"), ">= 1")
     assert not missing.outcome(study).known
     for value, error in (
-        (lambda study: study["pgd_trian"].last("clean", "nc1"), KeyError),  # no such mode
-        (lambda study: study[ST].series("clean", "nc1")[7], KeyError),  # a fault of the criterion
-        (lambda study: study[ST].last("clean", "nc5"), AttributeError),
+        (last("pgd_trian", "clean", "nc1"), KeyError),  # no such mode
+        # Faults of the criterion.
+        (Formula((ST,), lambda run: run.series("clean", "nc1")[7]), KeyError),
+        (last(ST, "clean", "nc5"), AttributeError),
     ):
         with pytest.raises(error):
             Criterion(1, "faulty", value, ">= 1").outcome(study)
