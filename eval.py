@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_nc import build
-from robust_nc.agreement import agree_with_run, other_sweep, swept_by_folder
 from robust_nc.checks import check_run, check_sweep, unknown_layer
+from robust_nc.comparing import agree_with_run, other_sweep
 from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
+from robust_nc.going_on import swept_by_folder
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.missing import Missing, missing_parts, shared_inputs, work_to_come
 from robust_nc.measuring.progress import PartProgress
@@ -65,14 +66,12 @@ from utils import (
 def parse_args(argv: list[str] | None = None) -> Settings:
     parser = sweep_parser()
     args = parser.parse_args(argv)
-    alpha = args.pgd_alpha
+    alpha_given = args.pgd_alpha is not None
     if args.run:
         parser.set_defaults(**swept_by_folder(args.run))
         args = parser.parse_args(argv)
-        if DATASETS[args.dataset].epsilon_range == 1 and alpha is None:
-            args.pgd_alpha = (read_json(args.run / "args.json") or {}).get("pgd_alpha")
+    args.alpha_given = alpha_given
     check_run(parser, args)
-    args.alpha_given = alpha is not None
     check_sweep(parser, args)
     settings = Settings(**vars(args))
     check_folders(parser, settings)

@@ -48,6 +48,7 @@ from robust_nc.reports.style import RC
 from robust_nc.reports.sweeps import folder_at, runs_at
 from robust_nc.reports.table import tables
 from robust_nc.results.records import SPLITS, TABLES, Record
+from robust_nc.settings import flag_name
 from utils import InputError, atomic_open, logger, run_script
 
 TABLE_FORMS = ("markdown", "latex")
@@ -56,7 +57,6 @@ TABLE_FORMS = ("markdown", "latex")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description="Draw the paper's figures from run folders, as PNG and PDF.",
-        allow_abbrev=False,
     )
     runs = "folders of runs, or of results: the --out of eval.py"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=runs)
@@ -114,7 +114,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
     """End the script where a value makes no sense, or flags do not go together."""
     for name in ("pgd_alpha", "noise_level"):
         if getattr(args, name) is not None and getattr(args, name).value == 0:
-            parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
+            parser.error(f"argument {flag_name(name)}: expected a number above 0")
     if args.animate and args.compare:
         parser.error("--compare draws one figure, without the simplex: drop it or --animate")
     if args.out.exists() and not args.out.is_dir():

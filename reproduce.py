@@ -53,7 +53,6 @@ CODE = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description="Run what a report on the paper's claims needs, and write it.",
-        allow_abbrev=False,
     )
     add_task_flags(parser)
     add_recipe_flags(parser.add_argument_group("the runs"))

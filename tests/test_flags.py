@@ -6,7 +6,7 @@ import eval as eval_script
 import train
 from robust_nc import build
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
-from robust_nc.settings import ALWAYS_THERE, Means, flag, keys_that, with_former_values
+from robust_nc.settings import ALWAYS_THERE, RUN_MEANS, Means, flag, keys_that, with_former_values
 from robust_nc.training.modes import MODES
 
 NAMING = {"dataset", "data_name", "model", "norm", "epsilon", "train_mode", "bn"} | {"run_name"}
@@ -43,8 +43,7 @@ def test_every_flag_of_a_sweep_has_its_meaning():
 
 
 def test_a_resumed_run_is_compared_in_all_but_the_free_flags():
-    in_use = {"mean", "std"}  # known, and compared, once there are images
-    assert (NAMING | {"seed"} | TRAINED | RECORDED) - in_use == train.COMPARED
+    assert NAMING | {"seed"} | TRAINED | RECORDED == keys_that(TRAIN_FLAGS, RUN_MEANS)
 
 
 def test_what_a_run_of_an_older_version_does_not_tell_was_the_default_then():
