@@ -42,11 +42,6 @@ INIT_HASH = "init_sha256"
 RATES_PER_EPOCH = 100  # at which the rates of two lengths of a schedule are compared
 
 
-# ---------------------------------------------------------------------------------------------
-# A run that goes on
-# ---------------------------------------------------------------------------------------------
-
-
 def other_run(settings: Settings, run: RunFolder) -> str | None:
     """One line on the flags that the run in a folder was made with and that are others now, if any.
 
@@ -99,11 +94,6 @@ def init_hash(settings: Settings, earlier: dict[str, Any]) -> dict[str, str]:
     if settings.init.is_file():
         return {INIT_HASH: sha256(settings.init)}
     return {INIT_HASH: earlier[INIT_HASH]} if settings.resume and INIT_HASH in earlier else {}
-
-
-# ---------------------------------------------------------------------------------------------
-# A sweep and its run
-# ---------------------------------------------------------------------------------------------
 
 
 def agree_with_run(settings: Settings, run: RunFolder) -> Settings:
@@ -160,11 +150,6 @@ def _with_step_sizes(settings: Settings, trained: dict[str, Any]) -> Settings:
         for radius in settings.epsilons
     }
     return settings.replace(pgd_alpha=step, step_sizes=steps)
-
-
-# ---------------------------------------------------------------------------------------------
-# A sweep and earlier ones
-# ---------------------------------------------------------------------------------------------
 
 
 def other_sweep(

@@ -33,6 +33,7 @@ from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag, keys_that
 from robust_nc.training.modes import BN, MODES, TRAIN_MODES, bn_of
 from utils import select_device
 
+DEFAULT = "default: %(default)s"
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -108,7 +109,7 @@ RUN = (
         metavar="NAME",
         help="sets runs apart that the rest of the path does not tell: folder seed1_NAME",
     ),
-    flag("--seed", Means.SEED, type=seed_number, default=1, help="default: %(default)s"),
+    flag("--seed", Means.SEED, type=seed_number, default=1, help=DEFAULT),
     flag(
         "--epochs",
         Means.TRAIN,
@@ -136,14 +137,7 @@ RUN = (
 )
 
 DATA = (
-    flag(
-        "--dataset",
-        Means.NAME,
-        words="",
-        choices=DATASETS,
-        default="cifar",
-        help="default: %(default)s",
-    ),
+    flag("--dataset", Means.NAME, words="", choices=DATASETS, default="cifar", help=DEFAULT),
     flag(
         "--data-dir",
         Means.PLACE,
@@ -215,14 +209,7 @@ DATA = (
 )
 
 ATTACK = (
-    flag(
-        "--norm",
-        Means.NAME,
-        words="",
-        choices=NORMS,
-        default="l_inf",
-        help="default: %(default)s",
-    ),
+    flag("--norm", Means.NAME, words="", choices=NORMS, default="l_inf", help=DEFAULT),
     flag(
         "--epsilon",
         Means.NAME,

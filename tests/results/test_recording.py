@@ -81,7 +81,7 @@ def test_a_signal_leaves_complete_series_and_tables(sweep, run_script, monkeypat
 def test_a_kill_loses_the_checkpoint_under_way_alone(sweep, run_script, monkeypatch):
     with monkeypatch.context() as patched:
         stop_at_pass(6, patched, kill_outright)
-        patched.setattr(train.RunFolder, "settle", lambda self, **_: None)
+        patched.setattr(RunFolder, "settle", lambda self, **_: None)
         run_script(eval_script, sweep)
     found, whole = results()
     for name in ("metrics.csv", "layers.csv"):  # the tables are whole at any moment
