@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_nc import build
-from robust_nc.agreement import agree_with_run, other_sweep, swept_by_folder
 from robust_nc.checks import check_run, check_sweep, unknown_layer
+from robust_nc.comparing import agree_with_run, other_sweep
 from robust_nc.data.datasets import Dataset, equal_splits, units_of
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
+from robust_nc.going_on import swept_by_folder
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.missing import Missing, missing_parts, shared_inputs, work_to_come
 from robust_nc.measuring.progress import PartProgress
@@ -45,7 +46,6 @@ from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
 from robust_nc.results.conditions import Conditions, conditions_of
-from robust_nc.results.files import read_json
 from robust_nc.results.records import TABLES, Record
 from robust_nc.results.run_folder import FILES, HASHES, RunFolder
 from robust_nc.results.run_search import list_runs
@@ -67,14 +67,12 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     """The flags of eval.py, with what is not given from the run."""
     parser = sweep_parser()
     args = parser.parse_args(argv)
-    alpha = args.pgd_alpha
+    alpha_given = args.pgd_alpha is not None
     if args.run:
         parser.set_defaults(**swept_by_folder(args.run))
         args = parser.parse_args(argv)
-        if units_of(args.dataset) == 1 and alpha is None:
-            args.pgd_alpha = (read_json(args.run / "args.json") or {}).get("pgd_alpha")
+    args.alpha_given = alpha_given
     check_run(parser, args)
-    args.alpha_given = alpha is not None
     check_sweep(parser, args)
     settings = Settings(**vars(args))
     check_folders(parser, settings)

@@ -50,6 +50,7 @@ from robust_nc.reports.sweeps import folder_at, runs_at
 from robust_nc.reports.table import tables
 from robust_nc.results.records import TABLES, Record
 from robust_nc.results.rows import SPLITS
+from robust_nc.settings import flag_name
 from utils import InputError, logger, run_script
 
 TABLE_FORMS = ("markdown", "latex")
@@ -59,7 +60,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of plot.py; the script ends where they make no sense."""
     parser = Parser(
         description="Draw the paper's figures from run folders, as PNG and PDF.",
-        allow_abbrev=False,
     )
     runs = "folders of runs, or of results: the --out of eval.py"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=runs)
@@ -117,7 +117,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
     """End the script where a value makes no sense, or flags do not go together."""
     for name in ("pgd_alpha", "noise_level"):
         if getattr(args, name) is not None and getattr(args, name).value == 0:
-            parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
+            parser.error(f"argument {flag_name(name)}: expected a number above 0")
     if args.animate and args.compare:
         parser.error("--compare draws one figure, without the simplex: drop it or --animate")
     if args.out.exists() and not args.out.is_dir():

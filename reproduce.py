@@ -55,7 +55,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of reproduce.py; the script ends where they make no sense."""
     parser = Parser(
         description="Run what a report on the paper's claims needs, and write it.",
-        allow_abbrev=False,
     )
     add_task_flags(parser)
     add_recipe_flags(parser.add_argument_group("the runs"))

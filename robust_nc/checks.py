@@ -17,6 +17,7 @@ from robust_nc.measuring.autoattack import find_autoattack
 from robust_nc.networks import architectures
 from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.parsing import Parser, Radius, parse_epochs, radius
+from robust_nc.settings import flag_name
 from robust_nc.training.modes import DEFAULT_BN
 from utils import logger
 
@@ -38,7 +39,7 @@ def check_run(parser: Parser, args: argparse.Namespace) -> None:
     for flag in ("data_dir", "models_dir", "out"):
         path = getattr(args, flag, None)
         if path is not None and path.exists() and not path.is_dir():
-            parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
+            parser.error(f"argument {flag_name(flag)}: {path} is not a folder")
 
 
 def tell(line: str) -> None:
@@ -61,7 +62,6 @@ def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
 
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
     """Radius, step and noise as numbers in their units, from here on."""
-    args.alpha_given = args.pgd_alpha is not None
     unit = units_of(args.dataset)
     if unit == 1 and (args.epsilon is None or args.pgd_alpha is None):
         parser.error(f"--dataset {args.dataset} needs --epsilon and --pgd-alpha, in [0, 1] units")
@@ -71,7 +71,7 @@ def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
     if args.noise_level is not None:  # eval.py: otherwise the run's
         _check_noise(parser, args)
     for flag in ("epsilon", "pgd_alpha"):
-        check_size(parser, f"--{flag.replace('_', '-')}", [getattr(args, flag)], args)
+        check_size(parser, flag_name(flag), [getattr(args, flag)], args)
 
 
 def _check_noise(parser: Parser, args: argparse.Namespace) -> None:
@@ -186,11 +186,11 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
     if args.resume not in (None, "last") and args.resume >= args.epochs:
         parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
     for flag in TRAIN_FLAGS:
-        other = flag.only_with[0] if flag.only_with else None
-        unread = other in ("train_mode", "optimizer") and not flag.is_read(vars(args))
-        if other and unread and getattr(args, flag.key) != parser.get_default(flag.key):
-            name = f"--{other.replace('_', '-')}"
-            parser.error(f"{flag.name}: {name} {getattr(args, other)} makes no use of it")
+        is_given = getattr(args, flag.key) != parser.get_default(flag.key)
+        if is_given and flag.only_with and not flag.is_read(vars(args)):
+            other = flag.only_with[0]
+            value = getattr(args, other)
+            parser.error(f"{flag.name}: {flag_name(other)} {value} makes no use of it")
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs a --momentum above 0")
     fresh = args.resume is None
@@ -205,15 +205,9 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def _check_schedule(parser: Parser, args: argparse.Namespace) -> None:
-    given = args.lr_schedule
-    if given is None:
+    if args.lr_schedule is None:
         args.lr_schedule = "milestones" if args.lr_milestones else "piecewise"
-    if args.lr_schedule != "milestones":
-        for flag in ("lr_milestones", "lr_gamma"):
-            if getattr(args, flag) != parser.get_default(flag):
-                name = f"--{flag.replace('_', '-')}"
-                parser.error(f"{name}: --lr-schedule {args.lr_schedule} makes no use of it")
-    elif args.lr_milestones is None:
+    if args.lr_schedule == "milestones" and args.lr_milestones is None:
         args.lr_milestones = (0.25, 0.375)
     if args.lr_schedule == "multipledecay" and args.epochs < 10:
         parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")

@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, published: Iterable[PublishedFlag] = (), **options: Any):
-        super().__init__(**{"allow_abbrev": False} | options)
+        super().__init__(allow_abbrev=False, **options)
         self.published = tuple(published)
         self.without_effect: list[str] = []
 

@@ -19,7 +19,7 @@ WINGS = (
     "robust_nc.measuring",
     "robust_nc.training",
     "robust_nc.flags_training robust_nc.flags_sweep robust_nc.flags robust_nc.checks",
-    "robust_nc.build robust_nc.agreement robust_nc.going_on",
+    "robust_nc.build robust_nc.comparing robust_nc.going_on",
     "robust_nc.reports",
     "train eval plot reproduce",
 )

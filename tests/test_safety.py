@@ -779,8 +779,8 @@ BAD_TRAIN = {
     "init": ("no.pth", "", "."),
     "weights_key": ("ema",),  # without --init
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
-    "lr_drop_epoch": COUNTS,
-    "lr_one_drop": NUMBERS,
+    "lr_drop_epoch": (*COUNTS, "5"),  # the last without onedrop
+    "lr_one_drop": (*NUMBERS, "0.5 --lr-schedule cosine"),
     "trades_beta": (*NUMBERS, "3"),  # the last without TRADES
     "mart_lambda": (*NUMBERS, "3"),  # likewise
     "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from robust_nc.agreement import step_sizes
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.reports.setting import (
     Setting,
@@ -16,7 +15,7 @@ from robust_nc.reports.setting import (
     names_of_path,
     safe,
 )
-from robust_nc.results.conditions import Conditions, shown_conditions
+from robust_nc.results.conditions import Conditions, shown_conditions, step_sizes
 from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.layer_rows import LayerRecord
@@ -33,7 +32,7 @@ from robust_nc.results.records import (
 )
 from robust_nc.results.rows import SPLITS, Row, radius_of
 from robust_nc.results.run_folder import RunFolder
-from robust_nc.settings import Means, keys_that, with_former_values
+from robust_nc.settings import Means, keys_that, unread, with_former_values
 from utils import InputError, logger
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -318,8 +317,8 @@ def read_flags(
     """
     arguments = with_former_values(arguments, TRAIN_FLAGS)
     swept = with_former_values(sweep_arguments, SWEEP_FLAGS)
-    unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(arguments)}
-    flags = {name: value for name, value in arguments.items() if name not in FREE | unread}
+    left_out = FREE | unread(TRAIN_FLAGS, arguments)
+    flags = {name: value for name, value in arguments.items() if name not in left_out}
     unmeasured = flags_without_rows(rows)
     # Of the step size there is one for each radius.
     measured = keys_that(SWEEP_FLAGS, Means.MEASURE) - unmeasured - {"pgd_alpha"}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-# What an args.json or eval_args.json of before there was the flag leaves unsaid.
+# The values of rows and runs from before there was the flag, which its row takes from here.
 FORMER: dict[str, Any] = {
     "attack_iters": 10,
     "restarts": 1,
@@ -100,6 +100,13 @@ def conditions_of(arguments: dict[str, Any]) -> Conditions:
         precision=arguments["precision"] or "",
         trades_step=2 * epsilon / steps if of_trades else math.nan,
     )
+
+
+def step_sizes(swept: dict[str, Any]) -> dict[str, float]:
+    """Radius -> step size, of eval_args.json; older ones tell one of each."""
+    if "step_sizes" in swept or "pgd_alpha" not in swept:
+        return swept.get("step_sizes", {})
+    return {f"{swept['epsilon']:g}": swept["pgd_alpha"]}
 
 
 def shown_rows(rows: Iterable, own: Conditions, last: Conditions) -> list:

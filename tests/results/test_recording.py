@@ -90,7 +90,7 @@ def test_a_kill_loses_the_checkpoint_under_way_alone(most_at_once, sweep, run_sc
     monkeypatch.setattr(run_folder, "MOST_AT_ONCE", most_at_once)
     with monkeypatch.context() as patched:
         stop_at_pass(6, patched, kill_outright)
-        patched.setattr(train.RunFolder, "settle", lambda self, **_: None)
+        patched.setattr(RunFolder, "settle", lambda self, **_: None)
         run_script(eval_script, sweep)
     found, _ = results()
     assert len(list(found.glob(".*.0.added"))) == (0 if most_at_once > 5 else 2)
