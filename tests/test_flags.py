@@ -129,7 +129,7 @@ def test_every_flag_that_is_read_with_others_names_their_values():
 def test_a_flag_that_nothing_reads_does_not_keep_an_older_run_from_going_on(tmp_path):
     told = {"train_mode": "std_train", "lr_schedule": "piecewise", "lr_drop_epoch": 50}
     (tmp_path / "args.json").write_text(json.dumps(told))
-    run = RunFolder(tmp_path, standard=True)
+    run = RunFolder(tmp_path)
     assert comparing.other_run(train.parse_args(["--device", "cpu"]), run) is None
     settings = train.parse_args(["--device", "cpu", "--lr-schedule", "onedrop"])
     assert "--lr-drop-epoch was 50, is 100 now" in comparing.other_run(settings, run)
@@ -158,7 +158,7 @@ def test_a_sweep_has_the_flags_of_its_run_but_those_that_it_may_choose(
 ):
     row = flag("--new", means, default=3)
     (tmp_path / "args.json").write_text(json.dumps({"epochs": 2, "new": 5, "attack_iters": 7}))
-    run = RunFolder(tmp_path, standard=True)
+    run = RunFolder(tmp_path)
     settings = sweep_settings([], monkeypatch, new=(row, None))
     agreed = comparing.agree_with_run(settings, run)
     assert (agreed.new, agreed.attack_iters, agreed.epochs) == (5, 7, None)
@@ -167,7 +167,7 @@ def test_a_sweep_has_the_flags_of_its_run_but_those_that_it_may_choose(
     else:
         with pytest.raises(InputError, match="trained with other flags: --new was 5, is 4 now"):
             comparing.agree_with_run(settings.replace(new=4), run)
-    (tmp_path / "args.json").write_text(json.dumps({"epochs": 2}))  # of before there was the flag
+    run.write_arguments(run.args_file, {"epochs": 2})  # of before there was the flag
     agreed = comparing.agree_with_run(settings, run)
     assert (agreed.new, agreed.attack_iters, agreed.noise_level) == (3, 10, 8.0)
 

@@ -83,23 +83,30 @@ def _agree(value: float, other: float) -> bool:
 
 
 def conditions_of(arguments: dict[str, Any]) -> Conditions:
-    """The conditions that an args.json or eval_args.json tells, also those of older versions."""
+    """The conditions that an args.json or eval_args.json tells, also those of older versions.
+
+    Raises:
+        TypeError, ValueError: what should be a number is none.
+    """
     if not arguments:
         return Conditions()
     arguments = FORMER | arguments
-    epsilon = float(arguments.get("epsilon", math.nan))
-    step_size, steps = arguments.get("pgd_alpha", math.nan), arguments["attack_iters"]
+    epsilon, steps = _number(arguments.get("epsilon")), int(arguments["attack_iters"])
     of_trades = (arguments.get("train_mode"), arguments.get("norm")) == ("pgd_train_TRADES", "l_2")
     return Conditions(
         epsilon=epsilon,
-        step_size=step_size,
-        step_sizes=arguments.get("step_sizes") or {},
+        step_size=_number(arguments.get("pgd_alpha")),
+        step_sizes={r: _number(s) for r, s in dict(arguments.get("step_sizes") or {}).items()},
         steps=steps,
-        restarts=arguments["restarts"],
-        noise=arguments["noise_level"],
+        restarts=int(arguments["restarts"]),
+        noise=_number(arguments["noise_level"]),
         precision=arguments["precision"] or "",
         trades_step=2 * epsilon / steps if of_trades else math.nan,
     )
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def step_sizes(swept: dict[str, Any]) -> dict[str, float]:

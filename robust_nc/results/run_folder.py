@@ -25,7 +25,7 @@ from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import TABLES, Record, at_epsilon
 from robust_nc.results.rows import Row
 from robust_nc.results.series import published_series, series_names
-from utils import atomic_open
+from utils import InputError, atomic_open
 
 # In eval_args.json, of --checkpoint: the SHA-256 of each file of the list; and by its name the
 # number (`epoch` in the tables) and the SHA-256 of every file that the tables have rows of.
@@ -130,11 +130,23 @@ class RunFolder:
 
     def trained_under(self) -> Conditions:
         """The run's own attack and noise; of results that belong to no run, those of the sweep."""
-        return conditions_of(self.trained_with() or self.arguments(self.sweep_file))
+        return self._conditions(self.args_file, self.sweep_file)
 
     def swept_under(self) -> Conditions:
         """The attack and noise of the last sweep."""
-        return conditions_of(self.arguments(self.sweep_file) or self.trained_with())
+        return self._conditions(self.sweep_file, self.args_file)
+
+    def _conditions(self, *files: Path) -> Conditions:
+        """Those of the first of the files that is there.
+
+        Raises:
+            InputError: what should be a number there is none.
+        """
+        file = next((file for file in files if self.arguments(file)), files[0])
+        try:
+            return conditions_of(self.arguments(file))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{file}: its attack and noise cannot be read ({error})") from error
 
     def epsilon(self) -> float:
         """What the run was trained with, in the units of --epsilon; NaN where nothing tells it."""

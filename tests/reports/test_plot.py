@@ -1358,6 +1358,11 @@ class TestBadInput:
         file.write_text("[1]")
         return file.parent.parent, f"{file}: not a JSON object"
 
+    def spoil_attack_of_eval_args(self):
+        file = make_run(flags={}) / "results" / "eval_args.json"
+        file.write_text('{"step_sizes": 3}')
+        return file.parent.parent, f"{file}: its attack and noise cannot be read"
+
     def spoil_name(self):
         return make_run().rename("moved"), "moved: its path does not tell"
 
