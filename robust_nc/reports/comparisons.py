@@ -157,7 +157,7 @@ def tell_swept(groups: list[Group], view: View) -> None:
     ]
     if both:
         logger.info(
-            f"{', '.join(both)}: drawn are the training-time adversarial images; PGD on the "
+            f"{'; '.join(both)}: drawn are the training-time adversarial images; PGD on the "
             "checkpoints was measured too: --perturbed pgd draws it"
         )
 

@@ -1,6 +1,7 @@
 """How figures of lines and bars are drawn: axes, ticks, lines with their bands, legends."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 
@@ -49,7 +50,8 @@ def draw(plot: Plot | Picture) -> Figure:
     if plot.x_names and not have_room(plot.x_names.values(), columns):
         longest = max(map(len, plot.x_names.values()))
         height += rows * CHARACTER * longest * math.sin(math.radians(SLANT))
-    height += 0.05 + LEGEND_LINE * math.ceil(len(handles) / legend_columns)
+    lines = sum(1 + str(handle.get_label()).count("\n") for handle in handles)
+    height += 0.05 + LEGEND_LINE * math.ceil(lines / legend_columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for number, (ax, (panel, curves)) in enumerate(zip(axes, plot.panels, strict=False)):
@@ -115,7 +117,7 @@ def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
     styles = dict.fromkeys(curve.style for _, curves in plot.panels for curve in curves)
     shown = [*(plot.legend or styles), *others]
     if plot.bars:
-        entries: list[Artist] = [Patch(color=style.color, label=style.label) for style in shown]
+        entries: list[Artist] = [Patch(color=s.color, label=in_lines(s.label)) for s in shown]
     else:
         entries = [handle(style, plot.over_epochs and is_of_points(plot, style)) for style in shown]
     if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
@@ -123,10 +125,16 @@ def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
     return entries
 
 
+def in_lines(label: str) -> str:
+    """A label in as many lines as the figure's width asks for."""
+    return textwrap.fill(label, int((WIDTH - 0.5) / CHARACTER))
+
+
 def columns_of_legend(handles: Iterable[Artist]) -> int:
     """As many columns as the width holds, each as wide as the longest entry."""
     handles = list(handles)
-    widest = max(len(str(handle.get_label()).replace("$", "")) for handle in handles)
+    lines_of_labels = [str(handle.get_label()).replace("$", "").splitlines() for handle in handles]
+    widest = max(len(line) for lines in lines_of_labels for line in lines)
     columns = max(1, int(WIDTH / (0.5 + CHARACTER * widest)))
     lines = math.ceil(len(handles) / columns)
     return math.ceil(len(handles) / lines)  # as even as can be
@@ -134,7 +142,7 @@ def columns_of_legend(handles: Iterable[Artist]) -> int:
 
 def handle(style: Style, few: bool = False) -> Line2D:
     """A line as the legend shows it; of a few points it has none, but for one without markers."""
-    line = Line2D([], [], label=style.label, color=style.color, linestyle=style.line)
+    line = Line2D([], [], label=in_lines(style.label), color=style.color, linestyle=style.line)
     line.set(marker=style.marker, markersize=style.size, markeredgewidth=0.7)
     if style.fill:
         line.set(markerfacecolor=style.fill)

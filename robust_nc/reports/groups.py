@@ -27,6 +27,14 @@ NO_FLAGS = {
     "train-digest",
     "test-digest",
 }
+# What follows from other flags where these differ: how many images, of what, in which range.
+FOLLOWS_FROM = {
+    "images": ("limit-train",),
+    "test images": (f"limit-test{OF_SWEEP}",),
+    **dict.fromkeys(("mean", "std", "data-mean", "train-digest"), ("dataset", "limit-train")),
+    "test-digest": ("dataset",),
+    "data-name": ("dataset",),
+}
 LONGEST_DIFFERENCE = 100  # characters of a figure's name
 
 # One line of a figure: for each seed the rows by epoch, by layer, or by epsilon.
@@ -224,11 +232,10 @@ def without_echoes(differs: dict[str, str]) -> dict[str, str]:
 
     A sweep has the flags of its run unless told otherwise, and images as many as they are limited.
     """
-    limits = {"images": "limit-train", "test images": f"limit-test{OF_SWEEP}"}
     return {
         name: value
         for name, value in differs.items()
-        if limits.get(name) not in differs
+        if differs.keys().isdisjoint(FOLLOWS_FROM.get(name, ()))
         and (not name.endswith(OF_SWEEP) or differs.get(name.removesuffix(OF_SWEEP)) != value)
     }
 

@@ -1615,6 +1615,21 @@ class TestCompare:
         plot = comparisons.collapse_plot("compare", groups, View())
         labels = [style.label for style in plot.legend[:-2]]
         assert labels == ["ST, l_inf", "ST, l_2"]
+        # What follows from the data set is not told beside it.
+        images = {"A": [0.1], "B": [0.2]}
+        told = [{"dataset": "folder", "data_name": n, "mean": m} for n, m in images.items()]
+        groups = groups_of(*(make_run(models=f["data_name"], flags=f) for f in told))
+        plot = comparisons.collapse_plot("compare", groups, View())
+        assert [style.label for style in plot.legend[:-2]] == ["ST, A", "ST, B"]
+
+    def test_a_legend_is_no_wider_than_the_figure(self, here):
+        runs = [make_run(models=name, flags={"data_name": name * 75}) for name in ("an", "on")]
+        groups = groups_of(*runs)
+        with plot.matplotlib.rc_context(plot.RC):
+            figure = plot.draw(comparisons.collapse_plot("compare", groups, View()))
+            figure.canvas.draw()
+            box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
 
     @pytest.mark.parametrize("flag", ("", "--perturbed pgd", "--compare"))
     def test_one_line_says_that_pgd_was_swept_beside_the_images_seen(
