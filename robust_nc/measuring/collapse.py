@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nc_metrics import simplex_distance
 from robust_nc.data.inputs import INPUTS, place_of
-from robust_nc.measuring.evaluator import Measurement
+from robust_nc.measuring.evaluator import Measurement, compare_means
 from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, key_of
 from robust_nc.measuring.vertices import (
     Leaps,
@@ -44,22 +43,8 @@ def make_record(
     if leaps is not None:
         metrics |= {"vertex_agreement": leaps.agreement, "vertex_distance": leaps.distance}
     if clean_means is not None:
-        apart = simplex_distance(clean_means, collapse.class_means)
-        metrics |= {
-            "clean_distance": apart.distance.mean().item(),
-            "clean_angle": apart.angle.mean().item(),
-            "clean_distance_abs": apart.distance_abs.mean().item(),
-            "clean_angle_abs": apart.angle_abs.mean().item(),
-            "clean_mean_distance": apart.mean_distance,
-            "clean_mean_angle": apart.mean_angle,
-        }
-        kind, classes = INPUTS[key["input"]], torch.arange(len(clean_means))
-        if kind.targeted:
-            # Of each class the images that are labelled with its target.
-            own = collapse.class_means[kind.labels(classes, len(classes))]
-            apart = simplex_distance(clean_means, own)
-            metrics["own_distance"] = apart.distance.mean().item()
-            metrics["own_angle"] = apart.angle.mean().item()
+        targets = INPUTS[key["input"]].targets(torch.arange(len(clean_means)))
+        metrics |= compare_means(clean_means, collapse.class_means, targets)
     metrics |= {name: getattr(measured, name) for name in ("images", "loss", "accuracy")}
     return Record(**key, **metrics)
 

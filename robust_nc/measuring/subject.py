@@ -73,7 +73,7 @@ class Subject:
     def targets(self, name: str) -> Tensor | None:
         """The class (C,) that each class is perturbed towards; None where no target is aimed at."""
         classes = torch.arange(self.data.num_classes, device=self.data.train.labels.device)
-        return INPUTS[name].labels(classes, len(classes)) if INPUTS[name].targeted else None
+        return INPUTS[name].targets(classes)
 
     def start_stream(self, epoch: int, split: str, name: str) -> None:
         """Start the random stream of one epoch, split and kind of input."""

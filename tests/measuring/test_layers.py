@@ -178,17 +178,17 @@ def test_blocks_measured_in_batches_equal_their_outputs_in_memory(name, golden_n
     labels = torch.arange(12) % 4
     with torch.no_grad(), block_outputs(network) as found:
         logits = network(images)
-    measured = Evaluator(network, batch_size=5).blocks(images, labels)
+    measured, _ = Evaluator(network, batch_size=5).blocks(images, labels)
     assert list(measured) == list(found)
     for layer, block in measured.items():
-        width, collapse = block.features, block.collapse
+        width = block["features"]
         weight = torch.zeros(10, width)
         expected = neural_collapse(found[layer], labels, logits, weight)
         assert width == found[layer].shape[1]
         # The batch decides how convolutions round, so this is looser than the test above.
-        assert collapse.nc1 == pytest.approx(expected.nc1, rel=1e-3)
-        assert collapse.nc2_angle == pytest.approx(expected.nc2_angle_activation, rel=1e-3)
-        assert collapse.ncc_accuracy == expected.ncc_accuracy
+        assert block["nc1"] == pytest.approx(expected.nc1, rel=1e-3)
+        assert block["nc2_angle"] == pytest.approx(expected.nc2_angle_activation, rel=1e-3)
+        assert block["ncc_accuracy"] == expected.ncc_accuracy
 
 
 def test_a_network_that_diverged_is_refused(tiny_net):
