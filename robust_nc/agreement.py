@@ -58,15 +58,13 @@ def _with_attack(settings: Settings, trained: dict[str, Any]) -> Settings:
         name: trained.get(name, FORMER[name]) if value is None else value
         for name, value in given.items()
     }
-    if not settings.alpha_given:
-        chosen["pgd_alpha"] = trained.get("pgd_alpha", settings.pgd_alpha)
-    step, published = chosen.get("pgd_alpha", settings.pgd_alpha), PUBLISHED_ATTACKS[settings.norm]
-    own = Conditions(settings.epsilon, step) if settings.epsilon else Conditions(*published)
-    steps = {
-        f"{radius:g}": step if settings.alpha_given else own.step_at(radius)
-        for radius in settings.epsilons
-    }
-    return settings.replace(**chosen, step_sizes=steps)
+    published, step = PUBLISHED_ATTACKS[settings.norm], settings.pgd_alpha
+    attack = Conditions(step_size=step, epsilon=0.0)  # the same step at every radius
+    if step is None:
+        step = trained.get("pgd_alpha", published[1])
+        attack = Conditions(settings.epsilon, step) if settings.epsilon else Conditions(*published)
+    steps = {f"{radius:g}": attack.step_at(radius) for radius in settings.epsilons}
+    return settings.replace(**chosen, pgd_alpha=step, step_sizes=steps)
 
 
 def _as_trained(settings: Settings, run: RunFolder) -> Settings:

@@ -83,7 +83,7 @@ class Evaluator:
         return Measurement(
             images=len(labels),
             loss=F.cross_entropy(logits.double(), labels).item(),
-            accuracy=accuracy(logits, labels),
+            accuracy=accuracy(logits, labels).item(),
             collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
             features=features,
             predictions=logits.argmax(1),
@@ -135,7 +135,7 @@ class Evaluator:
         classes = len(network.classifier_weight)
         means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
         with block_outputs(network) as outputs:
-            for x, y in self._batches(images, labels):
+            for x, y in self.batches(images, labels):
                 network(x)
                 for name, collapse in means.items():
                     collapse.add_to_means(outputs[name], y)
@@ -156,7 +156,7 @@ class Evaluator:
         near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
         near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
         with block_outputs(self.network) as outputs:
-            pairs = self._batches(images, labels)
+            pairs = self.batches(images, labels)
             for (x, y), true_y in zip(pairs, true.split(self.batch_size), strict=True):
                 predictions = self.network(x).argmax(1)
                 for name, collapse in collapses.items():
@@ -176,7 +176,7 @@ class Evaluator:
             measured[name]["features"] = collapse.class_means.shape[1]
         return measured, collapses
 
-    def _batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Images as float, and labels, in batches; `passed` is told after each."""
         for x, y in batches(images, labels, self.batch_size):
             yield x, y
@@ -235,9 +235,7 @@ class Evaluator:
             logger.warning(f"out of memory: from here on batches of {self.batch_size} images")
 
 
-def compare_means(
-    clean_means: Tensor, means: Tensor, targets: Tensor | None
-) -> dict[str, float]:
+def compare_means(clean_means: Tensor, means: Tensor, targets: Tensor | None) -> dict[str, float]:
     """How class means (C, D) lie to those of clean images: the metrics of that kind, by name.
 
     Args:
@@ -265,6 +263,6 @@ def check_finite(*tensors: Tensor) -> None:
         raise InputError("the network's outputs are not finite: its training has diverged")
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of labels (N,) that have the largest of the logits (N, C)."""
-    return (logits.argmax(1) == labels).double().mean().item()
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share in [0, 1] of labels (N,) that have the largest of the logits (N, C): a float64."""
+    return (logits.argmax(1) == labels).double().mean()

@@ -35,5 +35,5 @@ def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator
         blocks, means = subject.layers.blocks(images, labels, clean, targets)
         clean = clean or means
         for index, (layer, values) in enumerate(blocks.items()):
-            place = {"layer": layer, "index": index, "images": len(labels)}
-            yield LayerRecord(**key_of(epoch, part), **place, **values)
+            values |= {"layer": layer, "index": index, "images": len(labels)}
+            yield LayerRecord(**key_of(epoch, part), **values)

@@ -45,7 +45,7 @@ class Subject:
     strengths: they differ in the radius and step size of their attacks alone.
     of_files: whether "epochs" are files of --checkpoint, which all have the random streams of epoch
         0: what is measured of a file does not depend on the others.
-    triangle: the classes in whose plane images are placed, if they are.
+    corners: the three classes in whose plane images are placed, if they are.
     """
 
     evaluator: Evaluator
@@ -54,7 +54,7 @@ class Subject:
     strengths: tuple[Strength, ...]
     seed: int
     of_files: bool = False
-    triangle: tuple[int, ...] | None = None
+    corners: tuple[int, ...] | None = None
     _shared: Collection[InputPart] = field(default=(), init=False, repr=False)
     _kept: dict[InputPart, Tensor] = field(default_factory=dict, init=False, repr=False)
     _measured: dict[InputPart, Any] | None = field(default=None, init=False, repr=False)
