@@ -119,7 +119,7 @@ def main() -> None:
             open_results(sweep)
         ranks.wait()
         missing = missing_parts(settings, sweep.data, sweep.network, sweep.files, run)
-        for line in plan_in_words(sweep, missing, ranks, given.pgd_alpha):
+        for line in plan_in_words(sweep, len(missing), given.pgd_alpha):
             logger.info(line)
         ranks.wait()  # all have read the same rows before one adds to them
         try:
@@ -212,9 +212,10 @@ def prepare(settings: Settings, run: RunFolder, paths: dict[int, Path]) -> Sweep
     if unknown:
         raise InputError(unknown)
     if settings.simplex and max(settings.simplex) >= data.num_classes:
-        last = f"the images have {data.num_classes} classes, the last is {data.num_classes - 1}"
-        none = f"there is no class {max(settings.simplex)}"
-        raise InputError(f"argument --simplex: {none}: {last}")
+        raise InputError(
+            f"argument --simplex: there is no class {max(settings.simplex)}: the images have "
+            f"{data.num_classes} classes, the last is {data.num_classes - 1}"
+        )
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     files = {epoch: Checkpoint(path) for epoch, path in paths.items()}
@@ -222,15 +223,8 @@ def prepare(settings: Settings, run: RunFolder, paths: dict[int, Path]) -> Sweep
     if of_files:
         keys = {p: other_key(p, network, settings.weights_key) for p in paths.values()}
         files = numbered_files(keys, {} if settings.overwrite else recorded_files(run), run)
-    subject = Subject(
-        evaluator=evaluator,
-        layers=layers,
-        data=data,
-        strengths=build.strengths(settings),
-        seed=settings.seed,
-        of_files=of_files,
-        corners=settings.simplex,
-    )
+    strengths, corners = build.strengths(settings), settings.simplex
+    subject = Subject(evaluator, layers, data, strengths, settings.seed, of_files, corners)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
 
 
@@ -283,7 +277,9 @@ def replace_earlier(sweep: Sweep, now: dict[str, Any]) -> None:
 
 def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> None:
     """Measure and record this rank's share of what is missing."""
-    share = share_of(missing, ranks)
+    share = list(missing)[ranks.number :: ranks.count]
+    if ranks.count > 1:
+        logger.info(f"rank {ranks.number} of {ranks.count} takes {len(share)} of the checkpoints")
     total = sum(images_of(missing[epoch], sweep.data) for epoch in share)
     # A bar for one rank: those of others would write over it.
     with Progress(total, "sweep", "images", shown=ranks.number == 0) as bar:
@@ -316,35 +312,25 @@ def measure_checkpoint(
     move(end - bar.done)  # fewer may have passed
 
 
-def share_of(missing: dict[int, list[Missing]], ranks: Ranks) -> list[int]:
-    """The checkpoints that this rank takes."""
-    return list(missing)[ranks.number :: ranks.count]
+def plan_in_words(sweep: Sweep, count: int, alpha: float | None) -> list[str]:
+    """A line on what is to be measured, and one on the attacks, if any, with the step of each.
 
-
-def plan_in_words(
-    sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks, alpha: float | None
-) -> list[str]:
-    """A line on what is to be measured, and one on the attacks, if any, with all of their steps.
-
-    alpha: --pgd-alpha, if it was given.
+    Args:
+        count: the checkpoints that lack something.
+        alpha: --pgd-alpha, if it was given.
     """
-    settings, data, unit = sweep.settings, sweep.data, unit_of(sweep)
-    share = f"; rank {ranks.number} of {ranks.count} takes {len(share_of(missing, ranks))}"
+    settings, data = sweep.settings, sweep.data
     plan = (
-        f"sweep of {sweep.run.path}: {len(missing)} checkpoints "
-        f"({len(sweep.files) - len(missing)} done before) on {', '.join(names_of_tasks(settings))}"
-        f"; {len(data.train)} training images in batches of {sweep.subject.evaluator.batch_size}, "
-        f"on {settings.device}{share if ranks.count > 1 else ''}"
+        f"sweep of {sweep.run.path}: {count} checkpoints ({len(sweep.files) - count} done before) "
+        f"on {', '.join(names_of_tasks(settings))}; {len(data.train)} training images in batches "
+        f"of {sweep.subject.evaluator.batch_size}, on {settings.device}"
     )
-    tasks = asked_tasks(settings)
+    tasks, budget = asked_tasks(settings), (settings.attack_iters, settings.restarts)
     asked = (part for task in tasks for part in task.inputs(task.parts(settings, data)))
     if not any(INPUTS[part.input].attacked for part in asked):
         return [plan]
-    budget = settings.attack_iters, settings.restarts
-    attacks = [
-        attack_in_words(*budget, radius, settings.step_sizes[f"{radius:g}"], unit)
-        for radius in settings.epsilons
-    ]
+    steps = [(radius, settings.step_sizes[f"{radius:g}"]) for radius in settings.epsilons]
+    attacks = [attack_in_words(*budget, *step, unit_of(sweep)) for step in steps]
     why = "steps of the run's own, in proportion to the radius"
     if alpha is not None:
         why = "steps of --pgd-alpha"
