@@ -10,7 +10,7 @@ accumulated in float64, because collapsed features differ in their last float32 
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -74,19 +74,11 @@ class NeuralCollapse:
     classifier_cosines: Tensor = field(repr=False)
 
     def __str__(self) -> str:
-        """The metrics in five lines."""
+        """The metrics, a line each."""
         classes, dimension = self.class_means.shape
-        return (
-            f"neural collapse of {classes} classes in {dimension} dimensions\n"
-            f"NC1 {self.nc1:.4g} ({self.nc1_papyan:.4g} divided by the number of classes), CDNV "
-            f"{self.cdnv:.4g}\n"
-            f"NC2 of the class means: norms {self.nc2_norm_activation:.4g}, angles "
-            f"{self.nc2_angle_activation:.4g}; of the classifier: norms "
-            f"{self.nc2_norm_classifier:.4g}, angles {self.nc2_angle_classifier:.4g}, Zhu et al. "
-            f"{self.nc2_zhu:.4g}\n"
-            f"NC3 {self.nc3:.4g}, Zhu et al. {self.nc3_zhu:.4g}\n"
-            f"NC4 {self.nc4:.4g}, accuracy by the nearest class mean {self.ncc_accuracy:.4g}"
-        )
+        head = f"neural collapse of {classes} classes in {dimension} dimensions"
+        metrics = [part.name for part in fields(self) if part.type is float]
+        return "\n".join([head, *(f"{name:<22}{getattr(self, name):.4g}" for name in metrics)])
 
 
 @dataclass(frozen=True)

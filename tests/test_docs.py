@@ -18,6 +18,7 @@ from robust_nc.results.series import series_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+SOURCES = (*ROOT.glob("*.py"), *ROOT.glob("robust_nc/**/*.py"))
 
 
 def code_after(path, line):
@@ -160,3 +161,10 @@ def test_every_required_package_has_a_tested_version():
         return {re.split(r"[=<>]", line)[0] for line in lines if line}
 
     assert names("requirements.txt") == names("constraints.txt")
+
+
+def test_files_of_the_project_that_a_document_or_docstring_names_are_there():
+    named = re.compile(r"\b(?:tests|robust_nc|benchmarks|docs)/[\w/.-]*\.\w+")
+    for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *SOURCES):
+        missing = [name for name in named.findall(path.read_text()) if not (ROOT / name).exists()]
+        assert not missing, path

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = re.compile(
     r'<!-- in (\S+)(?: (before|after) "(.+?)")? -->\n```(?:python)?\n(.*?)```', re.DOTALL
 )
-RUN = "--dataset arrays --data-dir arrays --train-mode noisy_train --lr-max 0.01 --device cpu"
+RUN = "--dataset arrays --data-dir arrays --train-mode mixed_train --lr-max 0.01 --device cpu"
 DIGITS = "--dataset digits --limit-train 20 --limit-test 10 --device cpu"
 
 
@@ -78,7 +78,7 @@ def test_each_recipe_is_all_that_an_addition_needs(copy):
     what = "--neural-collapse --neural-collapse-gaussian --margins"
     swept = run(copy, "eval.py", f"{RUN} {what}")
     assert swept.returncode == 0, swept.stderr
-    [folder] = copy.glob("models/arrays/vgg11bn/l_inf/eps8.0/noisy_train/seed1")
+    [folder] = copy.glob("models/arrays/vgg11bn/l_inf/eps8.0/mixed_train/seed1")
     records = rows(folder / "results" / "metrics.csv")
     # The metric is a column, in the log, and a panel; the kind of input has rows and series.
     assert all(float(row["mean_norm"]) > 0 for row in records)
@@ -94,7 +94,7 @@ def test_each_recipe_is_all_that_an_addition_needs(copy):
     np.testing.assert_allclose(rates, [0.01 / 2**0.5, 0.01 / 3**0.5])
     drawn = run(copy, "plot.py", f"{folder} --out figures --table")
     assert drawn.returncode == 0, drawn.stderr
-    assert list((copy / "figures").glob("noisy_*.png"))
+    assert list((copy / "figures").glob("mixed_*.png"))
     assert "mean norm" in (copy / "figures" / "table.md").read_text()
 
 
