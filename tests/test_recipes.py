@@ -52,7 +52,7 @@ def insert(path, place, anchor, code):
     lines = path.read_text().splitlines(keepends=True)
     found = [number for number, line in enumerate(lines) if line.startswith(anchor)]
     assert len(found) == 1, (path, anchor)
-    blank = "\n\n" if code.startswith("def ") else ""
+    blank = "\n\n" if code.startswith(("def ", "class ", "@")) else ""
     lines.insert(found[0] + (place == "after"), code + blank)
     path.write_text("".join(lines))
 
