@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc import build
-from robust_nc.agreement import agree_with_run, other_sweep, swept_by_folder
 from robust_nc.checks import check_run, check_sweep, unknown_layer
-from robust_nc.data.datasets import DATASETS, Dataset, equal_splits
+from robust_nc.comparing import agree_with_run, other_sweep
+from robust_nc.data.datasets import Dataset, equal_splits, units_of
 from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
+from robust_nc.going_on import swept_by_folder
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.measuring.missing import Missing, images_of, missing_parts, shared_inputs
 from robust_nc.measuring.subject import Subject
@@ -45,9 +46,9 @@ from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network, Statistics, statistics_in_words
 from robust_nc.parsing import Parser, parse_epochs
 from robust_nc.results.conditions import Conditions, conditions_of
-from robust_nc.results.files import read_json, write_json
 from robust_nc.results.records import TABLES, Record
-from robust_nc.results.run_folder import FILES, HASHES, RunFolder, list_runs
+from robust_nc.results.run_folder import FILES, HASHES, RunFolder
+from robust_nc.results.run_search import list_runs
 from robust_nc.results.tables import attack_in_words, describe_record, table_lines
 from robust_nc.settings import Settings
 from utils import (
@@ -64,10 +65,12 @@ from utils import (
 
 
 def parse_args(argv: list[str] | None = None) -> Settings:
+    """The flags of eval.py, with what is not given from the run."""
     parser = sweep_parser()
     args = parser.parse_args(argv)
     if args.run:
-        parser.set_defaults(**swept_by_folder(args.run))
+        defaults = swept_by_folder(args.run)  # its step belongs to its own radius: see comparing.py
+        parser.set_defaults(**defaults | {"pgd_alpha": None})
         args = parser.parse_args(argv)
     check_run(parser, args)
     check_sweep(parser, args)
@@ -106,6 +109,7 @@ def results_folder(settings: Settings) -> RunFolder:
 
 
 def main() -> None:
+    """Measure what is asked for on every checkpoint, and go on after what is finished."""
     given = parse_args()
     ranks = join_ranks()
     set_precision(given.precision)
@@ -235,7 +239,7 @@ def open_results(sweep: Sweep) -> None:
         replace_earlier(sweep, now)
     run.merge()  # what a sweep that was killed has left
     run.tell_conditions()
-    write_json(run.sweep_file, now)
+    run.write_arguments(run.sweep_file, now)
 
 
 def describe_sweep(sweep: Sweep) -> dict[str, Any]:
@@ -267,7 +271,7 @@ def replace_earlier(sweep: Sweep, now: dict[str, Any]) -> None:
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
         logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
         return
-    earlier = read_json(run.sweep_file) or {}
+    earlier = run.arguments(run.sweep_file)
     differing = other_sweep(now, earlier, build.other_images(sweep.data, earlier))
     if differing:
         raise InputError(
@@ -370,7 +374,7 @@ def summary(sweep: Sweep) -> list[str]:
 
 def unit_of(sweep: Sweep) -> float:
     """What a radius of 1 is one part of: 255, or 1 where images are attacked in [0, 1]."""
-    return DATASETS[sweep.settings.dataset].epsilon_range
+    return units_of(sweep.settings.dataset)
 
 
 if __name__ == "__main__":

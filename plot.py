@@ -29,7 +29,7 @@ from robust_nc.reports.attacks import (
     tell_attacks,
 )
 from robust_nc.reports.captions import caption_of
-from robust_nc.reports.comparisons import compare_plot, tell_swept
+from robust_nc.reports.comparisons import collapse_plot, tell_swept
 from robust_nc.reports.drawing import draw
 from robust_nc.reports.figures import all_pictures, finished, in_order, with_attack
 from robust_nc.reports.groups import (
@@ -42,21 +42,24 @@ from robust_nc.reports.groups import (
     group_runs,
 )
 from robust_nc.reports.latex import latex_tables
+from robust_nc.reports.output import write
 from robust_nc.reports.panels import Picture, Plot
 from robust_nc.reports.runs import PERTURBED, Run
 from robust_nc.reports.style import RC
 from robust_nc.reports.sweeps import folder_at, runs_at
 from robust_nc.reports.table import tables
-from robust_nc.results.records import SPLITS, TABLES, Record
-from utils import InputError, atomic_open, logger, run_script
+from robust_nc.results.records import TABLES, Record
+from robust_nc.results.rows import SPLITS
+from robust_nc.settings import flag_name
+from utils import InputError, logger, run_script
 
 TABLE_FORMS = ("markdown", "latex")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of plot.py; the script ends where they make no sense."""
     parser = Parser(
         description="Draw the paper's figures from run folders, as PNG and PDF.",
-        allow_abbrev=False,
     )
     runs = "folders of runs, or of results: the --out of eval.py"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=runs)
@@ -105,7 +108,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="write the simplex over the checkpoints as a GIF as well",
     )
     add_attack_flags(parser)
-    args = parser.parse_args(table_told(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(with_table_form(sys.argv[1:] if argv is None else argv))
     check_flags(parser, args)
     return args
 
@@ -114,7 +117,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
     """End the script where a value makes no sense, or flags do not go together."""
     for name in ("pgd_alpha", "noise_level"):
         if getattr(args, name) is not None and getattr(args, name).value == 0:
-            parser.error(f"argument --{name.replace('_', '-')}: expected a number above 0")
+            parser.error(f"argument {flag_name(name)}: expected a number above 0")
     if args.animate and args.compare:
         parser.error("--compare draws one figure, without the simplex: drop it or --animate")
     if args.out.exists() and not args.out.is_dir():
@@ -122,6 +125,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:
+    """Which attack, noise and precision is drawn."""
     attack = parser.add_argument_group(
         "the attack", "of which rows are drawn, where a run was measured with several"
     )
@@ -137,16 +141,17 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def table_told(argv: list[str]) -> list[str]:
+def with_table_form(argv: list[str]) -> list[str]:
     """The arguments, in which --table has its value: none is a folder of runs that follows it."""
-    told = list(argv)
+    words = list(argv)
     for place, (flag, value) in enumerate(pairwise([*argv, ""])):
         if flag == "--table" and value not in TABLE_FORMS:
-            told[place] = "--table=markdown"
-    return told
+            words[place] = "--table=markdown"
+    return words
 
 
 def main() -> None:
+    """Draw the figures of the runs, and tabulate them."""
     args = parse_args()
     given = {name: getattr(args, flag.replace("-", "_")) for name, flag in FLAGS.items()}
     asked = {name: value for name, value in given.items() if value is not None}
@@ -159,7 +164,8 @@ def main() -> None:
     tell_swept(groups, view)
     if args.compare:
         refuse_files(groups)
-        compared = finished(with_attack(compare_plot(in_order(groups), view), view))
+        compared = collapse_plot("compare", in_order(groups), view)
+        compared = finished(with_attack(compared, view))
         plots: list[Plot | Picture] = [compared] if compared.panels else []
     else:
         tell_differences(groups)
@@ -179,9 +185,9 @@ def main() -> None:
         latex = latex_tables(table) if args.table == "latex" else ""
         logger.info(latex or words)
         if latex:
-            write(args.out / "table.tex", latex.encode())
-        write(args.out / "table.md", words.encode())
-        write(args.out / "table.csv", table.encode())
+            write(args.out / "table.tex", latex)
+        write(args.out / "table.md", words)
+        write(args.out / "table.csv", table)
 
 
 def draw_plot(plot: Plot | Picture, out: Path) -> None:
@@ -194,7 +200,7 @@ def draw_plot(plot: Plot | Picture, out: Path) -> None:
             write(out / f"{plot.name}.{kind}", content.getvalue())
     caption = caption_of(plot)
     logger.info(caption)
-    write(out / f"{plot.name}.txt", f"{caption}\n".encode())
+    write(out / f"{plot.name}.txt", f"{caption}\n")
 
 
 def animate(plots: list[Plot | Picture], args: argparse.Namespace) -> None:
@@ -239,12 +245,6 @@ def read_measured(path: Path, asked: dict[str, Any]) -> list[Run]:
     if not measured and not folder.rows(Record):
         raise InputError(f"{path}: no results/metrics.csv: not a run folder, or not measured yet")
     return runs_at(path, asked)
-
-
-def write(path: Path, content: bytes) -> None:
-    with atomic_open(path) as file:
-        file.write(content)
-    logger.info(f"wrote {path}")
 
 
 def tell_differences(groups: list[Group]) -> None:

@@ -23,6 +23,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = F.relu(self.bn1(x))
         shortcut = self.shortcut(activated) if hasattr(self, "shortcut") else x
         out = self.conv1(activated)

@@ -25,6 +25,7 @@ class PreActBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = F.relu(self.pre_bn(x)) if hasattr(self, "pre_bn") else x
         shortcut = self.downsample(activated) if hasattr(self, "downsample") else x
         out = self.conv1(activated)

@@ -27,6 +27,7 @@ from robust_nc.flags import PRECISIONS
 from robust_nc.parsing import Parser, positive_int, seed_number
 from robust_nc.reports.claims import CLAIMS, judge
 from robust_nc.reports.groups import agree
+from robust_nc.reports.output import write
 from robust_nc.reports.plan import (
     Planned,
     cost_in_words,
@@ -45,15 +46,15 @@ from robust_nc.results.files import free_disk, read_json, read_rows
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
-from utils import InputError, Stopped, atomic_open, logger, run_script
+from utils import InputError, Stopped, logger, run_script
 
 CODE = Path(__file__).resolve().parent
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of reproduce.py; the script ends where they make no sense."""
     parser = Parser(
         description="Run what a report on the paper's claims needs, and write it.",
-        allow_abbrev=False,
     )
     add_task_flags(parser)
     add_recipe_flags(parser.add_argument_group("the runs"))
@@ -274,7 +275,7 @@ def is_as_planned(planned: Planned) -> bool:
     arguments = read_json(planned.folder / "args.json")
     if not arguments:
         return False
-    folder = RunFolder(planned.folder, standard=False)
+    folder = RunFolder(planned.folder)
     rows = [row for row_type in TABLES for row in folder.rows(row_type)]
     swept = swept_with(folder, choose_rows(folder, rows).rows)
     differing = other_than_planned(planned, arguments, swept)
@@ -314,13 +315,8 @@ def report_folder(args: argparse.Namespace) -> Path:
     return out / args.scale if args.scale else out
 
 
-def write(path: Path, text: str) -> None:
-    with atomic_open(path) as file:
-        file.write(text.encode())
-    logger.info(f"wrote {path}")
-
-
 def to_csv(rows: list[dict[str, Any]]) -> str:
+    """A column for each name that any of the rows has."""
     lines = io.StringIO(newline="")
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(lines, names, lineterminator="\n")
@@ -347,6 +343,7 @@ def print_published(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Run what the claims need, or list it, and write the report."""
     args = parse_args()
     if args.published:
         print_published(args)

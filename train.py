@@ -12,38 +12,23 @@ Su et al., "On the Robustness of Neural Collapse and the Neural Collapse of Robu
 
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import optim
 
 from robust_nc import build
 from robust_nc.checks import check_run, check_training
-from robust_nc.data.datasets import DATASETS
-from robust_nc.flags import TRAIN_FLAGS, train_parser
-from robust_nc.going_on import (
-    INIT_HASH,
-    check_source,
-    deleted_by_resuming,
-    finished_epochs,
-    flags_of_run,
-    has_same_rates,
-    init_hash,
-)
+from robust_nc.comparing import init_hash
+from robust_nc.data.datasets import units_of
+from robust_nc.flags import train_parser
+from robust_nc.going_on import flags_of_run, refuse_other_run
 from robust_nc.networks.network import weight_bytes
 from robust_nc.results.conditions import conditions_of
-from robust_nc.results.files import Writer, free_disk, write_json
+from robust_nc.results.files import Writer, free_disk
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.records import Record
-from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_search import list_runs
 from robust_nc.results.tables import NC1_DEFINITION, attack_in_words, describe_record
-from robust_nc.settings import (
-    STATISTICS,
-    Means,
-    Settings,
-    difference,
-    keys_that,
-    with_former_values,
-)
+from robust_nc.settings import Settings
 from robust_nc.training.epoch import Interrupted, Training, run_epoch
 from robust_nc.training.resume import (
     Saver,
@@ -64,16 +49,18 @@ from utils import (
     set_precision,
 )
 
-# A run goes on with other values of all flags but these; mean and std are compared once there are
-# images.
-COMPARED = keys_that(TRAIN_FLAGS, ~Means.FREE) - {*STATISTICS}
-
 
 def parse_args(argv: list[str] | None = None) -> Settings:
+    """The flags of train.py; of a run that is resumed by its folder, that run's."""
     parser = train_parser()
     args = parser.parse_args(argv)
     if isinstance(args.resume, Path):
         run_path = args.resume
+        if not (run_path / "args.json").is_file():
+            parser.error(
+                "argument --resume: expected the folder of a run, with its args.json, or an epoch "
+                f"from 1 on, got {str(run_path)!r}; {list_runs(run_path)}"
+            )
         parser.set_defaults(**flags_of_run(run_path))
         if args.cuda_graph or args.no_cuda_graph:  # the one that is given, not the run's
             parser.set_defaults(cuda_graph=False, no_cuda_graph=False)
@@ -85,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 
 def main() -> None:
+    """Train a network, or go on with it."""
     settings = parse_args()
     set_precision(settings.precision)
     run = build.run_folder(settings)
@@ -105,7 +93,8 @@ def main() -> None:
             logger.info(f"{run.path} is finished: {settings.epochs} epochs")
             return
         told = build.describe_run(settings, data, statistics)
-        write_json(run.args_file, told | init_hash(settings, run.trained_with()))
+        told |= init_hash(settings, run.trained_with())
+        run.write_arguments(run.args_file, told)
         logger.info(
             f"{settings.train_mode} of {settings.model} on {settings.dataset}: {len(data.train)} "
             f"training and {len(data.test)} test images, {data.num_classes} classes, on "
@@ -122,7 +111,7 @@ def trained_against(training: Training) -> str:
     if not training.mode.adversary:
         return ""
     settings, attack = training.settings, conditions_of(vars(training.settings))
-    unit = DATASETS[settings.dataset].epsilon_range
+    unit = units_of(settings.dataset)
     step = attack.step_size if math.isnan(attack.trades_step) else attack.trades_step
     words = attack_in_words(attack.steps, attack.restarts, settings.epsilon, step, unit)
     return f", against {words}"
@@ -157,61 +146,6 @@ def train(training: Training, start: Start) -> None:
                     signals.received, f" after epoch {epoch}; --resume goes on from there"
                 )
         saver.save_latest()
-
-
-def refuse_other_run(settings: Settings, run: RunFolder) -> None:
-    """Stop before anything is read or written if the folder holds what would be lost or mixed."""
-    resume = settings.resume
-    if not resume and (settings.overwrite or not run.holds_run()):
-        return
-    earlier = with_former_values(run.trained_with(), TRAIN_FLAGS)
-    differing = other_flags(settings, run, earlier)
-    if not resume:
-        flags = f", made with other flags ({differing})" if differing else ""
-        goes_on = "" if differing else "--resume goes on with it, "
-        raise InputError(
-            f"{run.path} holds a run already{flags}: {goes_on}--overwrite deletes it first, "
-            "--run-name NAME gives this one a folder of its own"
-        )
-    if differing:
-        raise InputError(
-            f"{run.path} was made with other flags: {differing}; --run-name NAME gives these a "
-            "folder of their own"
-        )
-    if isinstance(resume, int):
-        deleted = None if settings.overwrite else deleted_by_resuming(resume, run)
-        if deleted:
-            raise InputError(
-                f"{deleted}: --overwrite deletes what is there of epoch {resume} and later ones, "
-                "--resume alone goes on after it"
-            )
-        check_source(resume, run)
-
-
-def other_flags(settings: Settings, run: RunFolder, earlier: dict[str, Any]) -> str | None:
-    """One line on the flags that a run was made with and that are others now, if any.
-
-    It may become longer where its learning rates so far are those of the longer one, and the file
-    of --init is known by its content.
-    """
-    compared, content = set(COMPARED), init_hash(settings, earlier).get(INIT_HASH)
-    other_file = None
-    if content and INIT_HASH in earlier:
-        compared -= {"init"}
-        if content != earlier[INIT_HASH]:
-            other_file = f"--init {settings.init} is another file than it was"
-    former, advice = earlier.get("epochs", settings.epochs), ""
-    if settings.resume and settings.epochs > former:
-        same_schedule = settings.lr_schedule == earlier.get("lr_schedule")
-        if same_schedule and has_same_rates(settings, former, finished_epochs(settings, run)):
-            compared -= {"epochs"}
-        elif same_schedule:
-            advice = (
-                f" (with --lr-schedule {settings.lr_schedule} the rates so far would have been "
-                "others; constant, onedrop and milestones in epochs can be made longer)"
-            )
-    differing = difference(vars(settings), earlier, compared)
-    return "; ".join(filter(None, (other_file, differing))) + advice or None
 
 
 def check_disk(training: Training) -> None:
@@ -261,7 +195,7 @@ def log_epoch(training: Training, summary: EpochSummary, records: list[Record]) 
     for record in records:
         if record.split == "train":
             told = record.measured_with(training.run.trained_under())
-            unit = DATASETS[training.settings.dataset].epsilon_range
+            unit = units_of(training.settings.dataset)
             logger.info(f"    {describe_record(told, unit)}")
 
 

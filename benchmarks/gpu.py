@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=MAKE_GPU)
     parser.add_argument(
         "--try", dest="trial", action="store_true", help="on the CPU, with a few images"

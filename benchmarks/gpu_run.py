@@ -42,7 +42,7 @@ class TimeUpError(Exception):
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=positive_int, help="stop after so many, to go on later")
     parser.add_argument("--out", type=Path, default=gpu.ROOT / "benchmarks" / "gpu")
     args, more = parser.parse_known_args()

@@ -264,7 +264,7 @@ def beginning(training: Training) -> Dataset:
 def run_epochs(training: Training, count: int) -> None:
     """Epochs as train.py has them: what they leave is written while the next one runs."""
     with tempfile.TemporaryDirectory() as name, Writer() as writer:
-        saver = Saver(replace(training, run=RunFolder(Path(name), standard=True)), writer)
+        saver = Saver(replace(training, run=RunFolder(Path(name))), writer)
         saver.training.run.open()
         for epoch in range(count):
             saver.save_epoch(*run_epoch(training, epoch))

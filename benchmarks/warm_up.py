@@ -24,7 +24,7 @@ AT_ONCE = 3
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--try", dest="trial", action="store_true", help="on the CPU")
     trial = parser.parse_args().trial
     if not (torch.cuda.is_available() or trial):

@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 from attacks import CHUNK
-from robust_nc.data.datasets import DATASETS, Dataset, Selection, load_dataset
+from robust_nc.data.datasets import Dataset, Selection, load_dataset, units_of
 from robust_nc.data.inputs import Strength
 from robust_nc.measuring.evaluator import Evaluator
 from robust_nc.networks import any_network, architectures
@@ -43,7 +43,7 @@ def run_folder(settings: Settings) -> RunFolder:
 
 def strength(settings: Settings) -> Strength:
     """How far inputs are perturbed, in units of images in [0, 1]."""
-    unit = DATASETS[settings.dataset].epsilon_range
+    unit = units_of(settings.dataset)
     attack = {
         "epsilon": settings.epsilon / unit,
         "step_size": settings.pgd_alpha / unit,
@@ -77,7 +77,7 @@ def refuse_large_radii(settings: Settings, data: Dataset) -> None:
     Raises:
         InputError: one is; the line names its flag.
     """
-    unit = DATASETS[settings.dataset].epsilon_range
+    unit = units_of(settings.dataset)
     largest = unit * (1 if settings.norm == "l_inf" else math.sqrt(data.train.images[0].numel()))
     sizes = {"--epsilon": settings.epsilon, "--pgd-alpha": settings.pgd_alpha}
     sizes["--epsilons"] = max(getattr(settings, "epsilons", (0.0,)))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from robust_nc.data.datasets import DATASETS, DOWNLOADED
+from robust_nc.data.datasets import DATASETS, DOWNLOADED, units_of
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.measuring.autoattack import find_autoattack
@@ -18,6 +18,7 @@ from robust_nc.measuring.sweep import TASKS, asked_tasks
 from robust_nc.networks import architectures
 from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.parsing import Parser, Radius, parse_epochs, radius
+from robust_nc.settings import flag_name
 from robust_nc.training.modes import DEFAULT_BN
 from utils import logger
 
@@ -39,7 +40,7 @@ def check_run(parser: Parser, args: argparse.Namespace) -> None:
     for flag in ("data_dir", "models_dir", "out"):
         path = getattr(args, flag, None)
         if path is not None and path.exists() and not path.is_dir():
-            parser.error(f"argument --{flag.replace('_', '-')}: {path} is not a folder")
+            parser.error(f"argument {flag_name(flag)}: {path} is not a folder")
 
 
 def tell(line: str) -> None:
@@ -62,7 +63,7 @@ def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
 
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
     """Radius, step and noise as numbers in their units, from here on."""
-    unit = DATASETS[args.dataset].epsilon_range
+    unit = units_of(args.dataset)
     run = getattr(args, "run", None)  # of eval.py: a folder, which tells the step size
     if unit == 1 and (args.epsilon is None or (args.pgd_alpha is None and not run)):
         parser.error(f"--dataset {args.dataset} needs --epsilon and --pgd-alpha, in [0, 1] units")
@@ -104,7 +105,7 @@ def check_size(
     parser: Parser, name: str, sizes: Collection[float], args: argparse.Namespace
 ) -> None:
     """Refuse radii or steps that cover all images; a line where one is unlikely to be meant."""
-    unit = DATASETS[args.dataset].epsilon_range
+    unit = units_of(args.dataset)
     largest = max(sizes)
     if args.norm == "l_inf" and largest > unit:
         units = "[0, 1] units" if unit == 1 else "1/255 units"
@@ -189,11 +190,11 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
     if args.resume not in (None, "last") and args.resume >= args.epochs:
         parser.error(f"--resume {args.resume}: the run has --epochs {args.epochs} only")
     for flag in TRAIN_FLAGS:
-        other = flag.only_with[0] if flag.only_with else None
-        unread = other in ("train_mode", "optimizer") and not flag.is_read(vars(args))
-        if other and unread and getattr(args, flag.key) != parser.get_default(flag.key):
-            name = f"--{other.replace('_', '-')}"
-            parser.error(f"{flag.name}: {name} {getattr(args, other)} makes no use of it")
+        is_given = getattr(args, flag.key) != parser.get_default(flag.key)
+        if is_given and flag.only_with and not flag.is_read(vars(args)):
+            other = flag.only_with[0]
+            value = getattr(args, other)
+            parser.error(f"{flag.name}: {flag_name(other)} {value} makes no use of it")
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs a --momentum above 0")
     fresh = args.resume is None
@@ -208,15 +209,9 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def _check_schedule(parser: Parser, args: argparse.Namespace) -> None:
-    given = args.lr_schedule
-    if given is None:
+    if args.lr_schedule is None:
         args.lr_schedule = "milestones" if args.lr_milestones else "piecewise"
-    if args.lr_schedule != "milestones":
-        for flag in ("lr_milestones", "lr_gamma"):
-            if getattr(args, flag) != parser.get_default(flag):
-                name = f"--{flag.replace('_', '-')}"
-                parser.error(f"{name}: --lr-schedule {args.lr_schedule} makes no use of it")
-    elif args.lr_milestones is None:
+    if args.lr_schedule == "milestones" and args.lr_milestones is None:
         args.lr_milestones = (0.25, 0.375)
     if args.lr_schedule == "multipledecay" and args.epochs < 10:
         parser.error("--lr-schedule multipledecay needs --epochs of 10 or more")
@@ -279,7 +274,7 @@ def unknown_layer(settings: argparse.Namespace, blocks: list[tuple[str, Any]]) -
 
 def _parse_radii(parser: Parser, args: argparse.Namespace) -> tuple[float, ...]:
     """The radii of --epsilons, ascending."""
-    unit = DATASETS[args.dataset].epsilon_range
+    unit = units_of(args.dataset)
     try:
         radii = sorted({radius(text).in_units(unit) for text in args.epsilons.split(",")})
     except argparse.ArgumentTypeError:

@@ -28,10 +28,12 @@ from robust_nc.parsing import (
     seed_number,
 )
 from robust_nc.published_flags import OF_EVAL, OF_TRAIN, PublishedFlag
-from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag
-from robust_nc.training.modes import BN, TRAIN_MODES, bn_of
+from robust_nc.results.conditions import FORMER
+from robust_nc.settings import ALWAYS_THERE, Flag, Means, flag, keys_that
+from robust_nc.training.modes import BN, MODES, TRAIN_MODES, bn_of
 from utils import select_device
 
+DEFAULT = "default: %(default)s"
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -62,6 +64,7 @@ RUN = (
     flag(
         "--model",
         Means.NAME,
+        words="",
         type=_model_name,
         metavar="NAME",
         default="vgg11bn",
@@ -94,18 +97,19 @@ RUN = (
     ),
     flag(
         "--trades-bn",
-        Means.FREE,  # --bn tells it
+        Means.START,  # --bn tells it
         choices=BN,
         help="the older name of --bn, for pgd_train_TRADES",
     ),
     flag(
         "--run-name",
         Means.NAME,
+        words="run",
         type=run_name,
         metavar="NAME",
         help="sets runs apart that the rest of the path does not tell: folder seed1_NAME",
     ),
-    flag("--seed", Means.SEED, type=seed_number, default=1, help="default: %(default)s"),
+    flag("--seed", Means.SEED, type=seed_number, default=1, help=DEFAULT),
     flag(
         "--epochs",
         Means.TRAIN,
@@ -118,13 +122,14 @@ RUN = (
         "--lr-max",
         Means.TRAIN,
         former=ALWAYS_THERE,
+        words="learning rate",
         type=non_negative_float,
         default=0.1,
         help="peak learning rate (train.py: 0.1; eval.py compares it with the run's where given)",
     ),
     flag(
         "--models-dir",
-        Means.FREE,
+        Means.START,
         type=Path,
         default=Path("models"),
         help="where run folders are made (default: %(default)s)",
@@ -132,10 +137,10 @@ RUN = (
 )
 
 DATA = (
-    flag("--dataset", Means.NAME, choices=DATASETS, default="cifar", help="default: %(default)s"),
+    flag("--dataset", Means.NAME, words="", choices=DATASETS, default="cifar", help=DEFAULT),
     flag(
         "--data-dir",
-        Means.FREE,
+        Means.PLACE,
         type=Path,
         default=Path("data"),
         help="folder of the data, downloaded to it where published (default: %(default)s)",
@@ -148,7 +153,7 @@ DATA = (
     ),
     flag(
         "--data-url",
-        Means.FREE,
+        Means.PLACE,
         help=f"mirror to download from, for {', '.join(DOWNLOADED)}; checksums hold",
     ),
     flag(
@@ -187,14 +192,16 @@ DATA = (
     ),
     flag(
         "--limit-train",
-        Means.TRAIN | Means.MEASURE,
+        Means.TRAIN | Means.MEASURE | Means.SUBSET,
+        words="training images",
         type=positive_int,
         metavar="N",
         help="keep a class-balanced subset of N training images, drawn with the seed",
     ),
     flag(
         "--limit-test",
-        Means.RECORD | Means.MEASURE,
+        Means.RECORD | Means.MEASURE | Means.SUBSET,
+        words="test images",
         type=positive_int,
         metavar="N",
         help="likewise for the test images",
@@ -202,7 +209,7 @@ DATA = (
 )
 
 ATTACK = (
-    flag("--norm", Means.NAME, choices=NORMS, default="l_inf", help="default: %(default)s"),
+    flag("--norm", Means.NAME, words="", choices=NORMS, default="l_inf", help=DEFAULT),
     flag(
         "--epsilon",
         Means.NAME,
@@ -213,32 +220,36 @@ ATTACK = (
     ),
     flag(
         "--pgd-alpha",
-        Means.TRAIN | Means.MEASURE,
+        Means.TRAIN | Means.MEASURE | Means.ROW,
         former=ALWAYS_THERE,
+        words="step size of PGD",
         type=radius,
         help="step size, given like --epsilon (default: 2, for l_2 15; eval.py: the run's)",
     ),
     flag(
         "--attack-iters",
-        Means.TRAIN | Means.MEASURE,
+        Means.TRAIN | Means.MEASURE | Means.ROW,
+        former=FORMER["attack_iters"],
+        words="steps of PGD",
         type=positive_int,
         default=10,
         help="steps (default: 10; eval.py: those of the run)",
     ),
     flag(
         "--restarts",
-        Means.TRAIN | Means.MEASURE,
-        only_with=("train_mode", ("pgd_train", "pgd_train_MART")),
+        Means.TRAIN | Means.MEASURE | Means.ROW,
+        former=FORMER["restarts"],
+        only_with=("train_mode", tuple(m.train_mode for m in MODES.values() if m.restarts)),
         type=positive_int,
         default=1,
         help="of PGD (default: 1; eval.py: those of the run)",
     ),
     flag(
         "--noise-level",
-        Means.TRAIN | Means.MEASURE,
+        Means.TRAIN | Means.MEASURE | Means.ROW,
+        former=FORMER["noise_level"],
         type=radius,
         default="8",
-        former=8.0,
         help="noise of --neural-collapse-gaussian in 1/255 units (default: 8; eval.py: the run's)",
     ),
 )
@@ -247,7 +258,8 @@ MACHINE = (
     flag("--device", Means.FREE, type=_device, default="auto", help="auto, cpu, cuda, cuda:1, ..."),
     flag(
         "--precision",
-        Means.TRAIN | Means.MEASURE,
+        Means.TRAIN | Means.MEASURE | Means.ROW,
+        former=FORMER["precision"],
         choices=PRECISIONS,
         default="tf32",
         help="of matrix products; tf32 is fp32 where the device has none (default: %(default)s)",
@@ -270,9 +282,10 @@ MACHINE = (
 )
 
 SHARED = {"the run": RUN, "data": DATA, "attack and noise": ATTACK, "machine": MACHINE}
+SHARED_FLAGS = tuple(flag for rows in SHARED.values() for flag in rows)
 # All flags of a script.
-TRAIN_FLAGS = (*RUN, *DATA, *ATTACK, *MACHINE, *TRAINING)
-SWEEP_FLAGS = (*RUN, *DATA, *ATTACK, *MACHINE, *SWEEP)
+TRAIN_FLAGS = (*SHARED_FLAGS, *TRAINING)
+SWEEP_FLAGS = (*SHARED_FLAGS, *SWEEP)
 
 
 def train_parser() -> Parser:
@@ -298,10 +311,8 @@ def sweep_parser() -> Parser:
         metavar="RUN_FOLDER",
         help="the run to sweep, in place of the flags that name it; what is not given is the run's",
     )
-    # The run may tell what it was trained with; a value given here must agree with it.
-    parser.set_defaults(
-        lr_max=None, epochs=None, attack_iters=None, restarts=None, noise_level=None
-    )
+    # What is not given is what the run was trained with; the precision is the machine's.
+    parser.set_defaults(**dict.fromkeys(keys_that((*RUN, *DATA, *ATTACK), Means.TRAIN)))
     return parser
 
 

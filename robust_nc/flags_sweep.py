@@ -102,7 +102,7 @@ SWEEP = (
     ),
     flag(
         "--checkpoint",
-        Means.MEASURE,
+        Means.MEASURE | Means.ROW,
         nargs="+",
         type=Path,
         metavar="FILE",
@@ -110,7 +110,7 @@ SWEEP = (
     ),
     flag(
         "--weights-key",
-        Means.MEASURE,
+        Means.MEASURE | Means.ROW,
         metavar="KEY",
         help="which weights of a file of --checkpoint that holds several sets, as a line of the "
         "log names them",

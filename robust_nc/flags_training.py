@@ -11,7 +11,6 @@ from robust_nc.parsing import (
     positive_int,
     share_below_1,
 )
-from robust_nc.results.run_folder import list_runs
 from robust_nc.settings import Means, flag
 from robust_nc.training.modes import MART_LAMBDA, TRADES_BETA
 from robust_nc.training.schedules import SCHEDULES
@@ -19,17 +18,11 @@ from robust_nc.training.schedules import SCHEDULES
 
 def _resumed(text: str) -> Any:
     """The value of --resume: "last", which it has without one, an epoch, or a run's folder."""
-    path = Path(text)
     if text == "last":
         return text
-    if text.lstrip("-").isdigit():
-        return positive_int(text)
-    if text and (path / "args.json").is_file():
-        return path
-    raise argparse.ArgumentTypeError(
-        f"expected the folder of a run, with its args.json, or an epoch from 1 on, got {text!r}; "
-        f"{list_runs(path if text else Path('models'))}"
-    )
+    if not text:
+        raise argparse.ArgumentTypeError("expected an epoch from 1 on, or the folder of a run")
+    return positive_int(text) if text.lstrip("-").isdigit() else Path(text)
 
 
 TRAINING = (
@@ -80,6 +73,7 @@ TRAINING = (
         "--lr-schedule",
         Means.TRAIN,
         former="piecewise",
+        words="schedule of the learning rate",
         choices=SCHEDULES,
         help="piecewise divides --lr-max by 10 after a quarter of the epochs and by 100 after "
         "37.5 %% of them, in a short run as well; the others are in docs/flags.md (default: "
@@ -89,6 +83,7 @@ TRAINING = (
         "--lr-drop-epoch",
         Means.TRAIN,
         only_with=("lr_schedule", ("onedrop",)),
+        words="drop of the learning rate after epoch",
         type=positive_int,
         default=100,
         help="epoch at which the schedule onedrop drops (default: %(default)s)",
@@ -135,6 +130,7 @@ TRAINING = (
         "--trades-beta",
         Means.TRAIN,
         only_with=("train_mode", ("pgd_train_TRADES",)),
+        words="beta",
         type=non_negative_float,
         default=TRADES_BETA,
         help="weight of the KL term of TRADES (default: %(default)g)",
@@ -143,6 +139,7 @@ TRAINING = (
         "--mart-lambda",
         Means.TRAIN,
         only_with=("train_mode", ("pgd_train_MART",)),
+        words="lambda",
         type=non_negative_float,
         default=MART_LAMBDA,
         help="weight of the KL term of MART (default: %(default)g)",
@@ -170,7 +167,7 @@ TRAINING = (
     ),
     flag(
         "--resume",
-        Means.FREE,
+        Means.START,
         type=_resumed,
         nargs="?",
         const="last",
@@ -180,7 +177,7 @@ TRAINING = (
     ),
     flag(
         "--overwrite",
-        Means.FREE,
+        Means.START,
         action="store_true",
         help="delete the run that is in the folder first; with --resume N from epoch N on",
     ),

@@ -1,24 +1,18 @@
-"""A run that goes on: what its args.json tells as flags, and what would be lost or mixed by it."""
+"""A run that is named by its folder, or lies in the way of another: its flags, what may be lost."""
 
 from pathlib import Path
 from typing import Any
 
+from robust_nc.comparing import other_run
 from robust_nc.data.datasets import DATASETS
-from robust_nc.flags import TRAIN_FLAGS
-from robust_nc.results.files import read_json, read_rows, sha256
-from robust_nc.results.history import EpochSummary
+from robust_nc.flags import SHARED_FLAGS, TRAIN_FLAGS
+from robust_nc.results.files import read_json
 from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
-from robust_nc.settings import STATISTICS, Settings, with_former_values
-from robust_nc.training.epoch import rate_at
+from robust_nc.results.run_search import list_runs
+from robust_nc.settings import STATISTICS, Means, Settings, keys_that, with_former_values
 from robust_nc.training.resume import saved_start
 from utils import InputError, select_device
-
-# In args.json: of the file of --init, so that another one of that name is noticed.
-INIT_HASH = "init_sha256"
-# What a run does not hand on: how it was started, and what its folder or --bn tells.
-OWN_OF_A_START = {"resume", "overwrite", "models_dir", "trades_bn"}
-RATES_PER_EPOCH = 100  # at which the rates of two lengths of a schedule are compared
 
 
 def flags_of_run(folder: Path) -> dict[str, Any]:
@@ -29,7 +23,7 @@ def flags_of_run(folder: Path) -> dict[str, Any]:
     """
     file = folder / "args.json"
     told = with_former_values(read_json(file) or {}, TRAIN_FLAGS)
-    left_out = set(OWN_OF_A_START)
+    left_out = keys_that(TRAIN_FLAGS, Means.START)
     if told.get("no_normalisation"):
         left_out |= {*STATISTICS}
     if told.get("dataset") != "folder":
@@ -52,7 +46,47 @@ def flags_of_run(folder: Path) -> dict[str, Any]:
     return flags | {"cuda_graph": flags.get("cuda_graph", False) and on_gpu}
 
 
-def deleted_by_resuming(epoch: int, run: RunFolder) -> str | None:
+def swept_by_folder(folder: Path) -> dict[str, Any]:
+    """The flags of a run that eval.py takes over: its name, images, attack, noise and precision.
+
+    Raises:
+        InputError: there is no run in the folder; the runs that there are below it are listed.
+    """
+    if not (folder / "args.json").is_file():
+        raise InputError(f"{folder}: no run there (it has no args.json); {list_runs(folder)}")
+    keys = keys_that(SHARED_FLAGS, Means.NAME | Means.SEED | Means.MEASURE | Means.PLACE)
+    return {key: value for key, value in flags_of_run(folder).items() if key in keys}
+
+
+def refuse_other_run(settings: Settings, run: RunFolder) -> None:
+    """Stop before anything is read or written if the folder holds what would be lost or mixed."""
+    resume = settings.resume
+    if not resume and (settings.overwrite or not run.holds_run()):
+        return
+    differing = other_run(settings, run)
+    if not resume:
+        flags = f", made with other flags ({differing})" if differing else ""
+        goes_on = "" if differing else "--resume goes on with it, "
+        raise InputError(
+            f"{run.path} holds a run already{flags}: {goes_on}--overwrite deletes it first, "
+            "--run-name NAME gives this one a folder of its own"
+        )
+    if differing:
+        raise InputError(
+            f"{run.path} was made with other flags: {differing}; --run-name NAME gives these a "
+            "folder of their own"
+        )
+    if isinstance(resume, int):
+        deleted = None if settings.overwrite else _deleted_by_resuming(resume, run)
+        if deleted:
+            raise InputError(
+                f"{deleted}: --overwrite deletes what is there of epoch {resume} and later ones, "
+                "--resume alone goes on after it"
+            )
+        _check_source(resume, run)
+
+
+def _deleted_by_resuming(epoch: int, run: RunFolder) -> str | None:
     """One line on what `--resume N` deletes of a run: all that there is of epoch N and later ones.
 
     A resume.pth that has come no further than that is no loss: the run goes on from its weights.
@@ -63,7 +97,7 @@ def deleted_by_resuming(epoch: int, run: RunFolder) -> str | None:
         return f"{run.checkpoint(later[0])} would be replaced by --resume {epoch}{more}"
     lost = []
     tables = {run.table(row_type).name: run.rows(row_type) for row_type in TABLES}
-    tables["history.csv"] = read_rows(run.path / "history.csv", EpochSummary)
+    tables["history.csv"] = run.history
     for name, rows in tables.items():
         epochs = sorted({row.epoch for row in rows if row.epoch >= epoch})
         if epochs:
@@ -75,7 +109,7 @@ def deleted_by_resuming(epoch: int, run: RunFolder) -> str | None:
     return f"{run.path}: --resume {epoch} deletes {', '.join(lost)}" if lost else None
 
 
-def check_source(epoch: int, run: RunFolder) -> None:
+def _check_source(epoch: int, run: RunFolder) -> None:
     """Stop where `--resume N` has no checkpoint to train epoch N from.
 
     Raises:
@@ -94,29 +128,3 @@ def check_source(epoch: int, run: RunFolder) -> None:
     )
     there = f"kept are those of epochs {numbers}{advice}" if kept else "none is kept"
     raise InputError(f"{file}: no such checkpoint, which --resume {epoch} needs; {there}")
-
-
-def finished_epochs(settings: Settings, run: RunFolder) -> int:
-    """Epochs that are trained with --resume as it is given, one that was begun included."""
-    if isinstance(settings.resume, int):
-        return settings.resume
-    if not run.resume_file.exists():
-        return 0
-    start = saved_start(run)
-    return start.epoch + (start.unfinished is not None)
-
-
-def has_same_rates(settings: Settings, epochs: int, until: int) -> bool:
-    """Whether a run of so many epochs in all had the same learning rates before epoch `until`."""
-    other = settings.replace(epochs=epochs)
-    times = (step / RATES_PER_EPOCH for step in range(1, until * RATES_PER_EPOCH + 1))
-    return all(rate_at(settings, t) == rate_at(other, t) for t in times)
-
-
-def init_hash(settings: Settings, earlier: dict[str, Any]) -> dict[str, str]:
-    """For args.json, the SHA-256 of the file of --init: a run that goes on needs it no more."""
-    if settings.init is None:
-        return {}
-    if settings.init.is_file():
-        return {INIT_HASH: sha256(settings.init)}
-    return {INIT_HASH: earlier[INIT_HASH]} if settings.resume and INIT_HASH in earlier else {}

@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, published: Iterable[PublishedFlag] = (), **options: Any):
-        super().__init__(**{"allow_abbrev": False} | options)
+        super().__init__(allow_abbrev=False, **options)
         self.published = tuple(published)
         self.without_effect: list[str] = []
 
@@ -76,6 +76,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, with a guess at what an unknown flag was meant to be."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             guesses = [self._guess(word) for word in unknown if word.startswith("-")]
@@ -96,6 +97,7 @@ class Parser(argparse.ArgumentParser):
         return near[0] if near else None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, without the published flags that do nothing."""
         words = sys.argv[1:] if args is None else list(args)
         for word in takewhile("--".__ne__, words):
             if word.startswith("--") and word.endswith("=--"):  # which argparse takes for no value

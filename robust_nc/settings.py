@@ -33,41 +33,53 @@ class Means(enum.Flag):
     """What a flag decides. Whether two runs, or two sweeps, may be mixed follows from it alone.
 
     FREE: nothing but time, place and what is printed; it may change whenever a script is started.
+    START: likewise, and a run does not hand it on to what is started with its folder.
+    PLACE: where the images lie: likewise, and a sweep that is started with the folder looks there.
     NAME: the run's folder.
     SEED: likewise, and runs that differ in it alone are averaged.
     TRAIN: what is trained: the same when a run is resumed, and in seeds of one setting.
     RECORD: what a training records beside the weights: the same when it is resumed.
     MEASURE: what a sweep measures: the same in all rows of one table, and in seeds of one setting.
+    SUBSET: how many of the images: a sweep may take others than its run did.
+    ROW: what each row of a sweep tells: rows of several values stand beside each other.
     """
 
     FREE = 0
+    START = enum.auto()
+    PLACE = enum.auto()
     NAME = enum.auto()
     SEED = enum.auto()
     TRAIN = enum.auto()
     RECORD = enum.auto()
     MEASURE = enum.auto()
+    SUBSET = enum.auto()
+    ROW = enum.auto()
 
 
-class _Always:
-    """The former value of a flag that every args.json tells."""
+# What decides a run, and has to be the same when it is resumed.
+RUN_MEANS = Means.NAME | Means.SEED | Means.TRAIN | Means.RECORD
 
-
-ALWAYS_THERE = _Always()
+# In the place of a former value: every args.json tells it; it is the default.
+ALWAYS_THERE, THE_DEFAULT = object(), object()
 
 
 @dataclass(frozen=True)
 class Flag:
     """One flag: how argparse reads it, and what it means.
 
+    default: its value on a command line that does not tell it.
     former: the value of runs from before there was the flag, whose args.json does not tell it, or a
         function that makes it of what their args.json tells.
     only_with: a flag and its values without which nothing reads this one; None: always read.
+    words: what papers call it; "": its values say what they are; None: its name does.
     """
 
     name: str
     means: Means
+    default: Any
     former: Any
     only_with: tuple[str, tuple[str, ...]] | None
+    words: str | None
     options: dict[str, Any]
 
     @property
@@ -87,18 +99,25 @@ def flag(
     name: str,
     means: Means,
     *,
-    former: Any = None,
+    former: Any = THE_DEFAULT,
     only_with: tuple[str, tuple[str, ...]] | None = None,
+    words: str | None = None,
     **options: Any,
 ) -> Flag:
     """A row of the tables of flags.
 
     Args:
-        former: as in Flag, where it is not the default.
+        former, only_with, words: as in Flag.
         options: those of argparse's add_argument.
     """
     default = options.get("default", False if options.get("action") == "store_true" else None)
-    return Flag(name, means, default if former is None else former, only_with, options)
+    former = default if former is THE_DEFAULT else former
+    return Flag(name, means, default, former, only_with, words, options)
+
+
+def flag_name(key: str) -> str:
+    """The flag of a key, as it is given on a command line."""
+    return f"--{key.replace('_', '-')}"
 
 
 def keys_that(flags: Iterable[Flag], means: Means) -> set[str]:
@@ -106,17 +125,23 @@ def keys_that(flags: Iterable[Flag], means: Means) -> set[str]:
     return {flag.key for flag in flags if flag.means & means}
 
 
+def unread(flags: Iterable[Flag], settings: dict[str, Any]) -> set[str]:
+    """The keys of the flags that nothing reads in a run with these settings."""
+    return {flag.key for flag in flags if not flag.is_read(settings)}
+
+
+def former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict[str, Any]:
+    """Key -> the value of old of each flag that these arguments of an args.json leave unsaid."""
+    return {
+        flag.key: flag.former(arguments) if callable(flag.former) else flag.former
+        for flag in flags
+        if flag.key not in arguments and flag.former is not ALWAYS_THERE
+    }
+
+
 def with_former_values(arguments: dict[str, Any], flags: Iterable[Flag]) -> dict[str, Any]:
     """What an args.json tells, and what one of an older version leaves unsaid; {} stays {}."""
-    if not arguments:
-        return {}
-    unsaid = [flag for flag in flags if flag.key not in arguments]
-    former = {
-        flag.key: flag.former(arguments) if callable(flag.former) else flag.former
-        for flag in unsaid
-        if flag.former is not ALWAYS_THERE
-    }
-    return arguments | former
+    return arguments | former_values(arguments, flags) if arguments else {}
 
 
 def difference(now: dict[str, Any], earlier: dict[str, Any], keys: Iterable[str]) -> str | None:
@@ -125,7 +150,7 @@ def difference(now: dict[str, Any], earlier: dict[str, Any], keys: Iterable[str]
     for key in sorted(keys):
         value = json.loads(json.dumps(now[key], default=str))
         if key in earlier and earlier[key] != value:
-            differing.append(f"--{key.replace('_', '-')} was {earlier[key]}, is {value} now")
+            differing.append(f"{flag_name(key)} was {earlier[key]}, is {value} now")
     return "; ".join(differing) or None
 
 

@@ -1,13 +1,20 @@
 """What each flag means when runs are compared: resumed, swept, or averaged as seeds."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 import eval as eval_script
 import train
-from robust_nc import build
-from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
-from robust_nc.settings import ALWAYS_THERE, Means, flag, keys_that, with_former_values
+from robust_nc import build, comparing, going_on
+from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS, train_parser
+from robust_nc.reports import captions
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.settings import ALWAYS_THERE, RUN_MEANS, Means, flag, keys_that, with_former_values
+from robust_nc.training import schedules
 from robust_nc.training.modes import MODES
+from utils import InputError
 
 NAMING = {"dataset", "data_name", "model", "norm", "epsilon", "train_mode", "bn"} | {"run_name"}
 TRAINED = {
@@ -20,6 +27,10 @@ RECORDED = {"no_normalisation", "limit_test", "neural_collapse", "neural_collaps
 MEASURED = {
     *("attack_iters", "pgd_alpha", "restarts", "noise_level", "limit_train", "limit_test"),
     *("equal_n", "image_size", "precision", "checkpoint", "weights_key"),
+}
+OF_ROWS = {
+    *("attack_iters", "pgd_alpha", "restarts", "noise_level"),
+    *("precision", "checkpoint", "weights_key"),
 }
 FREE = {
     *("data_dir", "data_url", "models_dir", "device", "compile", "cuda_graph"),
@@ -34,17 +45,21 @@ def test_every_flag_of_training_has_its_meaning():
     assert keys_that(TRAIN_FLAGS, Means.SEED) == {"seed"}
     assert keys_that(TRAIN_FLAGS, Means.TRAIN) == TRAINED
     assert keys_that(TRAIN_FLAGS, Means.RECORD) == RECORDED
+    assert keys_that(TRAIN_FLAGS, Means.PLACE) == {"data_dir", "data_url"}
+    started = {"models_dir", "resume", "overwrite", "trades_bn"}
+    assert keys_that(TRAIN_FLAGS, Means.START) == started
     assert {row.key for row in TRAIN_FLAGS} == NAMING | {"seed"} | TRAINED | RECORDED | FREE
 
 
 def test_every_flag_of_a_sweep_has_its_meaning():
     assert keys_that(SWEEP_FLAGS, Means.MEASURE) == MEASURED
+    assert keys_that(SWEEP_FLAGS, Means.ROW) == OF_ROWS
+    assert keys_that(SWEEP_FLAGS, Means.SUBSET) == {"limit_train", "limit_test"}
     assert keys_that(SWEEP_FLAGS, Means.NAME | Means.SEED) == NAMING | {"seed"}
 
 
 def test_a_resumed_run_is_compared_in_all_but_the_free_flags():
-    in_use = {"mean", "std"}  # known, and compared, once there are images
-    assert (NAMING | {"seed"} | TRAINED | RECORDED) - in_use == train.COMPARED
+    assert NAMING | {"seed"} | TRAINED | RECORDED == keys_that(TRAIN_FLAGS, RUN_MEANS)
 
 
 def test_what_a_run_of_an_older_version_does_not_tell_was_the_default_then():
@@ -53,8 +68,10 @@ def test_what_a_run_of_an_older_version_does_not_tell_was_the_default_then():
         flag("--switch", Means.TRAIN, action="store_true"),
         flag("--other", Means.TRAIN, default=0.9, former=0.0),
         flag("--first", Means.TRAIN, default=400, former=ALWAYS_THERE),
+        flag("--none", Means.TRAIN, default=0.9, former=None),
     )
-    assert with_former_values({"old": 5}, rows) == {"old": 5, "switch": False, "other": 0.0}
+    former = {"switch": False, "other": 0.0, "none": None}
+    assert with_former_values({"old": 5}, rows) == {"old": 5} | former
     assert with_former_values({}, rows) == {}  # of which nothing is known
 
 
@@ -79,6 +96,133 @@ def test_each_mode_reads_its_own_flags(settings, unread):
     settings |= {"lr_schedule": "cosine", "optimizer": "sgd"}
     unread = unread - {"momentum", "nesterov"} | {"lr_drop_epoch", "lr_one_drop"}
     assert {row.key for row in TRAIN_FLAGS if not row.is_read(settings)} == unread
+
+
+@pytest.mark.parametrize(
+    "words",
+    (
+        "--momentum 0.5 --optimizer adam",
+        "--trades-beta 3",
+        "--restarts 2",
+        "--lr-gamma 0.5",
+        "--lr-milestones 0.5 --lr-schedule cosine",
+        "--lr-drop-epoch 5",
+        "--lr-one-drop 0.1 --lr-schedule milestones",
+    ),
+)
+def test_a_flag_that_nothing_reads_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(words.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"{words.split()[0]}: --" in error and "makes no use of it" in error
+
+
+def test_every_flag_that_is_read_with_others_names_their_values():
+    choices = {row.key: row.options.get("choices") for row in TRAIN_FLAGS}
+    needing = [row for row in TRAIN_FLAGS if row.only_with]
+    assert all({*row.only_with[1]} <= {*choices[row.only_with[0]]} for row in needing)
+    [restarts] = [row for row in needing if row.key == "restarts"]
+    assert {*restarts.only_with[1]} == {m.train_mode for m in MODES.values() if m.restarts}
+
+
+def test_a_flag_that_nothing_reads_does_not_keep_an_older_run_from_going_on(tmp_path):
+    told = {"train_mode": "std_train", "lr_schedule": "piecewise", "lr_drop_epoch": 50}
+    (tmp_path / "args.json").write_text(json.dumps(told))
+    run = RunFolder(tmp_path, standard=True)
+    assert comparing.other_run(train.parse_args(["--device", "cpu"]), run) is None
+    settings = train.parse_args(["--device", "cpu", "--lr-schedule", "onedrop"])
+    assert "--lr-drop-epoch was 50, is 100 now" in comparing.other_run(settings, run)
+
+
+def sweep_settings(words, monkeypatch, **rows_and_values):
+    """Settings of a sweep, with rows of shared flags and their values that are added."""
+    rows = tuple(row for row, _ in rows_and_values.values())
+    monkeypatch.setattr(comparing, "SHARED_FLAGS", (*comparing.SHARED_FLAGS, *rows))
+    monkeypatch.setattr(comparing, "SWEEP_FLAGS", (*comparing.SWEEP_FLAGS, *rows))
+    settings = eval_script.parse_args(["--device", "cpu", "--ncc", *words])
+    return settings.replace(**{name: value for name, (_, value) in rows_and_values.items()})
+
+
+@pytest.mark.parametrize(
+    ("means", "chosen"),
+    (
+        (Means.TRAIN, False),
+        (Means.TRAIN | Means.MEASURE, False),
+        (Means.TRAIN | Means.MEASURE | Means.ROW, True),
+        (Means.TRAIN | Means.MEASURE | Means.SUBSET, True),
+    ),
+)
+def test_a_sweep_has_the_flags_of_its_run_but_those_that_it_may_choose(
+    means, chosen, tmp_path, monkeypatch
+):
+    row = flag("--new", means, default=3)
+    (tmp_path / "args.json").write_text(json.dumps({"epochs": 2, "new": 5, "attack_iters": 7}))
+    run = RunFolder(tmp_path, standard=True)
+    settings = sweep_settings([], monkeypatch, new=(row, None))
+    agreed = comparing.agree_with_run(settings, run)
+    assert (agreed.new, agreed.attack_iters, agreed.epochs) == (5, 7, None)
+    if chosen:
+        assert comparing.agree_with_run(settings.replace(new=4), run).new == 4
+    else:
+        with pytest.raises(InputError, match="trained with other flags: --new was 5, is 4 now"):
+            comparing.agree_with_run(settings.replace(new=4), run)
+    (tmp_path / "args.json").write_text(json.dumps({"epochs": 2}))  # of before there was the flag
+    agreed = comparing.agree_with_run(settings, run)
+    assert (agreed.new, agreed.attack_iters, agreed.noise_level) == (3, 10, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("means", "mixed"), ((Means.MEASURE, False), (Means.MEASURE | Means.ROW, True))
+)
+def test_a_sweep_is_mixed_with_one_of_other_flags_where_rows_tell_them(means, mixed, monkeypatch):
+    settings = sweep_settings([], monkeypatch, new=(flag("--new", means, default=3), 4))
+    now = vars(settings) | {"mean": [0.5], "std": [0.5]}
+    differing = comparing.other_sweep(now, {"mean": [0.5]}, None)
+    assert differing == (None if Means.ROW in means else "--new was 3, is 4 now")
+
+
+def test_a_sweep_by_the_folder_takes_over_what_names_and_measures_and_where_images_lie(tmp_path):
+    """Nothing of the machine, which train.py takes over too, and of how the run was started."""
+    settings = train.parse_args(
+        ["--device", "cpu", "--limit-train", "50", "--eval-batch-size", "8"]
+    )
+    told = vars(settings) | {"models_dir": "there", "data_dir": "here", "resume": "last"}
+    (tmp_path / "args.json").write_text(json.dumps(told, default=str))
+    swept, trained = going_on.swept_by_folder(tmp_path), going_on.flags_of_run(tmp_path)
+    assert swept["limit_train"] == 50 and swept["pgd_alpha"] == 2.0 and swept["data_dir"] == "here"
+    assert not swept.keys() & {"epochs", "lr_max", "device", "eval_batch_size", "momentum"}
+    assert trained["eval_batch_size"] == 8 and swept.items() <= trained.items()
+    assert not trained.keys() & {"models_dir", "resume", "overwrite", "trades_bn"}
+
+
+def test_whether_there_is_a_run_is_no_matter_of_the_type_of_a_flag():
+    parser = train_parser()
+    assert parser.parse_args(["--resume", "no/such/run"]).resume == Path("no/such/run")
+    assert parser.parse_args(["--resume", "3"]).resume == 3
+
+
+def test_schedules_of_runs_that_can_be_made_longer(monkeypatch):
+    monkeypatch.setitem(schedules.SCHEDULES, "root", lambda t, rates: rates.lr_max / (1 + t) ** 0.5)
+    longer = {"onedrop", "constant", "milestones", "root"}
+    assert {*schedules.schedules_without_an_end()} == longer
+
+
+def test_figures_call_flags_what_papers_do():
+    keys = {row.key for row in (*TRAIN_FLAGS, *SWEEP_FLAGS)}
+    assert {name.replace("-", "_") for name in captions.WORDS} <= keys
+    differs = {
+        "model": "vgg11bn",
+        "mart-lambda": "5",
+        "weight-decay": "0.1",
+        "attack-iters of the sweep": "20",
+        "restarts of the sweep": "2",
+        "test images": "40",
+    }
+    assert captions.in_words_of_papers(differs) == (
+        "vgg11bn, lambda 5, weight decay 0.1, steps of PGD in the sweep 20, restarts in the sweep "
+        "2, test images 40"
+    )
 
 
 @pytest.mark.parametrize("script", (train, eval_script))

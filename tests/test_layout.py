@@ -19,7 +19,7 @@ WINGS = (
     "robust_nc.measuring",
     "robust_nc.training",
     "robust_nc.flags_training robust_nc.flags_sweep robust_nc.flags robust_nc.checks",
-    "robust_nc.build robust_nc.agreement robust_nc.going_on",
+    "robust_nc.build robust_nc.comparing robust_nc.going_on",
     "robust_nc.reports",
     "train eval plot reproduce",
 )
@@ -49,6 +49,25 @@ def imports(name):
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found & FILES.keys()
+
+
+def defined_names(path):
+    """What a file has at its top level, what it imports left out."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_name_is_imported_from_the_file_that_defines_it(name):
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in FILES:
+            elsewhere = {alias.name for alias in node.names} - defined_names(FILES[node.module])
+            assert not elsewhere, node.module
 
 
 def test_the_root_shows_what_a_person_runs_or_copies():
@@ -96,6 +115,36 @@ def test_files_and_functions_are_read_on_a_few_screens(path):
             count = len([a for a in arguments if a not in ("self", "cls")])
             most = 12 if name in PURE else 6 if node.name == "__init__" else 5
             assert count <= most or path.parent.name == "benchmarks", node.name
+
+
+def public_functions(body):
+    """Functions of more than five lines that others may call, and methods of classes."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef):
+                yield from public_functions(node.body)
+            elif node.end_lineno - node.lineno >= 5:
+                yield node
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_public_functions_say_what_they_do(name):
+    tree = ast.parse(FILES[name].read_text())
+    assert not [f.name for f in public_functions(tree.body) if not ast.get_docstring(f)]
+
+
+LOOKS = {"color", "edgecolor", "ecolor", "mec", "fill", "cmap", "fontsize"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("robust_nc.reports.")])
+def test_colours_and_type_sizes_stand_in_one_file(name):
+    written = {
+        (node.arg, node.value.value)
+        for node in ast.walk(ast.parse(FILES[name].read_text()))
+        if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant)
+        if node.arg in LOOKS and node.value.value not in ("none", False)
+    }
+    assert not written or name == "robust_nc.reports.style"
 
 
 def test_mypy_checks_every_file():

@@ -8,7 +8,7 @@ import torch
 import eval as eval_script
 import train
 from attacks import pgd, trades
-from robust_nc.agreement import agree_with_run
+from robust_nc.comparing import agree_with_run
 
 SWEEP = "--neural-collapse"
 

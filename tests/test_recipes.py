@@ -73,6 +73,7 @@ def rows(path):
 
 def test_each_recipe_is_all_that_an_addition_needs(copy):
     flags = f"{RUN} --epochs 2 --lr-schedule root --no-shuffle --neural-collapse"
+    flags += " --attack-iters 2 --restarts 2"
     trained = run(copy, "train.py", flags)
     assert trained.returncode == 0, trained.stderr
     what = "--neural-collapse --neural-collapse-gaussian --margins"

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import read_resume
-from test_scripts import TREE_FOLDER, assert_equal_runs, rows
+from test_scripts import TREE_FOLDER, assert_equal_runs, rows, series
 
 import eval as eval_script
 import train
@@ -365,6 +365,7 @@ def test_a_run_killed_long_after_resume_pth_makes_the_epochs_after_it_again(
         assert run_script(train, flags)[0] == 130
     assert read_resume(folder)["epoch"] == 0
     assert [row["epoch"] for row in rows(folder / "history.csv")] == ["0", "1", "2"]
+    assert len(series(folder)["train_loss"]) == 1  # with resume.pth
     made = {path.name: path.read_bytes() for path in folder.glob("model_*.pth")}
     assert made.keys() == {"model_0.pth", "model_1.pth", "model_2.pth"}
     # What an epoch that is made again finds in its place must not matter.
@@ -374,6 +375,32 @@ def test_a_run_killed_long_after_resume_pth_makes_the_epochs_after_it_again(
     assert {name: (folder / name).read_bytes() for name in made} == made
     assert_equal_runs(folder, Path("whole") / folder.relative_to("models"))
     assert read_resume(folder)["epoch"] == 4
+
+
+@pytest.mark.parametrize("mode", ("std_train", "pgd_train"))
+def test_a_sweep_of_a_run_that_was_killed_leaves_the_series_of_a_whole_one(
+    mode, flags, sweep_flags, run_script, monkeypatch, tiny_models
+):
+    """Killed before resume.pth and the series were written of the last epoch."""
+    assert run_script(train, f"{flags} --train-mode {mode} --models-dir whole")[0] == 0
+    write_resume = resume.Saver._write_resume
+
+    def write_or_die(saver, epoch, *rest):
+        if epoch == 2:
+            raise KeyboardInterrupt  # which nothing catches on the way, as a kill
+        write_resume(saver, epoch, *rest)
+
+    monkeypatch.setattr(resume, "RESUME_SECONDS", 1e9)
+    with monkeypatch.context() as patched:
+        patched.setattr(resume.Saver, "_write_resume", write_or_die)
+        assert run_script(train, f"{flags} --train-mode {mode}")[0] == 130
+    folder = run_folder(mode)
+    assert {len(values) for values in series(folder).values()} == {1}
+    for models in ("models", "whole"):
+        sweep = f"{sweep_flags} --train-mode {mode} --models-dir {models}"
+        assert run_script(eval_script, sweep)[0] == 0
+    assert_equal_runs(folder, Path("whole") / folder.relative_to("models"))
+    assert {len(values) for values in series(folder).values()} == {3}
 
 
 @pytest.mark.parametrize(
@@ -752,8 +779,8 @@ BAD_TRAIN = {
     "init": ("no.pth", "", "."),
     "weights_key": ("ema",),  # without --init
     "lr_schedule": ("step", "", "multipledecay --epochs 5"),
-    "lr_drop_epoch": COUNTS,
-    "lr_one_drop": NUMBERS,
+    "lr_drop_epoch": (*COUNTS, "5"),  # the last without onedrop
+    "lr_one_drop": (*NUMBERS, "0.5 --lr-schedule cosine"),
     "trades_beta": (*NUMBERS, "3"),  # the last without TRADES
     "mart_lambda": (*NUMBERS, "3"),  # likewise
     "checkpoint_epochs": ("400", "-1", "a", "::0", "1:2:3:4", "", "log10", "9:3"),

@@ -621,6 +621,7 @@ def test_no_two_series_share_a_name():
 def test_every_field_goes_to_its_published_series(input, tmp_path):
     folder, record = make_folder(tmp_path), make_record(input)
     folder.add([record])
+    folder.settle()
     expected = dict(zip(PUBLISHED_SERIES[input].split(), NC_FIELDS.split(), strict=True))
     if input in PUBLISHED_DISTANCES:
         distances = PUBLISHED_DISTANCES[input].split()
@@ -641,7 +642,7 @@ def test_history_tells_the_gradient_s_norm_and_the_memory(tree_flags, run_script
     assert run_script(train, flags)[0] == 0
     settings = train.parse_args(flags.split())
     data = load_data(settings)
-    training = prepare(settings, RunFolder(Path("none"), standard=True), data)
+    training = prepare(settings, RunFolder(Path("none")), data)
     network, data = training.learner.network, data.train
     weights = torch.load(TREE_FOLDER / "model_0.pth", weights_only=True)["state_dict"]
     network.model.load_state_dict(weights)
@@ -680,6 +681,7 @@ def test_training_values_come_before_swept_ones_epoch_by_epoch(tmp_path):
     folder = make_folder(tmp_path, "pgd_train")
     folder.add([make_record("pgd", "eval", epoch, start=100) for epoch in (0, 1)])
     folder.add([make_record("pgd", "train", 1, start=200)])
+    folder.settle()
     assert series(folder.path)["robust_nc1"].tolist() == [103, 203]
 
 
@@ -800,5 +802,6 @@ def test_records_survive_the_csv_to_the_last_bit(tmp_path):
     key = {"source": "eval", "epoch": 3, "split": "train", "input": "clean"}
     record = Record(**key, loss=0.7, accuracy=1 / 7, ncc_accuracy=0.9, **metrics)
     folder.add([record])
+    folder.settle()
     assert repr(make_folder(tmp_path).records) == repr([record])
     assert np.isnan(np.load(folder.results / "nc1.npy")).tolist() == [True, True, True, False]

@@ -65,6 +65,14 @@ class DataSource:
     epsilon_range: int = 255
 
 
+def units_of(dataset: str) -> float:
+    """How many units of --epsilon there are from black to white: 255, or 1.
+
+    dataset: a key of DATASETS, or the name that a folder was given, which is attacked in 1/255.
+    """
+    return DATASETS[dataset].epsilon_range if dataset in DATASETS else 255
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which images of a data set a run takes."""

@@ -34,6 +34,7 @@ class Listing(datasets.ImageFolder):
             folders[:] = [name for name in folders if not is_litter(name)]
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The names of the classes, and the number of each; hidden folders are none."""
         with os.scandir(directory) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))
         if not names:

@@ -39,7 +39,7 @@ class CentrePart(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Prediction:
     """What is said of N images: by a nearest-centre classifier, and by the network."""
 
     classes: Tensor  # (N, C), float64
@@ -71,8 +71,9 @@ def centre_rows(subject: Subject, epoch: int, parts: list[CentrePart]) -> Iterat
 
 
 def centre_record(
-    subject: Subject, epoch: int, part: CentrePart, name: str, outcome: Outcome
+    subject: Subject, epoch: int, part: CentrePart, name: str, outcome: Prediction
 ) -> CentreRecord:
+    """The row of one kind of test images."""
     data = subject.data
     return CentreRecord(
         epoch=epoch,
@@ -136,7 +137,7 @@ def means_after(
 
 def classified(
     subject: Subject, centres: list[NearestCentre], images: Split, perturb: Perturb
-) -> list[Outcome]:
+) -> list[Prediction]:
     """What every one of the classifiers, and the network, say of images with their labels."""
     network = subject.evaluator.network
 
@@ -147,12 +148,16 @@ def classified(
     by_batch = subject.evaluator.over_batches(classify, images.images, images.labels, perturb)
     logits, *by_centre = map(torch.cat, zip(*by_batch, strict=True))
     check_finite(logits, *by_centre)
-    return [Outcome(classes, logits) for classes in by_centre]
+    return [Prediction(classes, logits) for classes in by_centre]
 
 
 def hardest(
-    subject: Subject, epoch: int, centre: NearestCentre, radius: float, outcomes: dict[str, Outcome]
-) -> Outcome:
+    subject: Subject,
+    epoch: int,
+    centre: NearestCentre,
+    radius: float,
+    outcomes: dict[str, Prediction],
+) -> Prediction:
     """Of each test image the worst for a classifier of these outcomes and of attacks on itself.
 
     An image that it took for another class once is not attacked again. Otherwise the worst is the
@@ -163,7 +168,7 @@ def hardest(
     classes, logits = outcomes["pgd"].classes.clone(), outcomes["pgd"].logits.clone()
     all_images = torch.arange(len(test), device=test.labels.device)
 
-    def take_worse(outcome: Outcome, images: Tensor) -> None:
+    def take_worse(outcome: Prediction, images: Tensor) -> None:
         y = test.labels[images]
         worse = badness(outcome.classes, y) > badness(classes[images], y)
         classes[images[worse]] = outcome.classes[worse]
@@ -176,7 +181,7 @@ def hardest(
         if len(left):
             [outcome] = classified(subject, [centre], test.select(left), perturb)
             take_worse(outcome, left)
-    return Outcome(classes, logits)
+    return Prediction(classes, logits)
 
 
 def attempts(num_classes: int) -> int:

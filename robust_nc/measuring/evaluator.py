@@ -13,7 +13,7 @@ from nc_metrics import NeuralCollapse, StreamingCollapse, neural_collapse, simpl
 from robust_nc.data.datasets import as_float, batches
 from robust_nc.networks.blocks import block_outputs
 from robust_nc.networks.network import Network
-from robust_nc.results.records import LAYER_METRICS
+from robust_nc.results.layer_rows import LAYER_METRICS
 from utils import (
     InputError,
     logger,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, key_of
-from robust_nc.results.records import LayerRecord
+from robust_nc.results.layer_rows import LayerRecord
 
 # The kinds of input that --layerwise measures.
 LAYER_INPUTS = [name for name, kind in INPUTS.items() if kind.layerwise]

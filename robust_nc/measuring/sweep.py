@@ -31,21 +31,22 @@ from robust_nc.measuring.subject import (
     part_of_input,
 )
 from robust_nc.measuring.vertices import MOST_POINTS
-from robust_nc.networks.blocks import FEATURES
+from robust_nc.networks.any_network import FEATURES
 from robust_nc.networks.network import Network
 from robust_nc.results.files import sha256
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     CENTRE_INPUTS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
 )
 from robust_nc.results.rows import SPLITS, Row
-from robust_nc.results.run_folder import RunFolder, list_runs
+from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_search import list_runs
 from robust_nc.results.tables import (
     Table,
     autoattack_table,
@@ -344,6 +345,7 @@ class SimplexTask(Task):
     shared = "features"
 
     def parts(self, settings: Settings, data: Dataset) -> list[SimplexPart]:
+        """Three classes, of clean training images and of all kinds that are asked for."""
         classes = " ".join(map(str, settings.simplex))
         inputs: list[InputPart] = [CLEAN_TRAINING, *super().parts(settings, data)]
         return [SimplexPart(*part, classes) for part in dict.fromkeys(inputs)]

@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from robust_nc.data.datasets import units_of
 from robust_nc.parsing import Radius
 from robust_nc.reports.groups import Group, View
 from robust_nc.reports.runs import Run
-from robust_nc.reports.setting import units_of
 from robust_nc.results.conditions import Conditions
 from robust_nc.results.tables import perturbed_in_words
 from utils import InputError, logger
@@ -68,7 +68,7 @@ def foreign_in_words(run: Run) -> list[str]:
     """The attacks and levels of noise that are shown, and are not those of the run's training."""
     own, unit = run.folder.trained_under(), units_of(run.setting.dataset)
     own = replace(own, precision="")  # which lines of another one tell
-    rows = [row for row in run.swept_rows if not own.made(row)]
+    rows = [row for row in run.swept_rows if not own.matches(row)]
     return [perturbed_in_words(row, unit) for row in rows] if own.steps else []
 
 
@@ -83,13 +83,15 @@ def others_in_words(runs: list[Run]) -> list[str]:
         unit = units_of(run.setting.dataset)
         in_any_precision = replace(run.shown_under, precision="")
         for row in sorted(run.others, key=lambda row: (row.noisy, row.perturbed_by, row.epsilon)):
-            if in_any_precision.made(row):
+            if in_any_precision.matches(row):
                 flags = f"--precision {row.precision}"
                 words.setdefault(flags, {})[f"rows in {row.precision}"] = None
                 continue
-            told = perturbed_in_words(row, unit) or "an attack that is untold"
-            words.setdefault(flags_of(row, base), {})[told] = None
-    return [f"{'; '.join(told)}{f' ({flags})' if flags else ''}" for flags, told in words.items()]
+            attack = perturbed_in_words(row, unit) or "an attack that is untold"
+            words.setdefault(flags_of(row, base), {})[attack] = None
+    return [
+        f"{'; '.join(attacks)}{f' ({flags})' if flags else ''}" for flags, attacks in words.items()
+    ]
 
 
 def flags_of(row: Any, base: Conditions) -> str:

@@ -3,8 +3,8 @@
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.comparisons import (
@@ -16,15 +16,12 @@ from robust_nc.reports.comparisons import (
 )
 from robust_nc.reports.groups import Group, Line, LineName, View, collect, common
 from robust_nc.reports.panels import Curve, Panel, Plot, autoattack_curves, tell_left_out
-from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
-from robust_nc.results.records import (
-    CENTRE_INPUTS,
-    LAYER_METRICS,
-    AutoAttackRecord,
-    CentreRecord,
-)
+from robust_nc.reports.style import AUTOATTACK, HOLLOW, Style, input_style, split_style
+from robust_nc.results.layer_rows import LAYER_METRICS
+from robust_nc.results.records import CENTRE_INPUTS, AutoAttackRecord, CentreRecord
 from utils import logger
 
+T = TypeVar("T")
 GROUPS_PER_FIGURE = 5
 MOST_BLOCK_NUMBERS = 9  # that a panel's axis holds
 # What the blocks' class means are compared with: the field of images of their own class, and that
@@ -59,11 +56,16 @@ def layer_plots(groups: list[Group], view: View) -> list[Plot]:
     plots = []
     for place, together in by_place(groups).items():
         measured = [part for group in together if (part := block_lines(group, view))]
-        for number in range(0, len(measured), GROUPS_PER_FIGURE):
-            more = f"_{number // GROUPS_PER_FIGURE + 1}" if number else ""
-            name = view.file_name(f"layers_{place}") + more
-            plots.append(layer_plot(name, measured[number : number + GROUPS_PER_FIGURE], view))
+        name = view.file_name(f"layers_{place}")
+        plots += [layer_plot(*some, view) for some in in_figures(name, measured)]
     return plots
+
+
+def in_figures(name: str, measured: list[T]) -> Iterator[tuple[str, list[T]]]:
+    """The groups of each figure, five at most, and its name; from the second on with a number."""
+    for number in range(0, len(measured), GROUPS_PER_FIGURE):
+        more = f"_{number // GROUPS_PER_FIGURE + 1}" if number else ""
+        yield f"{name}{more}", measured[number : number + GROUPS_PER_FIGURE]
 
 
 def block_lines(group: Group, view: View) -> BlockLines | None:
@@ -114,7 +116,7 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
     numbers = sorted({index for part in measured for index in part.blocks})
     step = math.ceil(len(numbers) / MOST_BLOCK_NUMBERS)
     blocks = ", ".join(f"{index + 1} {layer}" for index, layer in measured[0].blocks.items())
-    epoch = epochs_of(measured)
+    epoch = epochs_in_words(measured)
     return Plot(
         name,
         f"Blocks{epoch}: {names_of(groups)}; {settings_in_words(groups)}",
@@ -127,7 +129,7 @@ def layer_plot(name: str, measured: list[BlockLines], view: View) -> Plot:
     )
 
 
-def epochs_of(measured: Sequence["BlockLines | Centres"]) -> str:
+def epochs_in_words(measured: Sequence["BlockLines | Centres"]) -> str:
     """After which epoch each group was measured."""
     return after_epochs([part.group for part in measured], [part.epoch for part in measured])
 
@@ -153,7 +155,7 @@ def layer_curves(lines: dict[LineName, Line], field: str, own: str, targets: str
 
 def to_target(style: Style) -> Style:
     label = style.label.replace("targeted", "targeted: to the target", 1)
-    return style._replace(label=label, line="--" if style.line == "-" else ":", fill="white")
+    return style._replace(label=label, line="--" if style.line == "-" else ":", fill=HOLLOW)
 
 
 class Bar(NamedTuple):
@@ -186,10 +188,7 @@ def centre_plots(groups: list[Group]) -> list[Plot]:
     plots = []
     for place, together in by_place(groups).items():
         measured = [part for group in together if (part := centres_of(group))]
-        for number in range(0, len(measured), GROUPS_PER_FIGURE):
-            more = f"_{number // GROUPS_PER_FIGURE + 1}" if number else ""
-            some = measured[number : number + GROUPS_PER_FIGURE]
-            plots.append(centre_plot(f"ncc_{place}{more}", some))
+        plots += [centre_plot(*some) for some in in_figures(f"ncc_{place}", measured)]
         plots += [centre_layer_plot(part) for part in measured if len(part.layers) > 1]
     return plots
 
@@ -224,7 +223,7 @@ def centre_plot(name: str, measured: list[Centres]) -> Plot:
         panel = Panel("value", "nearest centre", "Test accuracy", "share", head=head)
         panels.append((panel, bar_curves(part, means)))
     names = [*(f"{INPUTS[kind].label} means" for kind in means), "network"]
-    epoch = epochs_of(measured)
+    epoch = epochs_in_words(measured)
     counts = sorted({r.centre_images for part in measured for t in part.tables for r in t})
     of_images = " or ".join(str(count) for count in counts if count)
     note = CENTRES_NOTE.format(images=f"{of_images} " if of_images else "")
@@ -281,7 +280,7 @@ def centre_layer_plot(part: Centres) -> Plot:
     group, blocks = part.group, ", ".join(f"{i + 1} {name}" for i, name in enumerate(part.layers))
     return Plot(
         group.file_name("ncc_layers"),
-        group.title(f"nearest-centre classifier by layer{epochs_of([part])}"),
+        group.title(f"nearest-centre classifier by layer{epochs_in_words([part])}"),
         [group],
         drawn,
         "Block",
@@ -293,7 +292,7 @@ def centre_layer_plot(part: Centres) -> Plot:
 def centre_curves(kind: str, line: Line) -> list[Curve]:
     """The nearest-centre classifier and, dashed, the network on one kind of input."""
     style = input_style(kind)
-    network = style._replace(label=f"{style.label}: network", line="--", fill="white")
+    network = style._replace(label=f"{style.label}: network", line="--", fill=HOLLOW)
     return [Curve(style, line, "ncc_accuracy"), Curve(network, line, "network_accuracy")]
 
 

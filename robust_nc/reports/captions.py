@@ -2,33 +2,23 @@
 
 import re
 
+from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.reports.drawing import drops_of
 from robust_nc.reports.panels import Picture, Plot
-from robust_nc.results.records import SPLITS
+from robust_nc.results.rows import SPLIT_LABELS
 
-# Flags whose names are not what papers call them.
-WORDS = {
-    "lr-max": "learning rate",
-    "lr-schedule": "schedule of the learning rate",
-    "lr-drop-epoch": "drop of the learning rate after epoch",
-    "trades-beta": "beta",
-    "mart-beta": "beta",
-    "attack-iters": "steps of PGD",
-    "attack-iters of the sweep": "steps of PGD in the sweep",
-    "pgd-alpha": "step size of PGD",
-    "limit-train": "training images",
-    "limit-test": "test images",
-    "run-name": "run",
-}
-ALONE = ("dataset", "model", "norm")  # whose values say what they are
+# Of the flags whose names are not what papers call them, what these do.
+WORDS = {f.name[2:]: f.words for f in (*TRAIN_FLAGS, *SWEEP_FLAGS) if f.words is not None}
 
 
 def in_words_of_papers(differs: dict[str, str]) -> str:
     """What sets runs apart, like "learning rate 0.1, weight decay 0.0005"."""
-    words = [
-        value if name in ALONE else f"{WORDS.get(name, name.replace('-', ' '))} {value}"
-        for name, value in differs.items()
-    ]
+    words = []
+    for name, value in differs.items():
+        flag, _, rest = name.partition(" ")  # "of the sweep", "at epsilon 8"
+        rest = rest.replace("of the sweep", "in the sweep")
+        word = WORDS.get(flag, flag.replace("-", " "))
+        words.append(" ".join(filter(None, (word, rest, value))))
     return ", ".join(words)
 
 
@@ -51,6 +41,9 @@ def caption_of(plot: Plot | Picture) -> str:
 
 def images_in_words(sizes: dict[str, int]) -> str:
     """Split -> number of images, like "n = 100 training and 40 test images"; 0 is not told."""
-    names = {"train": "training", "test": "test"}
-    numbers = [f"{sizes[split] or ''} {names[split]}".strip() for split in SPLITS if split in sizes]
+    numbers = [
+        f"{sizes[split] or ''} {label}".strip()
+        for split, label in SPLIT_LABELS.items()
+        if split in sizes
+    ]
     return re.sub(r"\d", r"n = \g<0>", f"{' and '.join(numbers)} images", count=1)

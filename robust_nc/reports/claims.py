@@ -151,10 +151,9 @@ def findings_of(criterion: Criterion, setting: Setting, groups: list[Group]) -> 
 
     Groups whose numbers cannot be compared are not chosen together.
     """
-    asked = modes_asked(criterion, groups)
-    by_mode = [[g for g in groups if g.mode == mode] for mode in MODES if mode in asked]
+    by_mode = [[g for g in groups if g.mode == mode] for mode in MODES if mode in criterion.modes]
     findings = []
-    for chosen in product(*filter(None, by_mode)):
+    for chosen in product(*by_mode):
         if not all(go_together(*pair, groups) for pair in combinations(chosen, 2)):
             continue
         outcomes = {seed: criterion.outcome(study) for seed, study in studies(chosen)}
@@ -172,21 +171,11 @@ def studies(groups: Iterable[Group]) -> list[tuple[int, Study]]:
     return [(seed, Study(by_seed[seed])) for seed in sorted(by_seed)]
 
 
-def modes_asked(criterion: Criterion, groups: list[Group]) -> set[str]:
-    """The modes whose runs a criterion looks up, as far as there are such runs."""
-    asked: set[str] = set()
-    for _, study in studies(groups):
-        criterion.outcome(study)
-        asked |= study.asked
-    return asked
-
-
 def differences_in_words(groups: Sequence[Group]) -> str:
     """What sets the groups apart from others of their mode and setting."""
     if len(groups) == 1:
         return in_words(groups[0].differs)
-    told = [f"{MODES[g.mode].label}: {in_words(g.differs)}" for g in groups if g.differs]
-    return "; ".join(told)
+    return "; ".join(f"{MODES[g.mode].label}: {in_words(g.differs)}" for g in groups if g.differs)
 
 
 def tell_not_compared(setting: Setting, groups: list[Group]) -> None:

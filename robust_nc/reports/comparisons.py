@@ -12,6 +12,7 @@ from robust_nc.reports.groups import Group, Line, LineName, View, differences
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
 from robust_nc.reports.runs import PERTURBED
 from robust_nc.reports.style import (
+    ANY_MODE,
     MORE_COLORS,
     MORE_MARKERS,
     Style,
@@ -48,11 +49,6 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
             loss_plot(f"collapse_loss_{place}", together, view),
         )
     ]
-
-
-def compare_plot(groups: list[Group], view: View) -> Plot:
-    """The collapse of any groups in one figure, a line for each, named by what differs."""
-    return collapse_plot("compare", groups, view)
 
 
 class KindLine(NamedTuple):
@@ -136,7 +132,7 @@ def collapse_legend(groups: list[Group], lines: list[KindLine]) -> tuple[Style, 
     for one in lines:
         images = "" if one.name.split == "train" else f", {one.name.split}"
         label = ("perturbed" if one.perturbed else "clean") + images
-        kinds[label] = one.style._replace(label=label, color="0.35", marker="o")
+        kinds[label] = one.style._replace(label=label, color=ANY_MODE, marker="o")
     return (*(style._replace(line="-") for style in mode_styles(groups)), *kinds.values())
 
 
@@ -146,8 +142,8 @@ def perturbed_notes(groups: list[Group], view: View) -> tuple[str, ...]:
     for group, style in zip(groups, mode_styles(groups), strict=True):
         for kind in {name.input for name in group.shown(view)}.intersection(PERTURBED):
             kinds[INPUTS[kind].label].append(style.label)
-    told = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
-    return (f"Perturbed images: {told}",) if told else ()
+    words = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+    return (f"Perturbed images: {words}",) if words else ()
 
 
 def tell_swept(groups: list[Group], view: View) -> None:
@@ -202,14 +198,15 @@ def distance_plots(groups: list[Group], view: View) -> list[Plot]:
 
 
 def has_values(line: Line, field: str) -> bool:
+    """Whether all seeds have a number at one place or more."""
     return bool(np.isfinite(Curve(Style("", ""), line, field).points()[1]).any())
 
 
-def seeds_of(groups: list[Group]) -> str:
+def seeds_of_groups(groups: list[Group]) -> str:
     """In words after a comma, of each group its own; nothing of files, whose are not known."""
-    seeds = [(style.label, g.seeds) for style, g in zip(mode_styles(groups), groups, strict=True)]
-    told = [(name, numbers) for name, numbers in seeds if numbers]
-    return f", {by_value(told)}" if told else ""
+    each = zip(mode_styles(groups), groups, strict=True)
+    seeds = [(style.label, group.seeds) for style, group in each if group.seeds]
+    return f", {by_value(seeds)}" if seeds else ""
 
 
 def names_of(groups: list[Group]) -> str:
@@ -221,7 +218,7 @@ def names_of(groups: list[Group]) -> str:
 def settings_in_words(groups: list[Group]) -> str:
     """The settings of one figure, and whose seeds are which."""
     settings = "; ".join(dict.fromkeys(group.setting.title for group in groups))
-    return f"{settings}{seeds_of(groups)}"
+    return f"{settings}{seeds_of_groups(groups)}"
 
 
 def by_value(values: list[tuple[str, str]]) -> str:
@@ -237,8 +234,8 @@ def by_value(values: list[tuple[str, str]]) -> str:
 def after_epochs(groups: list[Group], epochs: Iterable[int]) -> str:
     """In words, of each group its own where they differ; nothing of files, which have none."""
     each = zip(groups, mode_styles(groups), epochs, strict=True)
-    told = [(style.label, str(epoch)) for group, style, epoch in each if not group.file]
-    return f" after epoch {by_value(told)}" if told else ""
+    of_runs = [(style.label, str(epoch)) for group, style, epoch in each if not group.file]
+    return f" after epoch {by_value(of_runs)}" if of_runs else ""
 
 
 def mode_styles(groups: list[Group]) -> list[Style]:
@@ -266,15 +263,15 @@ def labelling_flags(groups: list[Group]) -> list[dict[str, Any]]:
     alike: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
     for group in groups:
         alike[group.mode, bool(group.file)].append(group.flags)
-    varying = {
-        name
-        for flags in alike.values()
-        for name in {name for one in flags for name in one}
-        if len({one[name] for one in flags if name in one}) > 1
-    }
-    told = []
+    varying = set()
+    for flags_of_mode in alike.values():
+        for name in {name for flags in flags_of_mode for name in flags}:
+            values = {flags[name] for flags in flags_of_mode if name in flags}
+            if len(values) > 1:
+                varying.add(name)
+    labelling = []
     for group in groups:
         setting = group.setting._asdict()
         del setting["limit_train"]  # a flag as others are
-        told.append(setting | {n: v for n, v in group.flags.items() if n in varying})
-    return told
+        labelling.append(setting | {n: v for n, v in group.flags.items() if n in varying})
+    return labelling

@@ -1,22 +1,27 @@
 """The paper's claims as criteria: a number of the runs of one setting and seed, and its bound.
 
-Source: Su et al. 2024. The bounds are ours. docs/criteria.md tells when each was set, what has
-changed since and why, and what the criteria that were dropped had said. A criterion that fails is
-reported as such, and one whose precondition fails as not testable.
+Source: Su et al. 2024. The bounds are ours. Those that several criteria share, and those of the
+preconditions, are in bounds.py; the others stand here, and those of claim 5 in ways_to_train.py.
+docs/criteria.md tells when each was set, what has changed since and why, and what the criteria that
+were dropped had said. A criterion that fails is reported as such, and one whose precondition fails
+as not testable.
 """
 
-from robust_nc.reports.criterion import Criterion
-from robust_nc.reports.preconditions import (
-    ADVERSARIAL,
+from robust_nc.reports.bounds import (
     ALIGNED,
     DESTROYED,
+    EARLY_KEPT,
     FELL,
     KEPT,
     MEANS_AGREE,
+    TERMINAL,
+)
+from robust_nc.reports.criterion import Criterion
+from robust_nc.reports.preconditions import (
+    ADVERSARIAL,
     NAMES,
     RADII,
     TARGETED_SUCCEEDS,
-    TERMINAL,
     at_is_robust,
     fits,
     goes_on_after_fit,
@@ -33,13 +38,13 @@ from robust_nc.reports.readings import (
     ST_FROZEN,
     Value,
     centre_robustness,
-    difference,
     early_advantage,
     early_blocks,
     early_centres,
     fall,
     last,
     last_block,
+    less,
     ratio,
     terminal_phase,
 )
@@ -48,6 +53,7 @@ from robust_nc.training.modes import MODES
 
 
 def collapse_of_standard_training() -> list[Criterion]:
+    """Claim 1: ST collapses on its training images."""
     falls = [
         Criterion(
             1,
@@ -81,6 +87,7 @@ def terminal(claim: int, mode: str) -> list[Criterion]:
 
 
 def means_agree(claim: int, mode: str) -> Criterion:
+    """Class means and network put the same images into the same classes."""
     return Criterion(
         claim,
         f"{MODES[mode].label}: NC4",
@@ -92,10 +99,12 @@ def means_agree(claim: int, mode: str) -> Criterion:
 
 
 def perturbed_over_clean(input: str, metric: str) -> Value:
+    """A metric of ST on perturbed training images over that of clean ones."""
     return ratio(last(ST, input, metric), last(ST, "clean", metric))
 
 
 def pgd_and_noise() -> list[Criterion]:
+    """Claim 2: PGD destroys the simplex of ST, noise does not."""
     needs = (fits(ST), pgd_succeeds("train"))
     return [
         Criterion(2, "ST: accuracy under PGD", last(ST, "pgd", "accuracy"), "<= 0.1", needs),
@@ -146,6 +155,7 @@ def pgd_and_noise() -> list[Criterion]:
 
 
 def targeted_leap() -> list[Criterion]:
+    """Claim 3: targeted images leap to the vertex of their target."""
     needs = (fits(ST), TARGETED_SUCCEEDS)
     return [
         Criterion(
@@ -185,7 +195,7 @@ def targeted_leap() -> list[Criterion]:
             3,
             "ST, targeted training images: share nearest to the target's clean class mean, less "
             "the share nearest to their own",
-            difference(
+            less(
                 last_block(ST, "targeted", "target_centre_accuracy"),
                 last_block(ST, "targeted", "centre_accuracy"),
             ),
@@ -197,6 +207,7 @@ def targeted_leap() -> list[Criterion]:
 
 
 def collapse_of_adversarial_training() -> list[Criterion]:
+    """Claim 4: AT collapses on clean and perturbed images, in aligned simplices."""
     needs = (fits(AT),)
     images_of = {"clean": "clean images", "seen": ADVERSARIAL, "pgd": "PGD on the checkpoint"}
     angle = last(AT, "pgd", "clean_angle")
@@ -239,6 +250,7 @@ def collapse_of_adversarial_training() -> list[Criterion]:
 
 
 def early_layers() -> list[Criterion]:
+    """Claim 6: early layers keep reliable simplices on perturbed images."""
     on_train, on_test = (fits(ST), pgd_succeeds("train")), (fits(ST), pgd_succeeds("test"))
     early = early_blocks(ST, "pgd", "centre_accuracy")
     return [
@@ -257,9 +269,7 @@ def early_layers() -> list[Criterion]:
             6,
             "ST, PGD: angle to the clean class means in the last block, less that of the first "
             "half",
-            difference(
-                last_block(ST, "pgd", "clean_angle"), early_blocks(ST, "pgd", "clean_angle")
-            ),
+            less(last_block(ST, "pgd", "clean_angle"), early_blocks(ST, "pgd", "clean_angle")),
             ">= 0.3",
             on_train,
         ),
@@ -276,7 +286,7 @@ def early_layers() -> list[Criterion]:
             "ST, PGD, training images: centre accuracy of the first half of the blocks over the "
             "clean one",
             ratio(early, early_blocks(ST, "clean", "centre_accuracy")),
-            ">= 0.5",
+            EARLY_KEPT,
             on_train,
             later=True,
         ),
@@ -284,7 +294,7 @@ def early_layers() -> list[Criterion]:
             6,
             "ST, test images: the same of early blocks that are attacked themselves",
             ratio(early_centres(ST, "adaptive"), early_centres(ST, "clean")),
-            ">= 0.5",
+            EARLY_KEPT,
             on_test,
             later=True,
         ),
@@ -292,6 +302,7 @@ def early_layers() -> list[Criterion]:
 
 
 def nearest_centres() -> list[Criterion]:
+    """Claim 7: nearest centres are robust with AT, and are not with ST."""
     return [
         criterion
         for share, where in ((1.0, ""), (0.5, f" of {RADII[0.5]}"))
@@ -307,7 +318,7 @@ def nearest_centres() -> list[Criterion]:
             Criterion(
                 7,
                 f"AT: the same{where}, less ST's",
-                difference(centre_robustness(AT, share), centre_robustness(ST, share)),
+                less(centre_robustness(AT, share), centre_robustness(ST, share)),
                 ">= 0.1",
                 (fits(ST), at_is_robust(share)),
                 later=share < 1,
@@ -324,9 +335,9 @@ CRITERIA = [
     *against_at(FROZEN),
     *against_at(BATCH),
     *against_at(MART),
-    *control(FROZEN, BATCH),
-    *control(AT_FROZEN, AT),
-    *control(ST_FROZEN, ST),
+    *control("TRADES", FROZEN, BATCH),
+    *control("AT", AT_FROZEN, AT),
+    *control("ST", ST_FROZEN, ST),
     *early_layers(),
     *nearest_centres(),
 ]

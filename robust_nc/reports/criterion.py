@@ -74,6 +74,12 @@ class Criterion:
         return self.text.removeprefix(f"{self.part}: ")
 
     @property
+    def modes(self) -> set[str]:
+        """The modes whose runs it is a number of."""
+        values = (self.value, self.end, self.random, *(need.value for need in self.needs))
+        return {mode for value in values if value for mode in value.modes}
+
+    @property
     def control(self) -> bool:
         """Whether it is on what the claim may be due to, and not on the claim itself."""
         return self.part.startswith("control")

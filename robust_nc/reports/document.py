@@ -12,7 +12,8 @@ import re
 import sys
 from pathlib import Path
 
-from utils import InputError, atomic_open, logger, run_script
+from robust_nc.reports.output import write
+from utils import InputError, run_script
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "REPRODUCTION.md"
 MARK = re.compile(r"<!-- from (\S+?)(?:, ([^,]+))?, table (\d+) -->\n")
@@ -47,9 +48,7 @@ def table_of(mark: re.Match, root: Path) -> str:
 def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENT
     text = refresh(path.read_text(), path.resolve().parent)
-    with atomic_open(path) as file:
-        file.write(text.encode())
-    logger.info(f"wrote {path}")
+    write(path, text)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,17 @@ from matplotlib.ticker import (
 )
 
 from robust_nc.reports.panels import Curve, Panel, Picture, Plot
-from robust_nc.reports.style import LR_DROP, WIDTH, Style
+from robust_nc.reports.style import BAND_COLOR, CHARACTER, DEVIATION, LR_DROP, WIDTH, Style
 from robust_nc.results.history import EpochSummary
 
 PANELS_PER_ROW = 5
 PANEL_HEIGHT = 1.15  # inches
-LEGEND_LINE, HEAD_HEIGHT, X_AXIS_HEIGHT, Y_AXIS_WIDTH = 0.15, 0.15, 0.36, 0.4  # inches
+# Inches, which hold text of FONT_SIZE.
+LEGEND_LINE, HEAD_HEIGHT, X_AXIS_HEIGHT, Y_AXIS_WIDTH = 0.15, 0.15, 0.36, 0.4
 SLANT = 35  # degrees, of names that have no place beside each other
 MARKERS_PER_LINE = 5
-FEW = (
-    10  # epochs: so many are points that no line joins, for nothing is known of the course between
-)
-CHARACTER = 0.057  # inches, on average
+# Epochs: so many are points that no line joins, for nothing is known of the course between.
+FEW = 10
 BAND = "± one std over seeds"
 
 
@@ -47,7 +46,7 @@ def draw(plot: Plot | Picture) -> Figure:
     height = rows * (PANEL_HEIGHT + X_AXIS_HEIGHT)
     heads = max(panel.head.count("\n") + bool(panel.head) for panel, _ in plot.panels)
     height += HEAD_HEIGHT * heads
-    if plot.x_names and not fits(plot.x_names.values(), columns):
+    if plot.x_names and not have_room(plot.x_names.values(), columns):
         longest = max(map(len, plot.x_names.values()))
         height += rows * CHARACTER * longest * math.sin(math.radians(SLANT))
     height += 0.05 + LEGEND_LINE * math.ceil(len(handles) / legend_columns)
@@ -120,7 +119,7 @@ def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
     else:
         entries = [handle(style, plot.over_epochs and is_of_points(plot, style)) for style in shown]
     if any(len(curve.line) > 1 for _, curves in plot.panels for curve in curves):
-        entries.append(Patch(color="0.5", alpha=0.4, linewidth=0, label=BAND))
+        entries.append(Patch(color=BAND_COLOR, alpha=0.4, linewidth=0, label=BAND))
     return entries
 
 
@@ -191,10 +190,11 @@ def draw_bars(ax: Axes, curves: list[Curve]) -> None:
             linewidth=0.5,
         )
         if np.isfinite(std).any():
-            ax.errorbar(places, mean, std, fmt="none", ecolor="black", elinewidth=0.7)
+            ax.errorbar(places, mean, std, fmt="none", ecolor=DEVIATION, elinewidth=0.7)
 
 
 def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
+    """The scale, ends and ticks of the x axis, when all is drawn."""
     ax.margins(x=0.08, y=0.08)
     ax.autoscale_view()
     if plot.x_falls:
@@ -205,7 +205,7 @@ def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
     elif plot.x_names is not None:
         ax.set_xticks(list(plot.x_names), list(plot.x_names.values()))
         ax.tick_params("x", length=0)
-        if not fits(plot.x_names.values(), columns):
+        if not have_room(plot.x_names.values(), columns):
             ax.tick_params("x", labelrotation=SLANT)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
@@ -216,7 +216,7 @@ def finish_x_axis(ax: Axes, plot: Plot, columns: int) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(bins, integer=plot.over_epochs, min_n_ticks=1))
 
 
-def fits(names: Iterable[str], columns: int) -> bool:
+def have_room(names: Iterable[str], columns: int) -> bool:
     """Whether names have place beside each other below a panel."""
     names = list(names)
     widest = max(map(len, names))
@@ -238,6 +238,7 @@ def apart(ticks: Sequence[float], columns: int) -> list[str]:
 
 
 def finish_y_axis(ax: Axes, panel: Panel) -> None:
+    """The label, scale and ends of the y axis; linear where nothing is above zero."""
     ax.set_ylabel(panel.label)
     low, high = panel.limits or ax.get_ylim()
     if panel.scale == "log" and (panel.limits or ax.dataLim.minposy < np.inf):

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.runs import OF_SWEEP, PERTURBED, Run
 from robust_nc.reports.setting import safe, seeds_in_words
-from robust_nc.results.records import ADAPTIVE, SPLITS
+from robust_nc.results.records import ADAPTIVE
+from robust_nc.results.rows import SPLITS
 from robust_nc.training.modes import MODES
 from utils import InputError
 
@@ -145,20 +147,24 @@ class Group:
 def group_runs(runs: list[Run]) -> list[Group]:
     """Groups in the order in which their first run was given; a folder given twice counts once.
 
-    A run joins the first group all of whose runs it agrees with, in what both of them tell.
+    Raises:
+        InputError: two runs of one group have the same seed.
     """
+    groups = join_groups(each_once(runs))
+    for words in (words for group in groups for words in twins_in_words(group.runs)):
+        raise InputError(f"{words}: give one")
+    return groups
+
+
+def join_groups(runs: list[Run]) -> list[Group]:
+    """A run joins the first group all of whose runs it agrees with, in what both of them tell."""
     grouped: list[list[Run]] = []
-    for run in {(run.place.resolve(), run.file): run for run in runs}.values():
+    for run in runs:
         alike = next((runs for runs in grouped if all(agree(run, one) for one in runs)), None)
         if alike is None:
             grouped.append([run])
-            continue
-        for twin in alike:
-            if twin.seed == run.seed:
-                raise InputError(
-                    f"{run.place}: of the same setting and seed as {twin.place}: give one"
-                )
-        alike.append(run)
+        else:
+            alike.append(run)
     groups = [Group(sorted(group, key=lambda run: run.seed)) for group in grouped]
     for rivals in by_setting(groups):
         for group, differs in zip(rivals, differences([g.flags for g in rivals]), strict=True):
@@ -166,7 +172,22 @@ def group_runs(runs: list[Run]) -> list[Group]:
     return groups
 
 
+def each_once(runs: list[Run]) -> list[Run]:
+    """The runs, without those of a folder that was given before."""
+    return list({(run.place.resolve(), run.file): run for run in runs}.values())
+
+
+def twins_in_words(runs: list[Run]) -> list[str]:
+    """What is wrong with each two runs that differ in nothing, not even in the seed."""
+    return [
+        f"{run.place}: of the same setting and seed as {twin.place}"
+        for twin, run in combinations(runs, 2)
+        if run.seed == twin.seed and agree(run, twin)
+    ]
+
+
 def agree(run: Run, other: Run) -> bool:
+    """Whether two runs are seeds of one another: alike in all that both of them tell."""
     known_of_both = run.flags.keys() & other.flags.keys()  # limit_train is one of them
     return (
         (run.mode, run.file) == (other.mode, other.file)
@@ -213,6 +234,7 @@ def without_echoes(differs: dict[str, str]) -> dict[str, str]:
 
 
 def word(value: Any, digits: int) -> str:
+    """The value of a flag, a float with so many digits."""
     if isinstance(value, tuple):
         return "-".join(word(item, digits) for item in value)
     if isinstance(value, bool):

@@ -9,6 +9,7 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.setting import Setting, radius_in_words
 from robust_nc.reports.style import mode_in_words
 from robust_nc.results.metrics import METRICS, Metric
+from robust_nc.results.rows import SPLIT_LABELS
 from robust_nc.training.modes import MODES
 
 # Metric by its name in table.csv, of those that the reports and the main panels show.
@@ -62,12 +63,12 @@ def latex_table(setting: Setting, rows: list[dict[str, str]]) -> str:
         body.append(" & ".join(cells) + r" \\")
     columns = "l" * len(heads) + "r" * len(names)
     titles = " & ".join([*heads, *(SHOWN[name].label.removesuffix(" [rad]") for name in names)])
-    told = "; ".join([escaped(setting.title), *same])
+    words = "; ".join([escaped(setting.title), *same])
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{Neural collapse: {told}.}}",
+            rf"\caption{{Neural collapse: {words}.}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             rf"{titles} \\",
@@ -89,7 +90,7 @@ def places_of(row: dict[str, str]) -> dict[str, str]:
     return {
         "Training": escaped(", ".join(filter(None, training))),
         "Images": escaped(kind.removeprefix("perturbed, ")),
-        "Split": "training" if row["split"] == "train" else row["split"],
+        "Split": SPLIT_LABELS[row["split"]],
         "$n$": row["images"],
         r"$\epsilon$": radius_in_words(float(radius), row["dataset"]) if radius else "",
         "Attack or noise": escaped(row.get("attack", "")),

@@ -2,15 +2,15 @@
 
 import warnings
 from collections.abc import Iterable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from robust_nc.reports.groups import agree, differences, in_words
+from robust_nc.reports.groups import in_words, join_groups, twins_in_words
 from robust_nc.reports.runs import Run, usable_rows
 from robust_nc.reports.sweeps import SWEEP_FILE, is_alone, runs_at
 from robust_nc.results.records import TABLES
 from robust_nc.results.rows import Row
+from robust_nc.training.modes import MODES
 from utils import InputError
 
 ROW_TYPES = {Path(row_type.file).stem: row_type for row_type in TABLES}
@@ -19,10 +19,10 @@ ROW_TYPES = {Path(row_type.file).stem: row_type for row_type in TABLES}
 def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") -> Any:
     """A pandas DataFrame with a row for each row of a table of each run, at every radius.
 
-    The first columns say which run it is: dataset, model, norm, run_epsilon, train_mode, bn (of
-    TRADES), seed, limit_train, differs and path. `differs` is what sets a run apart from others of
-    its setting and mode, but for the seed: only runs that have the same there are seeds of one
-    another. The others are those of the table (docs/results.md): `epsilon` is the attack's there.
+    The first columns say which run it is: dataset, model, norm, run_epsilon, train_mode, bn,
+    seed, limit_train, differs and path. `differs` is what sets a run apart from others of its
+    setting and mode, but for the seed: only runs that have the same there are seeds of one another.
+    The others are those of the table (docs/results.md): `epsilon` is the attack's there.
 
     Args:
         paths: run folders, those of eval.py --out, or folders with these below. Of files of
@@ -41,26 +41,16 @@ def load_runs(paths: str | Path | Iterable[str | Path], table: str = "metrics") 
     if table not in ROW_TYPES:
         raise ValueError(f"table must be one of {', '.join(ROW_TYPES)}, got {table!r}")
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
-    found = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
-    runs = [run for path in found.values() for run in runs_at(path)]
-    _tell_copies(runs)
+    places = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
+    runs = [run for path in places.values() for run in runs_at(path)]
+    for words in twins_in_words(runs):  # which would count twice in a mean
+        warnings.warn(f"{words}: both are loaded", RuntimeWarning, stacklevel=2)
     rows = [
         names | vars(row)
         for run, names in zip(runs, _names_of(runs), strict=True)
         for row in _rows_of(run, ROW_TYPES[table])
     ]
     return pandas.DataFrame(rows)
-
-
-def _tell_copies(runs: list[Run]) -> None:
-    """Warn of runs that would count twice in a mean."""
-    for run, other in combinations(runs, 2):
-        if run.seed == other.seed and agree(run, other):
-            warnings.warn(
-                f"{other.place} is of the same setting and seed as {run.place}: both are loaded",
-                RuntimeWarning,
-                stacklevel=3,
-            )
 
 
 def _rows_of(run: Run, row_type: type[Row]) -> list:
@@ -93,13 +83,10 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
     """What identifies each of the runs, as columns."""
-    alike: dict[tuple, list[Run]] = {}
-    for run in runs:
-        alike.setdefault((run.mode, run.setting._replace(limit_train=None)), []).append(run)
     differs = {
-        (run.place, run.checkpoint): in_words(own)
-        for rivals in alike.values()
-        for run, own in zip(rivals, differences([r.flags for r in rivals]), strict=True)
+        (run.place, run.checkpoint): in_words(group.differs)
+        for group in join_groups(runs)
+        for run in group.runs
     }
     return [
         {
@@ -107,8 +94,8 @@ def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
             "model": run.setting.model,
             "norm": run.setting.norm,
             "run_epsilon": run.setting.epsilon,
-            "train_mode": "" if run.file else run.mode.removesuffix("_batch"),
-            "bn": "" if run.file else _batch_norm(run.mode),
+            "train_mode": "" if run.file else MODES[run.mode].train_mode,
+            "bn": "" if run.file else MODES[run.mode].bn,
             "seed": run.seed,
             "limit_train": run.setting.limit_train,
             "differs": differs[run.place, run.checkpoint],
@@ -116,10 +103,3 @@ def _names_of(runs: list[Run]) -> list[dict[str, Any]]:
         }
         for run in runs
     ]
-
-
-def _batch_norm(mode: str) -> str:
-    """How TRADES treats batch norm; "" of other modes."""
-    if "TRADES" not in mode:
-        return ""
-    return "batch" if mode.endswith("_batch") else "frozen"

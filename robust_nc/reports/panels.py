@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from robust_nc.reports.groups import Group, Line, LineName, average, collect, common
-from robust_nc.reports.style import AUTOATTACK, Style, input_style, split_style
+from robust_nc.reports.style import AUTOATTACK, HOLLOW, Style, input_style, split_style
 from robust_nc.results.metrics import Figure as Kind
 from robust_nc.results.metrics import Metric
 from utils import logger
@@ -108,7 +108,7 @@ def line_styles(names: list[LineName]) -> dict[LineName, Style]:
     for name in names:
         style = split_style(input_style(name.input), name.split)
         if any((n.split, n.input) == (name.split, name.input) for n in styles):
-            style = style._replace(line=":", fill="white", size=style.size - 1)
+            style = style._replace(line=":", fill=HOLLOW, size=style.size - 1)
         styles[name] = style
     return styles
 

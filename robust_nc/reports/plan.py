@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc import build
-from robust_nc.agreement import step_sizes
 from robust_nc.checks import check_run, check_training
 from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS, train_parser
 from robust_nc.networks.architectures import build_model
 from robust_nc.networks.network import weight_bytes
 from robust_nc.reports.readings import AT, AT_FROZEN, BATCH, FROZEN, MART, ST, ST_FROZEN
+from robust_nc.results.conditions import step_sizes
 from robust_nc.results.tables import markdown
 from robust_nc.settings import (
     STATISTICS,
     Means,
     Settings,
     difference,
+    flag_name,
     keys_that,
     select_epochs,
+    unread,
     with_former_values,
 )
 from robust_nc.training.modes import MODES, bn_of
@@ -121,7 +123,7 @@ def words(flags_by_name: dict[str, Any]) -> list[str]:
     for name, value in flags_by_name.items():
         if value is None or value is False:
             continue
-        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+        command += [flag_name(name)] + ([] if value is True else [str(value)])
     return command
 
 
@@ -146,6 +148,7 @@ def claims_of(experiment: Experiment) -> set[int]:
 
 
 def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Planned:
+    """The flags of one run, and of its sweeps."""
     dataset = dataset_of(args, experiment)
     mode = MODES[experiment.mode]
     train_images, test_images = SMALL_IMAGES if args.scale == "small" else (None, None)
@@ -173,6 +176,7 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
 
 
 def dataset_of(args: argparse.Namespace, experiment: Experiment) -> str:
+    """The data set: the experiment's own, or that of the scale."""
     if experiment.dataset:
         return experiment.dataset
     if args.scale == "full":
@@ -192,6 +196,7 @@ def attack_of(dataset: str, norm: str) -> dict[str, float]:
 
 
 def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) -> dict[str, Any]:
+    """How long a run is trained, and which checkpoints it keeps."""
     adversary = MODES[experiment.mode].adversary
     if args.scale == "full":
         training: dict[str, Any] = {"epochs": 400}
@@ -248,11 +253,11 @@ def other_than_planned(
     args = parser.parse_args(planned.commands[0][1:])
     check_run(parser, args)  # both fill in defaults that depend on other flags
     check_training(parser, args)
-    asked = vars(args) | {"equal_n": False}
-    trained = keys_that(TRAIN_FLAGS, Means.TRAIN | Means.NAME | Means.SEED) | {"limit_test"}
-    unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(asked)}
+    asked = vars(args)
+    trained = keys_that(TRAIN_FLAGS, Means.TRAIN | Means.NAME | Means.SEED | Means.SUBSET)
+    trained -= unread(TRAIN_FLAGS, asked) | {*STATISTICS}
     arguments = with_former_values(arguments, TRAIN_FLAGS)
-    differing = difference(asked, arguments, trained - unread - {*STATISTICS})
+    differing = difference(asked, arguments, trained)
     if differing:
         return differing
     mean = arguments.get("mean")
@@ -261,8 +266,9 @@ def other_than_planned(
     step = step_sizes(swept).get(f"{args.epsilon:g}", args.pgd_alpha)
     if step != args.pgd_alpha:
         return f"swept with another attack: --pgd-alpha was {step}, is {args.pgd_alpha} now"
-    measured = keys_that(SWEEP_FLAGS, Means.MEASURE) & asked.keys() - {"pgd_alpha"}
-    differing = difference(asked, with_former_values(swept, SWEEP_FLAGS), measured)
+    sweep = {flag.key: flag.default for flag in SWEEP_FLAGS} | asked | planned.sweeps[-1]
+    measured = keys_that(SWEEP_FLAGS, Means.MEASURE) - {"pgd_alpha"}  # one for each radius
+    differing = difference(sweep, with_former_values(swept, SWEEP_FLAGS), measured)
     return f"swept with other flags: {differing}" if differing else None
 
 

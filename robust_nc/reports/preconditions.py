@@ -1,18 +1,11 @@
-"""Bounds that several criteria share, and what must be so before a criterion can be tested."""
+"""What must be so before a criterion can be tested, and words that several criteria share."""
 
+from robust_nc.reports import bounds
 from robust_nc.reports.criterion import Precondition
-from robust_nc.reports.readings import AT, FITTED, ST, epochs_after_fit, last, margin, ratio
+from robust_nc.reports.readings import AT, ST, epochs_after_fit, last, margin, ratio
+from robust_nc.results.rows import SPLIT_LABELS
 from robust_nc.training.modes import MODES
 
-# A quantity has the same bound wherever it is asked for.
-FELL = {"nc1": ">= 10", "nc2_angle_activation": ">= 2", "nc3": ">= 2"}  # first epoch over last
-DESTROYED = {"nc1": ">= 10", "nc2_angle_activation": ">= 2", "nc3": ">= 2"}  # perturbed over clean
-KEPT = {"nc1": "<= 10", "nc2_norm_activation": "<= 2", "nc3": "<= 2"}
-MEANS_AGREE = "<= 0.001"  # NC4, the share of images where class means and network do not
-ALIGNED = "<= 0.2"  # angle of AT's class means under PGD to the clean ones
-LESS_COLLAPSED = ">= 2"  # NC1 over that of another way to train
-AS_ROBUST = ">= -0.05"  # test accuracy under PGD, less that of another way to train
-TERMINAL = "<= 0.5"  # last epoch over the first that fits the training images
 NAMES = {
     "nc1": "NC1",
     "nc2_norm_activation": "NC2 norm",
@@ -22,7 +15,6 @@ NAMES = {
 }
 # Shares of a run's own radius: of 8/255 these are 2/255 and 4/255.
 RADII = {0.25: "a quarter of epsilon", 0.5: "half of epsilon"}
-IMAGES = {"train": "training", "test": "test"}
 ADVERSARIAL = "training-time adversarial images"
 
 
@@ -31,23 +23,25 @@ def fits(mode: str) -> Precondition:
     return Precondition(
         f"{MODES[mode].label}: training accuracy",
         last(mode, "clean", "accuracy"),
-        f">= {FITTED}",
+        f">= {bounds.FITTED}",
     )
 
 
 def goes_on_after_fit(mode: str) -> Precondition:
     """A later epoch was measured than the first one at which the training images are fitted."""
     return Precondition(
-        f"{MODES[mode].label}: epochs measured after the first fit", epochs_after_fit(mode), ">= 1"
+        f"{MODES[mode].label}: epochs measured after the first fit",
+        epochs_after_fit(mode),
+        bounds.GOES_ON,
     )
 
 
 def pgd_succeeds(split: str) -> Precondition:
     """PGD succeeds on at least half of the images that ST classifies."""
     return Precondition(
-        f"ST: accuracy under PGD over the clean one, {IMAGES[split]} images",
+        f"ST: accuracy under PGD over the clean one, {SPLIT_LABELS[split]} images",
         ratio(last(ST, "pgd", "accuracy", split), last(ST, "clean", "accuracy", split)),
-        "<= 0.5",
+        bounds.PGD_SUCCEEDS,
     )
 
 
@@ -57,10 +51,12 @@ def at_is_robust(share: float = 1.0) -> Precondition:
     return Precondition(
         f"AT: test accuracy under PGD{where}, less the larger of ST's and of chance",
         margin(AT, share),
-        ">= 0.05",
+        bounds.AT_IS_ROBUST,
     )
 
 
 TARGETED_SUCCEEDS = Precondition(
-    "ST: success of the targeted attack", last(ST, "targeted", "accuracy"), ">= 0.5"
+    "ST: success of the targeted attack",
+    last(ST, "targeted", "accuracy"),
+    bounds.TARGETED_SUCCEEDS,
 )

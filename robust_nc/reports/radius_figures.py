@@ -4,13 +4,13 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import NamedTuple
 
-from robust_nc.reports.comparisons import after_epochs, mode_styles, names_of, seeds_of
+from robust_nc.reports.comparisons import after_epochs, mode_styles, names_of, seeds_of_groups
 from robust_nc.reports.groups import Group, Line, View, collect, common
 from robust_nc.reports.panels import Curve, Panel, Plot, panels_of
-from robust_nc.reports.setting import radius_in_words, safe, unit_of
-from robust_nc.reports.style import Style, split_style
+from robust_nc.reports.setting import radius_in_words, safe, unit_in_words
+from robust_nc.reports.style import HOLLOW, Style, split_style
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, radius_of
+from robust_nc.results.rows import SPLITS, radius_of
 from utils import logger
 
 
@@ -62,11 +62,11 @@ def epsilon_plot(
             if panel.field == "accuracy":
                 curves += autoattack_by_radius(group, epoch, style)
     drawn = (curve.line for curves in panels.values() for curve in curves)
-    unit = unit_of(place[0])
+    unit = unit_in_words(place[0])
     return Plot(
         view.file_name(safe("_".join(["epsilon", *place]))),
         f"PGD of several radii{after_epochs(groups, epochs)}: {names_of(groups)}; "
-        f"{', '.join(place)}{seeds_of(groups)}",
+        f"{', '.join(place)}{seeds_of_groups(groups)}",
         groups,
         list(panels.items()),
         x_label=f"$\\epsilon$ ({'in ' if unit == '[0, 1]' else ''}{unit})",
@@ -108,5 +108,5 @@ def autoattack_by_radius(group: Group, epoch: int, style: Style) -> list[Curve]:
     tables = [[row for row in run.autoattack if row.epoch == epoch] for run in group.runs]
     lines = collect(tables, lambda row: row.images, radius_of)
     label = f"{style.label}: AutoAttack, test"
-    own = style._replace(label=label, marker="*", size=7, line="none", fill="white")
+    own = style._replace(label=label, marker="*", size=7, line="none", fill=HOLLOW)
     return [Curve(own, line, "robust_accuracy") for line in lines.values() if common(line)]

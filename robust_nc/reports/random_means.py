@@ -7,7 +7,7 @@ have collapsed nowhere is small there already.
 import math
 
 from robust_nc.networks.architectures import ARCHITECTURES
-from robust_nc.reports.readings import Study, Value, number_of_classes
+from robust_nc.reports.readings import Formula, number_of_classes
 from robust_nc.reports.runs import Run
 from robust_nc.results.tables import markdown
 
@@ -33,14 +33,13 @@ def random_nc1(images: int, classes: int, dimension: int = DIMENSION) -> float:
     return images * (classes - 1) / (dimension - classes)
 
 
-def of_random_means(mode: str, metric: str) -> Value:
+def of_random_means(mode: str, metric: str) -> Formula:
     """What a metric of clean training images would be of random class means.
 
     NaN of networks and numbers of classes that are not known here.
     """
 
-    def value(study: Study) -> float:
-        run = study[mode]
+    def compute(run: Run) -> float:
         classes = number_of_classes(run)
         if run.setting.model not in ARCHITECTURES or classes not in RANDOM_MEANS:
             return math.nan
@@ -49,7 +48,7 @@ def of_random_means(mode: str, metric: str) -> Value:
         images = [row.images for row in run.of_epoch(run.last_epoch, "clean") if row.images]
         return random_nc1(images[0], int(classes)) if images else math.nan
 
-    return value
+    return Formula((mode,), compute)
 
 
 def scale_in_words(runs: list[Run]) -> str:

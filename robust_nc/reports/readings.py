@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robust_nc.reports.bounds import FITTED
 from robust_nc.reports.runs import Run
 from robust_nc.results.records import ADAPTIVE, measured_alike
 from robust_nc.training.modes import MODES
@@ -17,7 +18,6 @@ ST, AT = "std_train", "pgd_train"
 FROZEN, BATCH = "pgd_train_TRADES", "pgd_train_TRADES_batch"
 MART = "pgd_train_MART"
 ST_FROZEN, AT_FROZEN = "std_train_frozen", "pgd_train_frozen"
-FITTED = 0.999  # training accuracy from which on a network is in the terminal phase
 
 
 class NotRun(Exception):
@@ -25,46 +25,48 @@ class NotRun(Exception):
 
 
 class Study(dict[str, Run]):
-    """The runs of one setting and seed, by mode; `asked` are the modes that were looked up.
+    """The runs of one setting and seed, by mode.
 
     Raises:
         NotRun: no run of that mode was given. KeyError: there is no such mode.
     """
 
-    def __init__(self, runs: dict[str, Run]):
-        super().__init__(runs)
-        self.asked: set[str] = set()
-
-    def __getitem__(self, mode: str) -> Run:
-        self.asked.add(mode)
-        return super().__getitem__(mode)
-
     def __missing__(self, mode: str) -> Run:
         raise NotRun(MODES[mode].label)
 
 
-Value = Callable[[Study], float]
-
-
 @dataclass(frozen=True)
 class Reading:
-    """A metric of some rows of the run of a mode; of a study it is their mean, NaN of no rows."""
+    """A metric of some rows of the run of a mode: their mean, NaN of no rows."""
 
     mode: str
     rows: Callable[[Run], list]
     metric: str
 
-    def of(self, study: Study) -> list:
-        return self.rows(study[self.mode])
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return (self.mode,)
 
-    def __call__(self, study: Study) -> float:
-        values = [getattr(row, self.metric) for row in self.of(study)]
+    def mean(self, run: Run) -> float:
+        values = [getattr(row, self.metric) for row in self.rows(run)]
         return float(np.mean(values)) if values else math.nan
 
+    def __call__(self, study: Study) -> float:
+        return self.mean(study[self.mode])
 
-def alike(study: Study, one: Reading, other: Reading) -> bool:
-    """Whether two numbers are of as many images, and of one precision."""
-    return measured_alike(row for reading in (one, other) for row in reading.of(study))
+
+@dataclass(frozen=True)
+class Formula:
+    """A number of the runs of these modes, which `compute` takes in that order."""
+
+    modes: tuple[str, ...]
+    compute: Callable[..., float]
+
+    def __call__(self, study: Study) -> float:
+        return self.compute(*(study[mode] for mode in self.modes))
+
+
+Value = Reading | Formula
 
 
 def last(mode: str, input: str, metric: str, split: str = "train") -> Reading:
@@ -72,34 +74,35 @@ def last(mode: str, input: str, metric: str, split: str = "train") -> Reading:
     return Reading(mode, lambda run: run.of_epoch(run.last_epoch, input, split), metric)
 
 
-def first(mode: str, input: str, metric: str) -> Reading:
-    """A metric after the first epoch."""
-    return Reading(mode, lambda run: run.of_epoch(0, input), metric)
+def after(epoch: int, mode: str, input: str, metric: str) -> Reading:
+    """A metric after an epoch."""
+    return Reading(mode, lambda run: run.of_epoch(epoch, input), metric)
 
 
-def ratio(one: Reading, other: Reading) -> Value:
+def ratio(one: Reading, other: Reading) -> Formula:
     """One number over another that was measured alike; NaN where that is not above zero."""
 
-    def value(study: Study) -> float:
-        above, below = one(study), other(study)
-        return above / below if below > 0 and alike(study, one, other) else math.nan
+    def compute(run: Run, rival: Run) -> float:
+        above, below = one.mean(run), other.mean(rival)
+        alike = measured_alike([*one.rows(run), *other.rows(rival)])
+        return above / below if below > 0 and alike else math.nan
 
-    return value
+    return Formula((one.mode, other.mode), compute)
 
 
-def difference(one: Reading, other: Reading) -> Value:
+def less(one: Reading, other: Reading) -> Formula:
     """One number less another that was measured alike."""
 
-    def value(study: Study) -> float:
-        above, below = one(study), other(study)
-        return above - below if alike(study, one, other) else math.nan
+    def compute(run: Run, rival: Run) -> float:
+        alike = measured_alike([*one.rows(run), *other.rows(rival)])
+        return one.mean(run) - other.mean(rival) if alike else math.nan
 
-    return value
+    return Formula((one.mode, other.mode), compute)
 
 
-def fall(mode: str, input: str, metric: str) -> Value:
+def fall(mode: str, input: str, metric: str) -> Formula:
     """How many times lower a metric is after the last epoch than after the first."""
-    return ratio(first(mode, input, metric), last(mode, input, metric))
+    return ratio(after(0, mode, input, metric), last(mode, input, metric))
 
 
 def early_blocks(mode: str, input: str, metric: str, split: str = "train") -> Reading:
@@ -117,9 +120,9 @@ def last_block(mode: str, input: str, metric: str, split: str = "train") -> Read
     return Reading(mode, lambda run: run.blocks(input, split)[-1:], metric)
 
 
-def early_advantage(mode: str, split: str) -> Value:
+def early_advantage(mode: str, split: str) -> Formula:
     """Under PGD, the share nearest to their own centre in early blocks, less the last one's."""
-    return difference(
+    return less(
         early_blocks(mode, "pgd", "centre_accuracy", split),
         last_block(mode, "pgd", "centre_accuracy", split),
     )
@@ -148,8 +151,8 @@ def early_centres(mode: str, input: str) -> Reading:
         blocks = [row.layer for row in run.blocks("clean", "test")]
         early = blocks[: len(blocks) // 2]
         attacked = [layer for layer in early if run.centre_row(ADAPTIVE, layer=layer)]
-        found = [run.centre_row(input, layer=layer) for layer in attacked]
-        return [row for row in found if row]
+        rows = [run.centre_row(input, layer=layer) for layer in attacked]
+        return [row for row in rows if row]
 
     return Reading(mode, rows, "ncc_accuracy")
 
@@ -170,14 +173,14 @@ def number_of_classes(run: Run) -> float:
     return round(whole / divided) if divided > 0 else math.nan
 
 
-def margin(mode: str, share: float) -> Value:
+def margin(mode: str, share: float) -> Formula:
     """Robustness less the larger of ST's and of chance."""
+    own, of_standard = robustness(mode, share), robustness(ST, share)
 
-    def value(study: Study) -> float:
-        chance = 1 / number_of_classes(study[mode])
-        return robustness(mode, share)(study) - max(robustness(ST, share)(study), chance)
+    def compute(run: Run, standard: Run) -> float:
+        return own.mean(run) - max(of_standard.mean(standard), 1 / number_of_classes(run))
 
-    return value
+    return Formula((mode, ST), compute)
 
 
 def fitted_epochs(run: Run) -> list[int]:
@@ -185,84 +188,83 @@ def fitted_epochs(run: Run) -> list[int]:
     return [e for e, a in run.series("clean", "accuracy").items() if a >= FITTED]
 
 
-def epochs_after_fit(mode: str) -> Value:
+def epochs_after_fit(mode: str) -> Formula:
     """How many epochs were measured after the first that fits; NaN where none does."""
 
-    def value(study: Study) -> float:
-        fitted = fitted_epochs(study[mode])
-        later = [e for e in study[mode].series("clean", "accuracy") if fitted and e > fitted[0]]
+    def compute(run: Run) -> float:
+        fitted = fitted_epochs(run)
+        later = [e for e in run.series("clean", "accuracy") if fitted and e > fitted[0]]
         return len(later) if fitted else math.nan
 
-    return value
+    return Formula((mode,), compute)
 
 
-def terminal_phase(mode: str, metric: str) -> Value:
+def terminal_phase(mode: str, metric: str) -> Formula:
     """A clean metric after the last epoch over that of the first with the training images fitted.
 
     Infinite where no epoch fits them, or the last one is the first of those that were measured.
     """
     end = last(mode, "clean", metric)
 
-    def value(study: Study) -> float:
-        fitted = fitted_epochs(study[mode])
-        if not fitted or fitted[0] >= study[mode].last_epoch:
-            return math.nan if math.isnan(end(study)) else math.inf
-        start = Reading(mode, lambda run: run.of_epoch(fitted[0], "clean"), metric)
-        return ratio(end, start)(study)
+    def compute(run: Run) -> float:
+        fitted = fitted_epochs(run)
+        if not fitted or fitted[0] >= run.last_epoch:
+            return math.nan if math.isnan(end.mean(run)) else math.inf
+        return ratio(end, after(fitted[0], mode, "clean", metric)).compute(run, run)
 
-    return value
+    return Formula((mode,), compute)
 
 
-def equal_epochs(study: Study, mode: str, other: str, input: str) -> dict[str, int]:
-    """Mode -> the epoch at which two runs have the same loss on a kind of training input, or most
-    nearly so: the last one of the run that ends with the higher loss, the nearest of the other.
+def equal_epochs(run: Run, rival: Run, input: str) -> list[int]:
+    """The epochs at which two runs have the same loss on a kind of training input, or most nearly
+    so: the last one of the run that ends with the higher loss, the nearest of the other.
 
-    {} where it was not measured.
+    [] where it was not measured.
     """
-    losses = {one: study[one].series(input, "loss") for one in (mode, other)}
-    ends = {one: study[one].last(input, "loss") for one in (mode, other)}
-    if any(map(math.isnan, ends.values())):
-        return {}
-    level = max(ends.values())
-    return {
-        one: study[one].last_epoch
-        if ends[one] == level
-        else min(losses[one], key=lambda epoch: abs(losses[one][epoch] - level))
-        for one in (mode, other)
-    }
+    ends = [one.last(input, "loss") for one in (run, rival)]
+    if any(map(math.isnan, ends)):
+        return []
+    epochs = []
+    for one, end in zip((run, rival), ends, strict=True):
+        gaps = {epoch: abs(loss - max(ends)) for epoch, loss in one.series(input, "loss").items()}
+        epochs.append(one.last_epoch if end == max(ends) else min(gaps, key=gaps.__getitem__))
+    return epochs
 
 
-def gap_of_losses(mode: str, other: str, input: str) -> Value:
+def gap_of_losses(mode: str, other: str, input: str) -> Formula:
     """How far the losses at `equal_epochs` are apart, as a share of the larger one."""
 
-    def value(study: Study) -> float:
-        epochs = equal_epochs(study, mode, other, input)
-        losses = [study[one].series(input, "loss")[epoch] for one, epoch in epochs.items()]
+    def compute(run: Run, rival: Run) -> float:
+        epochs = equal_epochs(run, rival, input)
+        losses = [
+            one.series(input, "loss")[e] for one, e in zip((run, rival), epochs, strict=False)
+        ]
         return (max(losses) - min(losses)) / max(losses) if losses else math.nan
 
-    return value
+    return Formula((mode, other), compute)
 
 
-def loss_over_chance(mode: str, other: str) -> Value:
+def loss_over_chance(mode: str, other: str) -> Formula:
     """The larger of two runs' last losses on clean training images, over that of chance."""
 
-    def value(study: Study) -> float:
-        ends = [study[one].last("clean", "loss") for one in (mode, other)]
-        return max(ends) / math.log(number_of_classes(study[mode]))
+    def compute(run: Run, rival: Run) -> float:
+        ends = [one.last("clean", "loss") for one in (run, rival)]
+        return max(ends) / math.log(number_of_classes(run))
 
-    return value
+    return Formula((mode, other), compute)
 
 
-def nc1_at_equal_loss(mode: str, other: str, input: str) -> Value:
+def nc1_at_equal_loss(mode: str, other: str, input: str) -> Formula:
     """Clean NC1 over that of the other mode, at the epochs of equal loss on a kind of input."""
 
-    def at(one: str, epoch: int) -> Reading:
-        return Reading(one, lambda run: run.of_epoch(epoch, "clean"), "nc1")
-
-    def value(study: Study) -> float:
-        epochs = equal_epochs(study, mode, other, input)
+    def compute(run: Run, rival: Run) -> float:
+        epochs = equal_epochs(run, rival, input)
         if not epochs:
             return math.nan
-        return ratio(at(mode, epochs[mode]), at(other, epochs[other]))(study)
+        one, another = (
+            after(epoch, name, "clean", "nc1")
+            for epoch, name in zip(epochs, (mode, other), strict=True)
+        )
+        return ratio(one, another).compute(run, rival)
 
-    return value
+    return Formula((mode, other), compute)

@@ -9,20 +9,17 @@ import platform
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from robust_nc.data.datasets import units_of
 from robust_nc.data.inputs import INPUTS
 from robust_nc.reports.claims import CLAIMS, NOT_TESTABLE, Finding
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.random_means import scale_in_words
 from robust_nc.reports.runs import Run, name_of_copy
-from robust_nc.reports.setting import Setting, radius_in_words, units_of
+from robust_nc.reports.setting import Setting, radius_in_words
+from robust_nc.results.layer_rows import LAYER_METRICS
 from robust_nc.results.metrics import METRICS, Column
-from robust_nc.results.records import (
-    CENTRE_LABELS,
-    LAYER_METRICS,
-    SPLITS,
-    measured_alike,
-    radius_of,
-)
+from robust_nc.results.records import CENTRE_LABELS, measured_alike
+from robust_nc.results.rows import SPLITS, radius_of
 from robust_nc.results.tables import markdown, mean_and_std, perturbed_in_words, with_spread
 from robust_nc.training.modes import MODES
 

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from robust_nc.agreement import step_sizes
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.reports.setting import (
     Setting,
@@ -16,25 +15,23 @@ from robust_nc.reports.setting import (
     names_of_path,
     safe,
 )
-from robust_nc.results.conditions import Conditions, shown_conditions
+from robust_nc.results.conditions import Conditions, shown_conditions, step_sizes
 from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
-    SPLITS,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
     at_epsilon,
     measured_alike,
-    radius_of,
 )
-from robust_nc.results.rows import Row
+from robust_nc.results.rows import SPLITS, Row, radius_of
 from robust_nc.results.run_folder import RunFolder
-from robust_nc.settings import Means, keys_that, with_former_values
+from robust_nc.settings import Means, keys_that, unread, with_former_values
 from utils import InputError, logger
 
 # What args.json tells without a say in the numbers; all else must be equal in runs of one group.
@@ -209,35 +206,28 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     return [read_run(path) for path in folders if read_json(path / "args.json")]
 
 
-def read_run(path: Path, asked: Mapping[str, Any] | None = None) -> Run:
+def read_run(
+    path: Path, asked: Mapping[str, Any] | None = None, results: Path | None = None
+) -> Run:
     """All that a run folder holds.
 
     Args:
         asked: fields of Conditions, of another attack or noise to show than the run's own; the step
             size as a Radius.
+        results: where its results lie, if not in the folder itself.
 
     Raises:
         InputError: a damaged file, or an unknown setting.
     """
-    return read_tables(RunFolder(path, standard=False), asked)
-
-
-def read_tables(folder: RunFolder, asked: Mapping[str, Any] | None = None) -> Run:
-    """read_run for a folder that is opened, whose results may lie elsewhere."""
-    path, arguments = folder.path, read_json(folder.args_file)
-    try:
-        names = names_of_path(path) if arguments is None else names_of_arguments(arguments)
-        rows = [row for row_type in TABLES for row in usable_rows(folder, row_type)]
-        shown = choose_rows(folder, rows, in_units(asked or {}, names[0].dataset))
-        flags = read_flags(arguments or {}, swept_with(folder, shown.rows), shown.rows)
-        if arguments is None:  # of seed1_NAME
-            flags["run_name"] = path.resolve().name.partition("_")[2] or None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        source = f"{path}: its path" if arguments is None else folder.args_file
-        raise InputError(
-            f"{source} does not tell dataset, model, norm, epsilon, training mode and seed"
-        ) from error
-    return make_run(folder, names, arguments or {}, flags, shown)
+    folder = RunFolder(path, results=results)
+    arguments = read_json(folder.args_file)
+    if arguments is not None:
+        names = names_of_arguments(arguments, folder.args_file)
+        return make_run(folder, names, arguments, all_rows(folder), asked)
+    names = names_of_path(path)
+    run = make_run(folder, names, {}, all_rows(folder), asked)
+    run_name = path.resolve().name.partition("_")[2] or None  # of seed1_NAME
+    return replace(run, flags={"run_name": run_name} | run.flags)
 
 
 class Shown(NamedTuple):
@@ -255,18 +245,24 @@ def choose_rows(folder: RunFolder, rows: list, asked: Mapping[str, Any] | None =
         asked: fields of Conditions, of another one than the run's own, in the rows' units.
     """
     under = shown_conditions(rows, folder.trained_under(), folder.swept_under(), asked)
-    others = [row for row in rows if not under.made(row)]
-    return Shown(under, [row for row in rows if under.made(row)], others)
+    others = [row for row in rows if not under.matches(row)]
+    return Shown(under, [row for row in rows if under.matches(row)], others)
 
 
 def make_run(
     folder: RunFolder,
     names: tuple[Setting, str, int],
     arguments: dict[str, Any],
-    flags: dict[str, Any],
-    shown: Shown,
+    rows: list,
+    asked: Mapping[str, Any] | None,
 ) -> Run:
-    """A run of what names it, of the flags that set it apart, and of the rows that are shown."""
+    """A run of what names it, of what its args.json tells ({} of none), and of its rows.
+
+    Args:
+        asked: as in `read_run`.
+    """
+    shown = choose_rows(folder, rows, in_units(asked or {}, names[0].dataset))
+    flags = read_flags(arguments, swept_with(folder, shown.rows), shown.rows)
     records = sorted(rows_of(Record, shown.rows), key=lambda row: row.source == "train")
     layers, centres = rows_of(LayerRecord, shown.rows), rows_of(CentreRecord, shown.rows)
     return Run(
@@ -288,6 +284,11 @@ def make_run(
 
 def rows_of(row_type: type[RowType], rows: list) -> list[RowType]:
     return [row for row in rows if isinstance(row, row_type)]
+
+
+def all_rows(folder: RunFolder) -> list:
+    """The usable rows of all tables."""
+    return [row for row_type in TABLES for row in usable_rows(folder, row_type)]
 
 
 def usable_rows(folder: RunFolder, row_type: type[Row]) -> list:
@@ -315,8 +316,8 @@ def read_flags(
     """
     arguments = with_former_values(arguments, TRAIN_FLAGS)
     swept = with_former_values(sweep_arguments, SWEEP_FLAGS)
-    unread = {flag.key for flag in TRAIN_FLAGS if not flag.is_read(arguments)}
-    flags = {name: value for name, value in arguments.items() if name not in FREE | unread}
+    left_out = FREE | unread(TRAIN_FLAGS, arguments)
+    flags = {name: value for name, value in arguments.items() if name not in left_out}
     unmeasured = flags_without_rows(rows)
     # Of the step size there is one for each radius.
     measured = keys_that(SWEEP_FLAGS, Means.MEASURE) - unmeasured - {"pgd_alpha"}
@@ -336,21 +337,21 @@ def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
 
     The last sweep, of which the file tells, may have been of others.
     """
-    told = read_json(folder.sweep_file) or {}
-    swept = [row for row in rows if row.swept and told]
+    arguments = read_json(folder.sweep_file) or {}
+    swept = [row for row in rows if row.swept and arguments]
     attacked = [row for row in swept if row.by_pgd and row.steps]
     noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
     of_rows: dict[str, Any] = {}
     for row in swept:
-        of_rows["precision"] = row.precision or told.get("precision")
+        of_rows["precision"] = row.precision or arguments.get("precision")
     for row in attacked:
         of_rows |= {"attack_iters": row.steps, "restarts": row.restarts}
     for row in noisy:
         of_rows["noise_level"] = row.noise
     sizes = {f"{row.epsilon:g}": row.step_size for row in attacked if not math.isnan(row.step_size)}
     if sizes:
-        of_rows["step_sizes"] = step_sizes(told) | sizes
-    return told | of_rows
+        of_rows["step_sizes"] = step_sizes(arguments) | sizes
+    return arguments | of_rows
 
 
 def flags_without_rows(rows: list) -> set[str]:

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.data.datasets import DATASETS
+from robust_nc.data.datasets import units_of
 from robust_nc.training.modes import MODES, bn_of, mode_name
+from utils import InputError
+
+NAMES = "dataset, model, norm, epsilon, training mode and seed"
 
 
 class Setting(NamedTuple):
@@ -36,19 +39,13 @@ class Setting(NamedTuple):
         return safe(f"{self.dataset}_{self.model}_{self.norm}_eps{self.epsilon}")
 
 
-def units_of(dataset: str) -> float:
-    """How many units of --epsilon there are from black to white: 255, or 1."""
-    kind = DATASETS.get(dataset)
-    return kind.epsilon_range if kind else 255
-
-
-def unit_of(dataset: str) -> str:
+def unit_in_words(dataset: str) -> str:
     """The unit of --epsilon: "1/255", or "[0, 1]" where images are attacked in those units."""
     return "[0, 1]" if units_of(dataset) == 1 else "1/255"
 
 
 def radius_in_words(epsilon: float, dataset: str) -> str:
-    return f"{epsilon:g}" + ("/255" if unit_of(dataset) == "1/255" else "")
+    return f"{epsilon:g}" + ("/255" if unit_in_words(dataset) == "1/255" else "")
 
 
 def safe(name: str) -> str:
@@ -70,23 +67,37 @@ def in_units(asked: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     }
 
 
-def names_of_arguments(arguments: dict[str, Any]) -> tuple[Setting, str, int]:
-    """Setting, mode and seed as args.json tells them."""
-    setting = Setting(
-        dataset=arguments.get("data_name") or arguments["dataset"],
-        model=arguments["model"],
-        norm=arguments["norm"],
-        epsilon=float(arguments["epsilon"]),
-        limit_train=arguments.get("limit_train"),
-    )
-    mode = mode_name(arguments["train_mode"], bn_of(arguments))
-    return setting, mode, int(arguments["seed"])
+def names_of_arguments(arguments: dict[str, Any], file: Path) -> tuple[Setting, str, int]:
+    """Setting, mode and seed as args.json tells them, or another file of flags.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        setting = Setting(
+            dataset=arguments.get("data_name") or arguments["dataset"],
+            model=arguments["model"],
+            norm=arguments["norm"],
+            epsilon=float(arguments["epsilon"]),
+            limit_train=arguments.get("limit_train"),
+        )
+        mode = mode_name(arguments["train_mode"], bn_of(arguments))
+        return setting, mode, int(arguments["seed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} does not tell {NAMES}") from error
 
 
 def names_of_path(path: Path) -> tuple[Setting, str, int]:
-    """Setting, mode and seed as the names of a run's folders tell them."""
-    dataset, model, norm, epsilon, mode, seed = path.resolve().parts[-6:]
-    if mode not in MODES:
-        raise ValueError(mode)
-    setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
-    return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
+    """Setting, mode and seed as the names of a run's folders tell them.
+
+    Raises:
+        InputError: they do not.
+    """
+    try:
+        dataset, model, norm, epsilon, mode, seed = path.resolve().parts[-6:]
+        if mode not in MODES:
+            raise ValueError(mode)
+        setting = Setting(dataset, model, norm, float(epsilon.removeprefix("eps")))
+        return setting, mode, int(seed.removeprefix("seed").partition("_")[0])
+    except ValueError as error:
+        raise InputError(f"{path}: its path does not tell {NAMES}") from error

@@ -11,17 +11,19 @@ from robust_nc.results.records import ADAPTIVE, CENTRE_LABELS
 from robust_nc.training.modes import MODES
 
 WIDTH = 5.5  # inches: a column of text
-# As papers are set: 8 points everywhere, in a face like that of their text, which comes with
+FONT_SIZE = 8  # points
+CHARACTER = 0.007125 * FONT_SIZE  # inches, the width of one on average
+# As papers are set: one size everywhere, in a face like that of their text, which comes with
 # matplotlib.
 RC: Any = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "font.size": FONT_SIZE,
+    "axes.labelsize": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE,
+    "xtick.labelsize": FONT_SIZE,
+    "ytick.labelsize": FONT_SIZE,
+    "legend.fontsize": FONT_SIZE,
     "lines.linewidth": 1.0,
     "axes.linewidth": 0.5,
     "axes.labelpad": 2,
@@ -51,13 +53,21 @@ RC: Any = {
 }
 
 
+HOLLOW = "white"  # markers that hide what is below them
+
+
 class Style(NamedTuple):
+    """How a line is drawn, and what the legend calls it.
+
+    fill: of the marker: HOLLOW, "none" for a ring, or else the line's colour.
+    """
+
     label: str
     color: str
     marker: str = ""
     size: float = 4.0
     line: Any = "-"
-    fill: str | None = None  # of the marker: "white", "none" for a ring, or else the line's colour
+    fill: str | None = None
 
 
 class Look(NamedTuple):
@@ -104,6 +114,20 @@ MORE_MARKERS = "^P*<>hX"
 MORE_COLORS = ("#CC6677", "#88CCEE", "#882255", "#DDCC77", "#6699CC", "0.3", "0.65")
 CLASS_COLORS = ("#0072B2", "#D55E00", "#009E73")  # of the three classes of a simplex
 PERTURBED_LINE = "--"  # where the colour tells the mode
+ANY_MODE = "0.35"  # in legends of kinds of lines, of whichever mode
+BAND_COLOR = "0.5"  # in legends, of the deviation over seeds
+DEVIATION = "black"  # on bars
+# The simplex of classes: its triangle, the legend of class means, and their edges and arrows.
+TRIANGLE, CLASS_MEANS, EDGE = "0.3", "0.2", "black"
+ARROW: Any = {
+    "arrowstyle": "-|>",
+    "color": EDGE,
+    "linewidth": 0.9,
+    "shrinkA": 0,
+    "shrinkB": 2,
+    "mutation_scale": 7,
+}
+SHADES, ON_LIGHT, ON_DARK = "Blues", "black", "white"  # of a matrix, and the numbers in it
 
 
 def input_style(name: str) -> Style:
@@ -153,4 +177,4 @@ def split_style(style: Style, split: str) -> Style:
 
 def perturbed_style(style: Style) -> Style:
     """Perturbed images where the colour tells the mode: dashed, with hollow markers."""
-    return style._replace(line=PERTURBED_LINE, fill="white", size=style.size + 0.5)
+    return style._replace(line=PERTURBED_LINE, fill=HOLLOW, size=style.size + 0.5)

@@ -5,35 +5,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robust_nc.reports.groups import agree
+from robust_nc.reports.groups import each_once, twins_in_words
 from robust_nc.reports.runs import (
     Run,
-    choose_rows,
+    all_rows,
     make_run,
-    read_flags,
+    read_run,
     read_runs,
-    read_tables,
-    swept_with,
-    usable_rows,
 )
-from robust_nc.reports.setting import in_units, names_of_arguments
+from robust_nc.reports.setting import names_of_arguments
 from robust_nc.results.files import read_json
-from robust_nc.results.records import TABLES
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 from utils import InputError
 
-SWEEP_FILE = RunFolder(Path(), standard=False).sweep_file.name
+SWEEP_FILE = RunFolder(Path()).sweep_file.name
 
 
 def folder_at(path: Path) -> RunFolder:
     """The folder of a run, or of the results that lie in `path` itself."""
     if path.name == "results" and (path.parent / "args.json").is_file():
-        return RunFolder(path.parent, standard=False)
+        return RunFolder(path.parent)
     if (path / "args.json").is_file() or not is_alone(path):
-        return RunFolder(path, standard=False)
+        return RunFolder(path)
     run = Path((read_json(path / SWEEP_FILE) or {}).get("run") or path)
-    return RunFolder(run if run.is_dir() else path, standard=False, results=path)
+    return RunFolder(run if run.is_dir() else path, results=path)
 
 
 def is_alone(path: Path) -> bool:
@@ -54,42 +50,26 @@ def runs_at(path: Path, asked: Mapping[str, Any] | None = None) -> list[Run]:
     folder = folder_at(path)
     swept = read_json(folder.sweep_file) or {}
     if folder.args_file.is_file() or not swept:
-        return [read_tables(folder, asked)]
-    rows = [row for row_type in TABLES for row in usable_rows(folder, row_type)]
+        return [read_run(folder.path, asked, folder.results)]
+    named = names_of_arguments(swept, folder.sweep_file)
+    rows = all_rows(folder)
     if not swept.get("checkpoint"):  # of a run that is gone
-        return [_measured(folder, swept, rows, asked)]
+        epochs = swept.get("epochs") or max((row.epoch for row in rows), default=0) + 1
+        run = make_run(folder, named, {}, rows, asked)
+        return [replace(run, arguments=swept | {"epochs": epochs})]
     names = [name for name, _ in sorted(folder.files().items(), key=lambda item: item[1])]
     short = len({Path(name).name for name in names}) == len(names)
     runs = []
     for name in names:
         of_file = [replace(row, epoch=0) for row in rows if row.checkpoint == name]
         if of_file:
+            run = make_run(folder, named, {}, of_file, asked)
+            flags = {"results": str(folder.results)} | run.flags
+            flags.pop("checkpoint of the sweep", None)
             label = Path(name).name if short else name
-            run = _measured(folder, swept, of_file, asked)
-            runs.append(replace(run, checkpoint=name, file=label))
+            arguments = swept | {"epochs": 1}
+            runs.append(replace(run, arguments=arguments, flags=flags, checkpoint=name, file=label))
     return runs
-
-
-def _measured(
-    folder: RunFolder, swept: dict[str, Any], rows: list, asked: Mapping[str, Any] | None
-) -> Run:
-    """What a sweep has measured of something whose training is not told."""
-    try:
-        names = names_of_arguments(swept)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder.sweep_file} does not tell dataset, model, norm, epsilon, training mode and "
-            "seed"
-        ) from error
-    shown = choose_rows(folder, rows, in_units(asked or {}, names[0].dataset))
-    flags = read_flags({}, swept_with(folder, shown.rows), shown.rows)
-    if swept.get("checkpoint"):
-        flags.pop("checkpoint of the sweep", None)
-        flags["results"] = str(folder.results)
-        epochs = 1
-    else:
-        epochs = swept.get("epochs") or max((row.epoch for row in rows), default=0) + 1
-    return make_run(folder, names, swept | {"epochs": epochs}, flags, shown)
 
 
 def given_runs(folders: list[Path]) -> list[Run]:
@@ -102,14 +82,10 @@ def given_runs(folders: list[Path]) -> list[Run]:
             raise InputError(
                 f"--runs {folder}: holds no run, which has an args.json{advice(folder)}"
             )
-        for run in runs:
-            twin = next((r for r in given if agree(r, run) and r.seed == run.seed), None)
-            if twin is None:
-                given.append(run)
-            elif twin.place.resolve() != run.place.resolve():
-                raise InputError(
-                    f"--runs {run.place}: of the same setting and seed as {twin.place}: give one"
-                )
+        given += runs
+    given = each_once(given)
+    for words in twins_in_words(given):
+        raise InputError(f"--runs {words}: give one")
     return given
 
 

@@ -5,11 +5,13 @@ import io
 import math
 from typing import Any, NamedTuple
 
+from robust_nc.data.datasets import units_of
 from robust_nc.reports.groups import Group, Line, View, average, collect, common, in_words
 from robust_nc.reports.runs import rows_of
-from robust_nc.reports.setting import radius_in_words, units_of
+from robust_nc.reports.setting import radius_in_words
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import AutoAttackRecord, Record, radius_of
+from robust_nc.results.records import AutoAttackRecord, Record
+from robust_nc.results.rows import radius_of
 from robust_nc.results.tables import (
     NC1_DEFINITION,
     markdown,

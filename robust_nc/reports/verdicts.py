@@ -46,7 +46,7 @@ def matrix(findings: list[Finding], runs: list[Run]) -> str:
         row = finding.criterion.claim, finding.criterion.part
         cells.setdefault(row, {}).setdefault(finding.setting, []).append(finding)
     settings = list(dict.fromkeys(finding.setting for finding in findings))
-    heads = ("claim", *(f"{told_apart(s, settings)} ({seeds_of(s, runs)})" for s in settings))
+    heads = ("claim", *(f"{told_apart(s, settings)} ({seeds_by_mode(s, runs)})" for s in settings))
     rows = [
         (
             f"{claim}. {part or CLAIMS[claim]}",
@@ -63,7 +63,7 @@ def told_apart(setting: Setting, settings: list[Setting]) -> str:
     return f"{setting}, {setting.limit_train or 'all'} images" if alike else str(setting)
 
 
-def seeds_of(setting: Setting, runs: list[Run]) -> str:
+def seeds_by_mode(setting: Setting, runs: list[Run]) -> str:
     """How many seeds of each way to train there are, like "ST 3, AT 2"."""
     seeds = {
         mode: {run.seed for run in runs if (run.setting, run.mode) == (setting, mode)}
@@ -106,7 +106,7 @@ def pivot(findings: list[Finding]) -> str:
         for part, setting, differs in columns
     ]
     lines = [
-        (words, *(cell(of_column.get(name)) for of_column in columns.values()))
+        (words, *(value_and_mark(of_column.get(name)) for of_column in columns.values()))
         for name, words in rows.items()
     ]
     reasons = [why_not_testable(of_column.values()) for of_column in columns.values()]
@@ -115,7 +115,7 @@ def pivot(findings: list[Finding]) -> str:
     return markdown(("criterion", *heads), lines, heads)
 
 
-def cell(finding: Finding | None) -> str:
+def value_and_mark(finding: Finding | None) -> str:
     """The value and its mark, with the seeds where they differ; a dash where not measured."""
     if finding is None or finding.kind == NOT_MEASURED:
         return "-"

@@ -23,15 +23,26 @@ from robust_nc.reports.comparisons import (
 from robust_nc.reports.groups import Group, View
 from robust_nc.reports.panels import Picture, tell_left_out
 from robust_nc.reports.runs import Run
-from robust_nc.reports.style import CLASS_COLORS, WIDTH
+from robust_nc.reports.style import (
+    ARROW,
+    CLASS_COLORS,
+    CLASS_MEANS,
+    EDGE,
+    FONT_SIZE,
+    ON_DARK,
+    ON_LIGHT,
+    SHADES,
+    TRIANGLE,
+    WIDTH,
+)
 from robust_nc.results.records import LeapRecord, SimplexRecord
+from robust_nc.results.rows import SPLIT_LABELS
 from utils import logger
 
 CLOUD_INPUTS = ("clean", "pgd", "targeted")  # the columns of the simplex
 LEAP_INPUTS = ("pgd", "targeted")
-MOST_NUMBERS = 12  # classes whose numbers a matrix holds at 8 points
-ARROW = {"arrowstyle": "-|>", "color": "black", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 2}
-ARROW["mutation_scale"] = 7
+MOST_NUMBERS = 12  # classes whose numbers a matrix holds in FONT_SIZE
+DARK = 55  # percent: from there on a shade has light numbers
 SHORTEST_ARROW = 0.15  # that is seen beside the mark of a class mean
 MIDDLE, ANIMATED_MIDDLE = 0.995, 0.97  # the quantile up to which the frame holds the points
 SIMPLEX_NOTE = (
@@ -45,7 +56,7 @@ LEAPS_NOTE = (
 )
 
 
-class Row(NamedTuple):
+class PictureRow(NamedTuple):
     """One row of a picture: what it is called, whose rows it draws, and these by epoch."""
 
     label: str
@@ -69,15 +80,17 @@ def simplex_pictures(groups: list[Group], view: View) -> list[Picture]:
     """
     pictures = []
     for place, together in by_place(groups).items():
-        triples = {row.classes for group in together for row in simplex_rows(group)}
+        triples = {row.classes for group in together for row in points_of(group)}
         for triple in sorted(triples):
             rows = []
             for group, style in zip(together, mode_styles(together), strict=True):
                 run = next((run for run in group.runs if cloud_rows(run, triple, view)), None)
                 if run is not None:
                     drawn = group.measured(partial(operator.is_, run))
-                    rows.append(Row(style.label, drawn, by_epoch(cloud_rows(run, triple, view))))
-                elif any(r.classes == triple and math.isnan(r.x) for r in simplex_rows(group)):
+                    rows.append(
+                        PictureRow(style.label, drawn, by_epoch(cloud_rows(run, triple, view)))
+                    )
+                elif any(r.classes == triple and math.isnan(r.x) for r in points_of(group)):
                     figure = group.file_name("simplex")
                     logger.info(f"{figure}: left out, its class means span no plane")
             more = f"_classes{triple.replace(' ', '-')}" if len(triples) > 1 else ""
@@ -102,7 +115,7 @@ def cloud_rows(run: Run, triple: str, view: View) -> list[SimplexRecord]:
     return [row for row in shown if row.epoch in epochs]
 
 
-def simplex_rows(group: Group) -> Iterable[SimplexRecord]:
+def points_of(group: Group) -> Iterable[SimplexRecord]:
     return chain(*(run.simplex for run in group.runs))
 
 
@@ -118,7 +131,8 @@ def by_epoch(rows: Iterable) -> dict[int, list]:
     return epochs
 
 
-def simplex_picture(name: str, rows: list[Row], view: View) -> Picture:
+def simplex_picture(name: str, rows: list[PictureRow], view: View) -> Picture:
+    """The picture of one triangle, a row for each way to train."""
     groups = [row.group for row in rows]
     points = [p for row in rows for p in row.at(row.last) if p.image >= 0]
     count = len({(p.label, p.image) for p in points if p.input == points[0].input})
@@ -128,20 +142,19 @@ def simplex_picture(name: str, rows: list[Row], view: View) -> Picture:
             kind: [p.outside for p in row.at(row.last) if p.input == kind and p.image >= 0]
             for kind in CLOUD_INPUTS
         }
-        told = [f"{INPUTS[kind].label} {np.mean(s):.0%}" for kind, s in shares.items() if s]
-        outside.append(f"{row.label}: {', '.join(told)}" if len(rows) > 1 else ", ".join(told))
-    split = "training" if view.splits[0] == "train" else "test"
+        means = [f"{INPUTS[kind].label} {np.mean(s):.0%}" for kind, s in shares.items() if s]
+        outside.append((f"{row.label}: " if len(rows) > 1 else "") + ", ".join(means))
     title = (
         f"The simplex of classes {points[0].classes.replace(' ', ', ')}"
         f"{after_epochs(groups, [row.last for row in rows])}: {names_of(groups)}; "
-        f"{settings_in_words(groups)}; n = {count} {split} images"
+        f"{settings_in_words(groups)}; n = {count} {SPLIT_LABELS[view.splits[0]]} images"
     )
     share = f"Mean share of a feature's norm outside the plane: {'; '.join(outside)}"
     epochs = sorted({epoch for row in rows for epoch in row.by_epoch})
     return Picture(name, title, groups, partial(paint_simplex, rows), epochs, (SIMPLEX_NOTE, share))
 
 
-def paint_simplex(rows: list[Row], epoch: int, *, animated: bool = False) -> Figure:
+def paint_simplex(rows: list[PictureRow], epoch: int, *, animated: bool = False) -> Figure:
     """A row of panels for each way to train, all with one frame, if animated at every epoch."""
     shown = [row.at(epoch) for row in rows]
     every_epoch = [points for row in rows for points in row.by_epoch.values() if animated]
@@ -164,14 +177,16 @@ def paint_simplex(rows: list[Row], epoch: int, *, animated: bool = False) -> Fig
             ax.set_title(INPUTS[kind].label if number == 0 else "")
         line[0].set_ylabel(row.label if len(rows) > 1 else "")
     if animated:
-        figure.suptitle(f"Epoch {epoch}", fontsize=8)
+        figure.suptitle(f"Epoch {epoch}", fontsize=FONT_SIZE)
     names = shown[0][0].classes.split()
     handles = [
         Line2D([], [], color=color, marker="o", ms=4, ls="none", label=f"class {name}")
         for name, color in zip(names, CLASS_COLORS, strict=True)
     ]
-    handles.append(Line2D([], [], color="0.3", linewidth=0.8, label="clean class means"))
-    handles.append(Line2D([], [], color="0.2", marker="D", ms=4, ls="none", label="means of these"))
+    handles.append(Line2D([], [], color=TRIANGLE, linewidth=0.8, label="clean class means"))
+    handles.append(
+        Line2D([], [], color=CLASS_MEANS, marker="D", ms=4, ls="none", label="means of these")
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
@@ -192,7 +207,7 @@ def paint_cloud(ax: Axes, kind: str, points: list[SimplexRecord]) -> None:
     """The images of one kind, their class means, and the triangle of the clean ones."""
     names = [int(name) for name in points[0].classes.split()]
     corners = {p.label: (p.x, p.y) for p in points if is_corner(p)}
-    ax.fill(*zip(*corners.values(), strict=True), fill=False, edgecolor="0.3", linewidth=0.8)
+    ax.fill(*zip(*corners.values(), strict=True), fill=False, edgecolor=TRIANGLE, linewidth=0.8)
     for name, color in zip(names, CLASS_COLORS, strict=True):
         images = [p for p in points if (p.input, p.label) == (kind, name) and p.image >= 0]
         x, y = [p.x for p in images], [p.y for p in images]
@@ -202,7 +217,7 @@ def paint_cloud(ax: Axes, kind: str, points: list[SimplexRecord]) -> None:
         means = [p for p in means if not is_corner(p)] or means
     for mean in means:
         color = CLASS_COLORS[names.index(mean.label)]
-        ax.plot(mean.x, mean.y, "D", markersize=4.5, color=color, mec="black", mew=0.6, zorder=4)
+        ax.plot(mean.x, mean.y, "D", markersize=4.5, color=color, mec=EDGE, mew=0.6, zorder=4)
         start = corners.get(mean.label, (mean.x, mean.y))
         if kind != "clean" and math.dist(start, (mean.x, mean.y)) > SHORTEST_ARROW:
             ax.annotate("", (mean.x, mean.y), start, arrowprops=ARROW, zorder=3)
@@ -217,25 +232,23 @@ def leap_pictures(groups: list[Group], view: View) -> list[Picture]:
     for place, together in by_place(groups).items():
         rows = []
         for group, style in zip(together, mode_styles(together), strict=True):
-            seeds = group.measured(partial(leap_rows, view=view))
-            counts = [leap_rows(run, view) for run in seeds.runs]
-            common = set.intersection(*({(r.epoch, r.input) for r in of_run} for of_run in counts))
-            if common:
-                epoch = max(common)[0]
-                last = [
-                    row
-                    for row in chain(*counts)
-                    if row.epoch == epoch and (epoch, row.input) in common
-                ]
-                rows.append(Row(style.label, seeds, {epoch: last}))
-            else:
-                tell_left_out(group, "leaps", any(counts))
+            seeds = group.measured(partial(shown_leaps, view=view))
+            leaps = [shown_leaps(run, view) for run in seeds.runs]
+            measured = [{(row.epoch, row.input) for row in of_run} for of_run in leaps]
+            common = set.intersection(*measured)
+            if not common:
+                tell_left_out(group, "leaps", any(leaps))
+                continue
+            epoch, _ = max(common)
+            kinds = {input for at, input in common if at == epoch}
+            last = [row for row in chain(*leaps) if row.epoch == epoch and row.input in kinds]
+            rows.append(PictureRow(style.label, seeds, {epoch: last}))
         if rows:
             pictures.append(leap_picture(view.file_name(f"leaps_{place}"), rows, view))
     return pictures
 
 
-def leap_rows(run: Run, view: View) -> list[LeapRecord]:
+def shown_leaps(run: Run, view: View) -> list[LeapRecord]:
     """The rows of perturbed images of the split that is shown."""
     return [
         row
@@ -244,14 +257,14 @@ def leap_rows(run: Run, view: View) -> list[LeapRecord]:
     ]
 
 
-def leap_picture(name: str, rows: list[Row], view: View) -> Picture:
+def leap_picture(name: str, rows: list[PictureRow], view: View) -> Picture:
+    """The picture of one setting, a row for each way to train."""
     groups = [row.group for row in rows]
     images = sorted({r.images for row in rows for r in row.at(row.last)})
-    split = "training" if view.splits[0] == "train" else "test"
     title = (
         f"Leaps{after_epochs(groups, [row.last for row in rows])}: "
         f"{names_of(groups)}; {settings_in_words(groups)}; "
-        f"n = {', '.join(map(str, images))} {split} images"
+        f"n = {', '.join(map(str, images))} {SPLIT_LABELS[view.splits[0]]} images"
     )
     return Picture(name, title, groups, partial(paint_leaps, rows), [0], (LEAPS_NOTE,))
 
@@ -266,7 +279,7 @@ def matrix_of(rows: list[LeapRecord], kind: str, classes: int) -> np.ndarray:
     return 100 * counts / np.where(totals == 0, 1, totals)
 
 
-def paint_leaps(rows: list[Row], _: int) -> Figure:
+def paint_leaps(rows: list[PictureRow], _: int) -> Figure:
     """A matrix for each way to train and kind of images."""
     every = [r for row in rows for r in row.at(row.last)]
     kinds = [kind for kind in LEAP_INPUTS if any(r.input == kind for r in every)]
@@ -295,12 +308,12 @@ def paint_leaps(rows: list[Row], _: int) -> Figure:
 
 def paint_matrix(ax: Axes, matrix: np.ndarray) -> Any:
     """Percentages as shades, with their numbers where these can be read; none of nothing."""
-    shown = ax.imshow(matrix, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    shown = ax.imshow(matrix, cmap=SHADES, vmin=0, vmax=100, aspect="auto")
     ax.spines[:].set_visible(True)
     ax.tick_params(length=0)
     if len(matrix) <= MOST_NUMBERS:
         for (row, column), value in np.ndenumerate(matrix):
             if value > 0:
-                color = "white" if value > 55 else "black"
+                color = ON_DARK if value > DARK else ON_LIGHT
                 ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
     return shown

@@ -1,10 +1,15 @@
 """The criteria of claim 5: one way to train beside another, in robustness and in collapse."""
 
+from robust_nc.reports.bounds import (
+    AS_ROBUST,
+    EQUAL_LOSS,
+    FELL_LITTLE,
+    LESS_COLLAPSED,
+    LOW_LOSS,
+)
 from robust_nc.reports.criterion import Criterion, Precondition
 from robust_nc.reports.preconditions import (
     ADVERSARIAL,
-    AS_ROBUST,
-    LESS_COLLAPSED,
     RADII,
     at_is_robust,
     fits,
@@ -12,10 +17,10 @@ from robust_nc.reports.preconditions import (
 from robust_nc.reports.readings import (
     AT,
     MART,
-    difference,
     fall,
     gap_of_losses,
     last,
+    less,
     loss_over_chance,
     nc1_at_equal_loss,
     ratio,
@@ -34,7 +39,7 @@ def compared(mode: str, other: str, part: str, whose: str) -> list[Criterion]:
     low_loss = Precondition(
         "larger clean training loss of the two over that of chance",
         loss_over_chance(mode, other),
-        "<= 0.1",
+        LOW_LOSS,
     )
     inputs = {"clean": "clean training images"}
     robust = []
@@ -44,7 +49,7 @@ def compared(mode: str, other: str, part: str, whose: str) -> list[Criterion]:
             Criterion(
                 5,
                 f"{part}: test accuracy under PGD of {radius}, less {whose}",
-                difference(robustness(mode, share), robustness(other, share)),
+                less(robustness(mode, share), robustness(other, share)),
                 AS_ROBUST,
                 (at_is_robust(share),),
                 part=part,
@@ -74,7 +79,7 @@ def compared(mode: str, other: str, part: str, whose: str) -> list[Criterion]:
                     Precondition(
                         f"gap of the two losses on {images}, as a share",
                         gap_of_losses(mode, other, input),
-                        "<= 0.1",
+                        EQUAL_LOSS,
                     ),
                 ),
                 part=part,
@@ -107,13 +112,13 @@ def against_at(mode: str) -> list[Criterion]:
             5,
             f"{part}: NC1 of clean training images fell less than tenfold",
             fall(mode, "clean", "nc1"),
-            "<= 10",
+            FELL_LITTLE,
             (fits(mode),),
             part=part,
         ),
     ]
 
 
-def control(mode: str, other: str) -> list[Criterion]:
+def control(name: str, mode: str, other: str) -> list[Criterion]:
     """Whether the frozen batch norm alone holds a collapse back: one way to train with both."""
-    return compared(mode, other, f"control, {MODES[other].label.partition(' ')[0]}", "batch's")
+    return compared(mode, other, f"control, {name}", "batch's")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-# What an args.json or eval_args.json of before there was the flag leaves unsaid.
+# The values of rows and runs from before there was the flag, which its row takes from here.
 FORMER: dict[str, Any] = {
     "attack_iters": 10,
     "restarts": 1,
@@ -56,7 +56,7 @@ class Conditions:
         names = {field.name for field in fields(row)}
         return {name: value for name, value in told.items() if name in names}
 
-    def made(self, row: Any) -> bool:
+    def matches(self, row: Any) -> bool:
         """Whether a row of a sweep is of this precision, and attack, or noise, at any radius.
 
         Rows of a training always are. A step size, a level of noise or a precision that is not told
@@ -102,11 +102,18 @@ def conditions_of(arguments: dict[str, Any]) -> Conditions:
     )
 
 
+def step_sizes(swept: dict[str, Any]) -> dict[str, float]:
+    """Radius -> step size, of eval_args.json; older ones tell one of each."""
+    if "step_sizes" in swept or "pgd_alpha" not in swept:
+        return swept.get("step_sizes", {})
+    return {f"{swept['epsilon']:g}": swept["pgd_alpha"]}
+
+
 def shown_rows(rows: Iterable, own: Conditions, last: Conditions) -> list:
     """The rows that are shown together: of one precision, and at most one attack and noise."""
     rows = list(rows)
     shown = shown_conditions(rows, own, last)
-    return sorted((row for row in rows if shown.made(row)), key=lambda row: row.key)
+    return sorted((row for row in rows if shown.matches(row)), key=lambda row: row.key)
 
 
 def shown_conditions(
@@ -161,7 +168,7 @@ def _shown_attack(rows: list, own: Conditions, last: Conditions) -> Conditions:
         attacks += [in_proportion, replace(in_proportion, epsilon=0.0)]
 
     def rank(attack: Conditions) -> tuple:
-        made = [key for key, same in alike.items() if attack.made(same[0])]
+        made = [key for key, same in alike.items() if attack.matches(same[0])]
         like = [bool(made) and attack.same_attack(other) for other in (own, last)]
         return *like, len({radius for radius, *_ in made}), sum(len(alike[key]) for key in made)
 

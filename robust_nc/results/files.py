@@ -9,11 +9,17 @@ import hashlib
 import io
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterable
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from utils import InputError, Stopped, atomic_open, logger
@@ -38,27 +44,26 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, None if there is no such file."""
+    """The object that a JSON file holds, None if there is no such file."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise InputError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object: move it away")
+    return content
 
 
 def write_rows(path: Path, row_type: type, rows: list) -> None:
     """A column per field of the rows' type; NaN is an empty cell."""
     with atomic_open(path) as file:
-        file.write(b"".join([_header(row_type), *map(_line, rows)]))
+        file.write(b"".join([_header(row_type), *_lines(row_type, rows)]))
 
 
 class Table:
-    """The rows of a CSV file in memory, by their `key`; whatever is added, the file is whole.
-
-    Adding rows writes the file anew. Only the lines that are new are made, but all go to the disk:
-    at the end of a sweep of 400 checkpoints the 2,400 rows of metrics.csv take 5 to 10 ms a time,
-    and the 28,800 of layers.csv 20 to 40, where measuring them takes many seconds.
+    """The rows of a CSV file in memory, by their `key`, each of which is made into a line once.
 
     Args:
         rows: those that the file holds already; of two with the same key the later one counts.
@@ -68,41 +73,72 @@ class Table:
         self.path = path
         self.row_type = row_type
         self._rows = {row.key: row for row in rows}
-        self._lines: dict[tuple, bytes] = {}  # of the file, as far as they are made
+        self._lines: dict[tuple, bytes] = {}  # as far as they are made
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     @property
     def rows(self) -> list:
         """In the order of their keys."""
         return [self._rows[key] for key in sorted(self._rows)]
 
-    def add(self, rows: list) -> None:
-        """Put rows on disk, in place of those with the same keys."""
+    def add(self, rows: list, beside: Path | None = None) -> None:
+        """Put rows on disk, in place of those with the same keys: the whole table is written.
+
+        Args:
+            beside: a file that their lines are appended to instead, until the next `write`.
+        """
         added = {row.key: row for row in rows}
+        lines = _lines(self.row_type, added.values())
         self._rows |= added
-        self._lines |= {key: _line(row) for key, row in added.items()}
-        self.write()
+        self._lines |= zip(added, lines, strict=True)
+        if beside is None:
+            self.write()
+        else:
+            _append(beside, _header(self.row_type), b"".join(lines))
+
+    def drop(self, is_gone: Callable[[Any], bool]) -> int:
+        """Take rows out, of the file with the next `write`; returns how many."""
+        gone = [key for key, row in self._rows.items() if is_gone(row)]
+        for key in gone:
+            del self._rows[key]
+            self._lines.pop(key, None)
+        return len(gone)
 
     def write(self) -> None:
-        """Put all rows on disk."""
-        keys = sorted(self._rows)
-        self._lines |= {key: _line(self._rows[key]) for key in keys if key not in self._lines}
+        """Put all rows on disk; the file is whole at any moment."""
+        new = {key: row for key, row in self._rows.items() if key not in self._lines}
+        self._lines |= zip(new, _lines(self.row_type, new.values()), strict=True)
         with atomic_open(self.path) as file:
-            file.write(b"".join([_header(self.row_type), *(self._lines[key] for key in keys)]))
+            file.write(_header(self.row_type))
+            file.write(b"".join([self._lines[key] for key in sorted(self._rows)]))
+
+
+def _append(path: Path, header: bytes, lines: bytes) -> None:
+    """Lines at the end of a file, on disk; a kill meanwhile may cut off the last of them."""
+    try:
+        with path.open("ab") as file:
+            file.write(lines if file.tell() else header + lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _header(row_type: type) -> bytes:
-    return _csv_line(field.name for field in fields(row_type))
+    return _csv_lines([[field.name for field in fields(row_type)]])[0]
 
 
-def _line(row: Any) -> bytes:
-    values = [getattr(row, field.name) for field in fields(row)]
-    return _csv_line("" if value != value else value for value in values)
+def _lines(row_type: type, rows: Iterable) -> list[bytes]:
+    values_of = attrgetter(*(field.name for field in fields(row_type)))
+    return _csv_lines(["" if v != v else v for v in values_of(row)] for row in rows)
 
 
-def _csv_line(values: Iterable) -> bytes:
-    line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode()
+def _csv_lines(rows: Iterable[Iterable]) -> list[bytes]:
+    lines: list[str] = []
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n").writerows(rows)
+    return [line.encode() for line in lines]
 
 
 def read_rows(path: Path, row_type: type, *, maybe_cut_off: bool = False) -> list:
@@ -155,6 +191,28 @@ def _parse(text: str, value_type: Any) -> Any:
             raise ValueError(f"{text!r} is neither True nor False")
         return text == "True"
     return value_type(text)
+
+
+@contextmanager
+def locked(folder: Path, script: str) -> Iterator[None]:
+    """Hold a folder, which is made if need be, alone inside.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        if not lock_file(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise InputError(f"{folder} is in use by {holder}: wait for it, or stop it")
+        file.truncate(0)
+        file.write(
+            f"{script} on {socket.gethostname()}, process {os.getpid()}, since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
+        file.flush()
+        yield
 
 
 def lock_file(file: Any) -> bool:

@@ -18,11 +18,8 @@ from typing import Any
 
 from robust_nc.data.inputs import INPUTS, place_of
 from robust_nc.results.conditions import Conditions
-from robust_nc.results.layer_rows import LAYER_METRICS as LAYER_METRICS
-from robust_nc.results.layer_rows import LayerRecord as LayerRecord
-from robust_nc.results.metrics import (
-    Metrics,
-)
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.metrics import Metrics
 from robust_nc.results.rows import SPLITS, UNTOLD, Row, radius_of
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from robust_nc.data.inputs import INPUTS
 from robust_nc.results.conditions import FORMER, Conditions
 
-SPLITS = ("train", "test")
+SPLIT_LABELS = {"train": "training", "test": "test"}  # as text calls their images
+SPLITS = tuple(SPLIT_LABELS)
 UNTOLD = Conditions()
 
 

@@ -5,7 +5,8 @@ import numpy as np
 from robust_nc.data.inputs import INPUTS
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.metrics import METRICS
-from robust_nc.results.records import SPLITS, Record
+from robust_nc.results.records import Record
+from robust_nc.results.rows import SPLITS
 
 # Under modes with an adversary the accuracies and losses are those seen in training.
 HISTORY_SERIES = ("train_loss", "train_acc", "train_robust_loss", "train_robust_acc")

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from robust_nc.data.inputs import INPUTS, place_of
+from robust_nc.results.layer_rows import LAYER_METRICS, LayerRecord
 from robust_nc.results.metrics import METRICS, Column
 from robust_nc.results.records import (
-    LAYER_METRICS,
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
@@ -56,7 +55,9 @@ def table_lines(rows: list, table: Table, unit: float = 255) -> list[str]:
     Where rows of one kind of input and radius are of several attacks or levels of noise, or rows of
     several precisions, each says which it is of.
     """
-    attacks = sorted({(row.epsilon, attack_of(row, unit)) for row in rows if attack_of(row, unit)})
+    attacks = sorted(
+        {(row.epsilon, attack_of_row(row, unit)) for row in rows if attack_of_row(row, unit)}
+    )
 
     def name(row: Any) -> str:
         words = (perturbed_in_words(row, unit), row.precision if len(precisions) > 1 else "")
@@ -81,7 +82,7 @@ def attack_in_words(steps: int, restarts: int, radius: float, step: float, unit:
     return f"PGD-{steps}, {radius:g}{units}{size}{again}"
 
 
-def attack_of(row: Any, unit: float) -> str:
+def attack_of_row(row: Any, unit: float) -> str:
     """The attack that a row is of; "" where it is of none, or of a version that did not tell."""
     if not row.steps:
         return ""
@@ -92,7 +93,7 @@ def perturbed_in_words(row: Any, unit: float) -> str:
     """The attack, or noise, that a row is of; "" where it is of neither, or was not told."""
     if row.noisy and not math.isnan(row.noise):
         return f"noise {row.noise:g}/255"
-    return attack_of(row, unit)
+    return attack_of_row(row, unit)
 
 
 def end_of(row: Any, name: Naming) -> str:
@@ -201,6 +202,7 @@ def centre_table(rows: list[CentreRecord], name: Naming) -> list[str]:
 
 
 def autoattack_table(rows: list[AutoAttackRecord], name: Naming) -> list[str]:
+    """A line per row: accuracy of clean images and under AutoAttack."""
     lines = ["AutoAttack epsilon  epoch  images  clean accuracy  robust accuracy"]
     for row in rows:
         lines.append(
@@ -287,7 +289,7 @@ def input_and_epsilon(row: Any) -> str:
 
 def describe_record(record: Record, unit: float = 255) -> str:
     """One line for the log. NC2 is printed for the class means, not for the classifier."""
-    attack = attack_of(record, unit)
+    attack = attack_of_row(record, unit)
     name = input_and_epsilon(record)
     if attack:
         name += f" ({attack})"

@@ -200,6 +200,7 @@ class TrainingMode:
     short, label: in the names of figures and in their legends.
     adversary: whether it steps on perturbed images; then these are measured and logged as well.
     train_mode, bn: which --train-mode and --bn choose it.
+    restarts: whether its attack makes as many as --restarts says.
     replayed: whether a GPU replays its steps unasked; one that decides something in Python, anew at
         every step, must not be.
     """
@@ -210,6 +211,7 @@ class TrainingMode:
     train_mode: str
     bn: str = "batch"
     adversary: bool = True
+    restarts: bool = False
     replayed: bool = False
 
 
@@ -236,7 +238,12 @@ MODES: dict[str, TrainingMode] = {
         replayed=True,
     ),
     "pgd_train": TrainingMode(
-        step=adversarial_step, short="at", label="AT", train_mode="pgd_train", replayed=True
+        step=adversarial_step,
+        short="at",
+        label="AT",
+        train_mode="pgd_train",
+        restarts=True,
+        replayed=True,
     ),
     "pgd_train_TRADES": TrainingMode(
         step=partial(trades_step, frozen=True),
@@ -254,7 +261,12 @@ MODES: dict[str, TrainingMode] = {
         replayed=True,
     ),
     "pgd_train_MART": TrainingMode(
-        step=mart_step, short="mart", label="MART", train_mode="pgd_train_MART", replayed=True
+        step=mart_step,
+        short="mart",
+        label="MART",
+        train_mode="pgd_train_MART",
+        restarts=True,
+        replayed=True,
     ),
 }
 # Every mode whose default is batch can be frozen.

@@ -111,6 +111,7 @@ class Saver:
         if unfinished is None and epoch == self._resumable:
             return
         run, seed = self.training.run, self.training.settings.seed
+        run.write_series()  # before it: a run that is finished writes them no more
         save_checkpoint(run.resume_file, **state, epoch=epoch, seed=seed, unfinished=unfinished)
         self._resumable, self._written = epoch, time.monotonic()
 

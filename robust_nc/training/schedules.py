@@ -91,6 +91,16 @@ SCHEDULES: dict[str, Callable[[float, Rates], float]] = {
 }
 
 
+def schedules_without_an_end() -> list[str]:
+    """Those whose rates do not depend on the number of epochs: such runs can be made longer."""
+    short, long = (Rates(epochs, 1.0, milestones=(5,)) for epochs in (20, 40))
+    return [
+        name
+        for name, rate in SCHEDULES.items()
+        if all(rate(epoch, short) == rate(epoch, long) for epoch in range(1, 21))
+    ]
+
+
 def learning_rate(schedule: str, t: float, **rates: Any) -> float:
     """Learning rate of a schedule of SCHEDULES at the fractional epoch t in (0, epochs].
 

@@ -30,7 +30,8 @@ from robust_nc.networks.blocks import NearestCentre, block_outputs
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
 from robust_nc.results.files import read_rows
-from robust_nc.results.records import LAYER_METRICS, AutoAttackRecord, Record
+from robust_nc.results.layer_rows import LAYER_METRICS
+from robust_nc.results.records import AutoAttackRecord, Record
 from utils import InputError
 
 BLOCKS = {

@@ -19,7 +19,8 @@ from robust_nc.networks import architectures
 from robust_nc.reports.attacks import others_in_words
 from robust_nc.reports.runs import read_run
 from robust_nc.results.files import read_rows
-from robust_nc.results.records import CentreRecord, LayerRecord, LeapRecord, Record
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CentreRecord, LeapRecord, Record
 from robust_nc.results.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -412,7 +413,7 @@ class TestAnyFile:
             writer = csv.DictWriter(file, [n for n in now[0] if n != "checkpoint"])
             writer.writeheader()
             writer.writerows([{n: row[n] for n in writer.fieldnames} for row in now])
-        found = RunFolder(Path("out"), standard=True, results=Path("res")).rows(Record)
+        found = RunFolder(Path("out"), results=Path("res")).rows(Record)
         assert [row.checkpoint for row in found] == ["a.pth"] * 2 + ["b.pth"] * 2
         code, output, _ = run_script(eval_script, flags)
         assert code == 0 and "2 done before" in output
@@ -771,7 +772,7 @@ class TestWhatARowWasMeasuredWith:
 
     @staticmethod
     def swept_steps(row_type):
-        recorded = RunFolder(TREE_FOLDER, standard=True).swept_rows(row_type)
+        recorded = RunFolder(TREE_FOLDER).swept_rows(row_type)
         return {row.steps for row in recorded if row.attacked}
 
 
@@ -841,7 +842,7 @@ class TestOlderTables:
             for row in old:
                 kept = {name: row[name] for name in writer.fieldnames}
                 writer.writerow(kept | {"input": row["input"].replace("seen", "pgd")})
-        found = RunFolder(folder, standard=False).rows(Record)
+        found = RunFolder(folder).rows(Record)
         assert [repr(replace(row, images=0)) for row in now] == [repr(row) for row in found]
         code, output, _ = run_script(eval_script, f"{tree} {mode} --neural-collapse")
         assert code == 0 and "0 checkpoints (2 done before)" in output

@@ -15,8 +15,10 @@ from robust_nc.reports.claims import judge
 from robust_nc.reports.groups import group_runs
 from robust_nc.reports.readings import AT, FROZEN, ST
 from robust_nc.reports.runs import copy_runs, read_runs
-from robust_nc.results.records import CentreRecord, LayerRecord
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CentreRecord
 from robust_nc.results.run_folder import RunFolder
+from robust_nc.settings import Means, flag
 
 FALL = "AT: NC1 of clean images, first epoch over last"
 OVER_AT = "TRADES (frozen): NC1 of clean training images over AT's, last epoch of both"
@@ -179,7 +181,7 @@ def test_nearest_centres_that_a_weak_attack_left_too_high_are_not_measured():
     for attempts, path in paths.items():
         key = {"epoch": 9, "split": "test", "means": "clean", "layer": "features", "epsilon": 8.0}
         row = filled(CentreRecord, 0.05, **key, input="adaptive", attempts=attempts)
-        RunFolder(path, standard=True).append([row])
+        RunFolder(path).append([row])
     name = "ST: nearest-centre test accuracy under the attack on it"
     runs = read_runs(paths.values())
     assert values_of(runs, name) == {"": {2: 0.05}}
@@ -189,7 +191,7 @@ def test_nearest_centres_that_a_weak_attack_left_too_high_are_not_measured():
 def test_runs_of_one_path_have_folders_of_their_own_in_the_evidence():
     paths = [run_with(AT, 1, place, flags={"lr_max": rate}) for place, rate in (("a", 1), ("b", 2))]
     key = {"index": 0, "features": 8}
-    RunFolder(paths[0], standard=False).append(
+    RunFolder(paths[0]).append(
         [filled(LayerRecord, 0.5, **key, epoch=9, split="train", input="clean", layer="b0")]
     )
     for _ in range(2):
@@ -257,6 +259,30 @@ def test_a_run_of_the_plan_has_all_flags_as_planned_or_by_default(trained, swept
     told |= PLANNED | {"train_mode": AT, "pgd_alpha": 2.0} | trained
     differing = plan.other_than_planned(planned, told, swept)
     assert differing is None if left_out is None else left_out in differing
+
+
+@pytest.mark.parametrize("name", ("SWEEP_FLAGS", "TRAIN_FLAGS"))
+def test_the_plan_knows_a_flag_that_is_added(name, monkeypatch):
+    means = Means.MEASURE if name == "SWEEP_FLAGS" else Means.TRAIN
+    row = flag("--new", means, default=3, former=None)
+    monkeypatch.setattr(plan, name, (*getattr(plan, name), row))
+    parser = plan.train_parser()
+    if name == "TRAIN_FLAGS":
+        parser.add_argument("--new", **row.options)
+    monkeypatch.setattr(plan, "train_parser", lambda: parser)
+    args = reproduce.parse_args(["--scale", "full", "--seeds", "1"])
+    planned = plan.plan(args, None)[0]
+    told = {"dataset": "cifar", "train_mode": ST, "epochs": 400}
+
+    def differing(**new):
+        swept = {"epsilon": 8.0, "pgd_alpha": 2.0}
+        if name == "SWEEP_FLAGS":
+            return plan.other_than_planned(planned, told, swept | new)
+        return plan.other_than_planned(planned, told | new, swept)
+
+    assert differing(new=3) is None
+    assert "--new was 4, is 3 now" in differing(new=4)
+    assert "--new was None, is 3 now" in differing()  # of before there was the flag
 
 
 def test_a_seed_that_was_also_swept_with_a_stronger_attack_stays_a_seed():

@@ -20,7 +20,8 @@ from robust_nc.reports.readings import AT, AT_FROZEN, BATCH, FROZEN, MART, ST, S
 from robust_nc.reports.report import finding_row, findings_in_words
 from robust_nc.reports.runs import read_runs
 from robust_nc.reports.verdicts import summed_up, verdicts_in_words
-from robust_nc.results.records import CentreRecord, LayerRecord, Record
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CentreRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 

@@ -9,6 +9,7 @@ from test_plot import make_run
 from robust_nc import load_runs
 from robust_nc.results.records import CentreRecord
 from robust_nc.results.run_folder import RunFolder
+from robust_nc.training.modes import MODES
 from utils import InputError
 
 
@@ -33,9 +34,9 @@ def test_every_row_says_which_run_it_is_of():
     told = [(row["run_epsilon"], row["train_mode"], row["bn"], row["seed"]) for row in rows]
     assert told == [
         (4.0, "pgd_train_TRADES", "batch", 4),
-        *[(8.0, "std_train", "", 1)] * 4,
-        (8.0, "std_train", "", 2),
-        (8.0, "std_train", "", 3),
+        *[(8.0, "std_train", "batch", 1)] * 4,
+        (8.0, "std_train", "batch", 2),
+        (8.0, "std_train", "batch", 3),
     ]
     assert {row["dataset"] for row in rows} == {"cifar"}
     assert [row["differs"] for row in rows] == ["", *["lr-max 0.1"] * 5, "lr-max 0.5"]
@@ -51,13 +52,21 @@ def test_every_row_says_which_run_it_is_of():
     assert len(load_runs([first])) == 4
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_train_mode_and_bn_are_the_flags_that_choose_the_mode(name):
+    mode = MODES[name]
+    flags = {"train_mode": mode.train_mode, "bn": mode.bn, "epochs": 1}
+    [row] = load_runs(make_run(1, name, (0,), ("clean",), flags=flags))
+    assert (row["train_mode"], row["bn"]) == (mode.train_mode, mode.bn)
+
+
 def test_a_copy_of_a_run_is_told_and_a_weak_attack_is_left_out():
     paths = [make_run(flags={"epochs": 3}, models=models) for models in ("models", "copies")]
     with pytest.warns(RuntimeWarning, match=r"copies.* of the same setting and seed as models"):
         load_runs(paths)
     row = {"epoch": 1, "split": "test", "means": "clean", "input": "adaptive"}
     row |= {"ncc_accuracy": 0.25, "network_accuracy": 0.5}
-    RunFolder(paths[0], standard=True).append([CentreRecord(**row)])
+    RunFolder(paths[0]).append([CentreRecord(**row)])
     assert load_runs(paths[0], "ncc") == []
 
 
@@ -65,9 +74,7 @@ def test_other_tables_and_what_was_not_measured():
     path = make_run(flags={})
     assert load_runs(path, "layers") == []
     row = {"epoch": 1, "split": "test", "means": "clean", "input": "clean"}
-    RunFolder(path, standard=True).append(
-        [CentreRecord(**row, ncc_accuracy=0.25, network_accuracy=0.5)]
-    )
+    RunFolder(path).append([CentreRecord(**row, ncc_accuracy=0.25, network_accuracy=0.5)])
     [read] = load_runs(path, "ncc")
     assert (read["seed"], read["ncc_accuracy"], read["run_epsilon"]) == (1, 0.25, 8.0)
 

@@ -22,6 +22,7 @@ from robust_nc.reports import (
     drawing,
     figures,
     groups,
+    runs,
     style,
     vertex_figures,
 )
@@ -30,10 +31,10 @@ from robust_nc.reports.groups import View, average, group_runs
 from robust_nc.reports.radius_figures import epsilon_plots
 from robust_nc.reports.runs import read_run
 from robust_nc.results.history import EpochSummary
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
     AutoAttackRecord,
     CentreRecord,
-    LayerRecord,
     LeapRecord,
     Record,
     SimplexRecord,
@@ -1344,8 +1345,18 @@ class TestBadInput:
 
     def spoil_args(self):
         path = make_run()
-        (path / "args.json").write_text("[1]")
+        (path / "args.json").write_text('{"dataset": "cifar", "epsilon": null}')
         return path, f"{path / 'args.json'} does not tell"
+
+    def spoil_type_of_args(self):
+        path = make_run()
+        (path / "args.json").write_text("[1]")
+        return path, f"{path / 'args.json'}: not a JSON object"
+
+    def spoil_type_of_eval_args(self):
+        file = make_run(flags={}) / "results" / "eval_args.json"
+        file.write_text("[1]")
+        return file.parent.parent, f"{file}: not a JSON object"
 
     def spoil_name(self):
         return make_run().rename("moved"), "moved: its path does not tell"
@@ -1353,6 +1364,14 @@ class TestBadInput:
     def spoil_rows(self):
         path = make_run(records=[record(0, "clean", 0.5, "train", split="test")])
         return path, f"{path}: holds nothing to draw"
+
+    def test_a_fault_of_ours_is_no_fault_of_the_file(self, run_script, monkeypatch):
+        def faulty(*_):
+            raise KeyError("fault")
+
+        monkeypatch.setattr(runs, "read_flags", faulty)
+        with pytest.raises(KeyError, match="fault"):
+            run_script(plot, str(make_run(flags={})))
 
     @pytest.mark.parametrize("what", [name for name in vars() if name.startswith("spoil_")])
     def test_ends_with_one_line_that_names_it(self, run_script, what):
@@ -1402,7 +1421,7 @@ def test_seeds_with_other_layers_of_nearest_centres_are_drawn_with_those_of_all(
             for layer in layers
             for kind in ("clean", "pgd", "adaptive")
         ]
-        RunFolder(paths[-1], standard=True).append(rows)
+        RunFolder(paths[-1]).append(rows)
     code, output, error = run_script(plot, " ".join(map(str, paths)))
     assert (code, error) == (0, "")
     assert "ncc: left out, not measured by all seeds: block2" in output.replace(
@@ -1528,7 +1547,7 @@ class TestLeaps:
 
     def test_percentages_are_of_the_images_of_all_seeds(self, here):
         group = group_of(self.run(), self.run(3))
-        rows = [row for run in group.runs for row in vertex_figures.leap_rows(run, View())]
+        rows = [row for run in group.runs for row in vertex_figures.shown_leaps(run, View())]
         matrix = vertex_figures.matrix_of([r for r in rows if r.epoch == 2], "pgd", 3)
         np.testing.assert_allclose(matrix[0], [60, 40, 0, 0])
 
@@ -1572,7 +1591,7 @@ class TestCompare:
             f"compare.{kind}" for kind in ("png", "pdf", "txt")
         }
         assert "drawn apart" not in output
-        figure = comparisons.compare_plot(figures.in_order(groups_of(*paths)), View())
+        figure = comparisons.collapse_plot("compare", figures.in_order(groups_of(*paths)), View())
         assert [style.label for style in figure.legend[:-2]] == [
             "ST, weight decay 0.0005",
             "ST, weight decay 0.001",
@@ -1583,11 +1602,13 @@ class TestCompare:
 
     def test_settings_are_told_apart_by_what_they_are(self, here):
         groups = groups_of(make_run(), make_run(epsilon=4.0))
-        labels = [style.label for style in comparisons.compare_plot(groups, View()).legend[:-2]]
+        plot = comparisons.collapse_plot("compare", groups, View())
+        labels = [style.label for style in plot.legend[:-2]]
         assert labels == ["ST, epsilon 8", "ST, epsilon 4"]
         told = [{"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf"}, {"norm": "l_2"}]
         groups = groups_of(*(make_run(models=f["norm"], flags=f) for f in told))
-        labels = [style.label for style in comparisons.compare_plot(groups, View()).legend[:-2]]
+        plot = comparisons.collapse_plot("compare", groups, View())
+        labels = [style.label for style in plot.legend[:-2]]
         assert labels == ["ST, l_inf", "ST, l_2"]
 
     @pytest.mark.parametrize("flag", ("", "--perturbed pgd", "--compare"))

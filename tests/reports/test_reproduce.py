@@ -20,12 +20,13 @@ from robust_nc.networks.architectures import build_model
 from robust_nc.reports import claims, plan, report
 from robust_nc.reports.claims import judge
 from robust_nc.reports.criteria import CRITERIA
-from robust_nc.reports.criterion import Criterion, Outcome
+from robust_nc.reports.criterion import Criterion, Outcome, keeps
 from robust_nc.reports.plan import CLAIMS_OF
-from robust_nc.reports.readings import AT, FROZEN, ST, NotRun, Study
+from robust_nc.reports.readings import AT, FROZEN, ST, Formula, NotRun, Study, last
 from robust_nc.reports.runs import read_runs
 from robust_nc.reports.setting import Setting
-from robust_nc.results.records import CentreRecord, LayerRecord, Record
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CentreRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.training.modes import MODES
 
@@ -78,8 +79,15 @@ def test_every_claim_has_criteria_and_every_bound_can_be_read():
     for criterion in CRITERIA:
         bound = float(criterion.bound.split()[1])
         step = 1e-9 if criterion.bound.startswith(">=") else -1e-9
-        assert criterion.holds(bound, 1.0) and criterion.holds(bound + step, 1.0)
-        assert not criterion.holds(bound - 2 * step, 1.0)
+        assert keeps(criterion.bound, bound) and keeps(criterion.bound, bound + step)
+        assert not keeps(criterion.bound, bound - 2 * step)
+
+
+def test_every_criterion_names_the_modes_that_it_is_about():
+    for criterion in CRITERIA:
+        assert criterion.modes and criterion.modes <= MODES.keys()
+    over_standard = next(c for c in CRITERIA if c.text == "AT: the same angle over ST's")
+    assert over_standard.modes == {AT, ST}
 
 
 def test_a_fall_is_first_over_last_and_holds_only_if_every_seed_does(here):
@@ -107,12 +115,13 @@ def test_what_is_missing_is_not_measured(here):
 def test_only_a_mode_that_was_not_run_is_no_number(here):
     [run] = read_runs([make_run(ST)])
     study = Study({ST: run})
-    missing = Criterion(1, "AT's", lambda study: study[AT].last("clean", "nc1"), ">= 1")
+    missing = Criterion(1, "AT's", last(AT, "clean", "nc1"), ">= 1")
     assert not missing.outcome(study).known
     for value, error in (
-        (lambda study: study["pgd_trian"].last("clean", "nc1"), KeyError),  # no such mode
-        (lambda study: study[ST].series("clean", "nc1")[7], KeyError),  # a fault of the criterion
-        (lambda study: study[ST].last("clean", "nc5"), AttributeError),
+        (last("pgd_trian", "clean", "nc1"), KeyError),  # no such mode
+        # Faults of the criterion.
+        (Formula((ST,), lambda run: run.series("clean", "nc1")[7]), KeyError),
+        (last(ST, "clean", "nc5"), AttributeError),
     ):
         with pytest.raises(error):
             Criterion(1, "faulty", value, ">= 1").outcome(study)
@@ -218,7 +227,7 @@ def test_layers_and_centres(here):
         (ST, (0.4, 0.3, 0.2, 0.05), (0.2, 0.3, 0.6, 1.0), 0.01),
         (AT, (0.2, 0.2, 0.2, 0.8), (0.1, 0.1, 0.1, 0.2), 0.4),
     ):
-        run = RunFolder(make_run(mode), standard=False)
+        run = RunFolder(make_run(mode))
         layers = [
             filled(
                 LayerRecord,
@@ -289,7 +298,7 @@ def test_layers_and_centres(here):
 
 def test_blocks_are_told_over_the_seeds_that_have_each_column(here):
     for seed, shares, number in ((1, math.nan, 0.2), (2, 0.4, 0.6)):
-        run = RunFolder(make_run(ST, seed), standard=True)
+        run = RunFolder(make_run(ST, seed))
         key = {"epoch": 9, "split": "train", "input": "clean", "layer": "b0", "index": 0}
         run.append(
             [filled(LayerRecord, 0.5, **key, features=8, centre_accuracy=shares, nc1=number)]
@@ -306,7 +315,7 @@ def test_radii_are_told_over_the_seeds_that_were_attacked_at_all_of_them(here):
     for seed, path in zip((1, 2), paths, strict=False):
         key = {"source": "eval", "epoch": 9, "split": "test", "input": "pgd"}
         row = filled(Record, 0.5, **key, epsilon=2.0, accuracy=0.2 + 0.1 * seed)
-        RunFolder(path, standard=True).add([row])
+        RunFolder(path).add([row])
     lines = report.radii_in_words(read_runs(paths)).splitlines()[2:]
     assert [line.split(" | ")[2:6] for line in lines] == [
         ["2", "test", "clean", "0.500 ± 0.000"],
@@ -319,7 +328,7 @@ def test_blocks_have_their_names_whichever_seed_was_measured(here):
     paths = [make_run(ST, seed) for seed in (1, 2)]
     key = {"epoch": 9, "split": "test", "input": "pgd", "features": 8, "epsilon": 8.0}
     rows = [filled(LayerRecord, 0.5, **key, layer=f"b{i}", index=i) for i in range(2)]
-    RunFolder(paths[1], standard=True).append(rows)
+    RunFolder(paths[1]).append(rows)
     lines = report.blocks_in_words(read_runs(paths)).splitlines()
     assert "| images | seeds | `b0` | `b1` |" in lines
     assert f"| test, PGD: {OWN} | 1 | 0.500 | 0.500 |" in lines

@@ -18,7 +18,8 @@ from robust_nc.reports.latex import latex_tables
 from robust_nc.reports.runs import read_run
 from robust_nc.reports.sweeps import given_runs, runs_at
 from robust_nc.reports.table import tables
-from robust_nc.results.records import CENTRE_INPUTS, CentreRecord, LayerRecord, LeapRecord, Record
+from robust_nc.results.layer_rows import LayerRecord
+from robust_nc.results.records import CENTRE_INPUTS, CentreRecord, LeapRecord, Record
 from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import NC1_DEFINITION
 from utils import InputError
@@ -53,7 +54,7 @@ def rows_of(number, name):
 
 def make_results(out="res", files=("A.pth", "B.pth")):
     """The folder of `eval.py --checkpoint A.pth B.pth --out res`."""
-    folder = RunFolder(Path(out), standard=False, results=Path(out))
+    folder = RunFolder(Path(out), results=Path(out))
     folder.open()
     told = NAMES | {"checkpoint": list(files), "out": out}
     told["files"] = {name: [number, f"{number}"] for number, name in enumerate(files)}
@@ -88,7 +89,7 @@ def test_radii_layers_and_nearest_centres_are_drawn_of_every_file():
 
 
 def test_leaps_and_the_simplex_are_drawn_of_every_file():
-    folder = RunFolder(make_results(), standard=False, results=Path("res"))
+    folder = RunFolder(make_results(), results=Path("res"))
     for number, name in enumerate(("A.pth", "B.pth")):
         leap = {"true_class": 0, "nearest_class": 1, "count": 4, "images": 4}
         where = {"epoch": number, "split": "train", "input": "pgd", "epsilon": 8.0}
@@ -101,7 +102,7 @@ def test_leaps_and_the_simplex_are_drawn_of_every_file():
 
 
 def test_leaps_alone_make_no_table():
-    run = RunFolder(make_run(epochs=(0,)), standard=False)
+    run = RunFolder(make_run(epochs=(0,)))
     run.table(Record).unlink()
     leap = {"true_class": 0, "nearest_class": 1, "count": 4, "images": 4}
     run.append([LeapRecord(epoch=0, split="train", input="pgd", epsilon=8.0, **leap)])
@@ -142,7 +143,7 @@ def test_files_are_named_by_their_last_part_where_that_tells_them_apart():
 
 
 def test_what_was_measured_of_one_file_is_not_missing_of_another():
-    folder = RunFolder(make_results(), standard=False, results=Path("res"))
+    folder = RunFolder(make_results(), results=Path("res"))
     stronger = replace(record(0, "pgd", 0.1), steps=50, step_size=2.0).of_file("A.pth")
     folder.append([stronger])
     first, second = runs_at(Path("res"))
@@ -152,7 +153,7 @@ def test_what_was_measured_of_one_file_is_not_missing_of_another():
 
 def test_a_run_that_was_swept_into_a_folder_of_its_own_keeps_what_it_was_trained_with():
     run = make_run(3, "pgd_train", epochs=(0,), inputs=("clean",), flags={"epochs": 1, "lr_max": 1})
-    out = RunFolder(run, standard=False, results=Path("swept"))
+    out = RunFolder(run, results=Path("swept"))
     out.open()
     told = NAMES | {"train_mode": "pgd_train", "seed": 3, "out": "swept", "run": str(run.resolve())}
     out.sweep_file.write_text(json.dumps(told))

@@ -12,8 +12,9 @@ import plot
 from nc_metrics import LayerCollapse, NeuralCollapse
 from robust_nc.reports.groups import View
 from robust_nc.results.files import read_rows, write_rows
+from robust_nc.results.layer_rows import LAYER_METRICS, LayerRecord
 from robust_nc.results.metrics import METRICS, Column, Metrics, metric, metrics_of
-from robust_nc.results.records import LAYER_METRICS, LayerRecord, LeapRecord, Record
+from robust_nc.results.records import LeapRecord, Record
 from robust_nc.results.tables import (
     describe_record,
     input_table,

@@ -12,9 +12,12 @@ from test_scripts import TREE_FOLDER, make_folder, make_record, rows, series
 import eval as eval_script
 import train
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.results import files
+from robust_nc.results import files, run_folder, run_search
+from robust_nc.results.history import EpochSummary
+from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import Record
 from robust_nc.results.run_folder import RunFolder
+from robust_nc.results.run_search import list_runs
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -57,6 +60,10 @@ def stop_at_pass(number, monkeypatch, stop):
     monkeypatch.setattr(Evaluator, "outputs", outputs)
 
 
+def make_summary(epoch):
+    return EpochSummary(epoch, *8 * [0.5])
+
+
 def kill_outright():
     """What SIGKILL leaves: nothing more is written."""
     raise SystemExit(137)
@@ -78,16 +85,22 @@ def test_a_signal_leaves_complete_series_and_tables(sweep, run_script, monkeypat
     assert_as_if_never_stopped()
 
 
-def test_a_kill_loses_the_checkpoint_under_way_alone(sweep, run_script, monkeypatch):
+@pytest.mark.parametrize("most_at_once", (run_folder.MOST_AT_ONCE, 5))
+def test_a_kill_loses_the_checkpoint_under_way_alone(most_at_once, sweep, run_script, monkeypatch):
+    monkeypatch.setattr(run_folder, "MOST_AT_ONCE", most_at_once)
     with monkeypatch.context() as patched:
         stop_at_pass(6, patched, kill_outright)
-        patched.setattr(train.RunFolder, "settle", lambda self, **_: None)
+        patched.setattr(RunFolder, "settle", lambda self, **_: None)
         run_script(eval_script, sweep)
-    found, whole = results()
-    for name in ("metrics.csv", "layers.csv"):  # the tables are whole at any moment
-        recorded = rows(found / name)
-        assert recorded == [row for row in rows(whole / name) if row in recorded]
-        assert "0" in {row["epoch"] for row in recorded}
+    found, _ = results()
+    assert len(list(found.glob(".*.0.added"))) == (0 if most_at_once > 5 else 2)
+    for row_type in (Record, LayerRecord):
+        recorded, all_rows = (RunFolder(f.parent).swept_rows(row_type) for f in results())
+        assert repr(recorded) == repr([row for row in all_rows if repr(row) in repr(recorded)])
+        assert {row.epoch for row in recorded} == {0, 1}
+        if most_at_once > 5:  # the tables are whole at any moment
+            in_table = [row for row in rows(found / row_type.file) if row.get("source") != "train"]
+            assert len(in_table) == len(recorded)
     code, output, _ = run_script(eval_script, sweep)
     assert code == 0 and "(2 done before)" in output
     assert_as_if_never_stopped()
@@ -113,18 +126,93 @@ def test_every_checkpoint_is_in_the_table_at_once_and_no_row_is_read_or_made_twi
     folder = make_folder(tmp_path)
     folder.append([make_record("clean", epoch=300)])
     made = []
-    original = files._line
+    original = files._lines
+
+    def lines(row_type, added):
+        made.extend(added)
+        return original(row_type, added)
+
     monkeypatch.setattr(files, "read_rows", None)
-    monkeypatch.setattr(files, "_line", lambda row: made.append(row) or original(row))
+    monkeypatch.setattr(files, "_lines", lines)
     folder.append([make_record("clean", epoch=301), make_record("clean", epoch=2, start=9.0)])
     monkeypatch.undo()
     assert [row.epoch for row in made] == [301, 2]
     recorded = make_folder(tmp_path).rows(Record)
     assert len(recorded) == 602 and recorded == sorted(recorded, key=lambda row: row.key)
     assert sum(row.loss == 9.0 for row in recorded) == 1
-    assert len(np.load(folder.results / "nc1.npy")) == 300  # the series follow
+    assert not list(folder.results.glob("*.npy"))  # the series follow
     folder.settle()
     assert len(np.load(folder.results / "nc1.npy")) == 302
+
+
+def written_files(monkeypatch):
+    """The names of the files that are written from here on."""
+    names, atomic_open = [], files.atomic_open
+
+    def noted(path):
+        names.append(path.name)
+        return atomic_open(path)
+
+    monkeypatch.setattr(files, "atomic_open", noted)
+    return names
+
+
+def test_a_long_table_is_not_written_for_every_checkpoint(tmp_path, monkeypatch):
+    """What is added lies beside it, whole lines of which are read whatever a kill leaves."""
+    monkeypatch.setattr(run_folder, "MOST_AT_ONCE", 3)
+    folder, journal = make_folder(tmp_path), "results/.metrics.csv.0.added"
+    written, sizes = written_files(monkeypatch), []
+    for epoch in range(10):
+        folder.append([make_record("clean", epoch=epoch)])
+        assert [row.epoch for row in make_folder(tmp_path).records] == list(range(epoch + 1))
+        sizes.append((folder.path / journal).stat().st_size if epoch > 2 else 0)
+    assert len(written) == 3 and sizes[-1] - sizes[-2] == sizes[4] - sizes[3]
+    folder.append([make_record("clean", epoch=2, start=9.0)])
+    with (folder.path / journal).open("ab") as file:
+        file.write(b"eval,10,train,cl")
+    assert [row.loss for row in make_folder(tmp_path).records] == [0.0, 0.0, 9.0] + 7 * [0.0]
+    read = files.read_rows
+    monkeypatch.setattr(run_folder, "read_rows", lambda path, _: read(path, EpochSummary))
+    folder.settle()  # from memory: of tables, history.csv alone is read
+    monkeypatch.undo()
+    assert not list(folder.results.glob(".*")) and len(rows(folder.results / "metrics.csv")) == 10
+    assert len(make_folder(tmp_path).records) == len(np.load(folder.results / "nc1.npy")) == 10
+
+
+def test_a_full_disk_is_told_with_the_file_of_a_long_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "MOST_AT_ONCE", 0)
+    folder = make_folder(tmp_path)
+
+    def fill_up(_):
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(files.os, "fsync", fill_up)
+    with pytest.raises(InputError, match=r"\.metrics\.csv\.0\.added: cannot be written: No space"):
+        folder.append([make_record("clean")])
+
+
+def test_an_epoch_of_training_reads_nothing_and_writes_two_tables(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path)
+    folder.write_arguments(folder.args_file, {"epsilon": 8.0, "pgd_alpha": 2.0})
+    folder.add([make_record("clean", "train", 0)], make_summary(0))
+    monkeypatch.setattr(run_folder, "read_json", None)
+    monkeypatch.setattr(run_folder, "read_rows", None)
+    written = written_files(monkeypatch)
+    folder.add([make_record("clean", "train", 1)], make_summary(1))
+    assert written == ["history.csv", "metrics.csv"]
+    assert len(folder.history) == len(folder.records) == 2
+
+
+def test_what_others_have_written_is_read_again_from_when_the_folder_is_locked(tmp_path):
+    folder, other = make_folder(tmp_path), make_folder(tmp_path)
+    for epsilon in (8.0, 4.0):
+        other.write_arguments(other.args_file, {"epsilon": epsilon})
+        other.add([make_record("clean", "train", int(epsilon))], make_summary(int(epsilon)))
+        with folder.lock("eval.py"):
+            assert folder.epsilon() == epsilon
+            assert folder.records[0].epoch == folder.history[0].epoch == epsilon
+    other.delete()
+    assert not (other.trained_with() or other.records or other.history)
 
 
 class TestSharedSweeps:
@@ -200,3 +288,11 @@ class TestAnEarlierVersionsJournal:
             journal.write_bytes(content)
             with pytest.raises(InputError, match=r"\.metrics\.csv\.added: damaged"):
                 make_folder(tmp_path).rows(Record)
+
+
+def test_the_search_for_runs_ends_after_some_seconds(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path)
+    folder.write_arguments(folder.args_file, {"epsilon": 8.0})
+    assert list_runs(tmp_path / "missing") == f"the runs below {tmp_path}: {folder.path}"
+    monkeypatch.setattr(run_search, "SEARCH_SECONDS", -1.0)
+    assert list_runs(tmp_path, tmp_path) == f"there are no runs below {tmp_path}"

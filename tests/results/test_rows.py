@@ -50,13 +50,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def as_recorded(folder):
-    return RunFolder(folder.path, standard=True).rows(Spectrum)
+    return RunFolder(folder.path).rows(Spectrum)
 
 
 def test_a_row_type_without_an_epsilon_is_read_and_rewritten(folder):
     expected = [spectrum(0), spectrum(0, "train.py"), spectrum(1, is_full=True)]
     assert as_recorded(folder) == expected
-    RunFolder(folder.path, standard=True).append([spectrum(2)], rank=1)
+    RunFolder(folder.path).append([spectrum(2)], rank=1)
     folder.settle()
     assert as_recorded(folder) == [*expected, spectrum(2)]
     assert (folder.results / "spectrum.csv").read_text().splitlines()[:2] == [
@@ -182,7 +182,7 @@ def test_an_attack_that_is_asked_for_is_shown_with_the_run_s_own_for_the_rest():
         ({"restarts": 2}, []),
     ):
         shown = shown_conditions(rows, own, own, asked)
-        made = [(row.epsilon, row.steps) for row in rows if shown.made(row)]
+        made = [(row.epsilon, row.steps) for row in rows if shown.matches(row)]
         assert made == expected, asked
 
 
@@ -207,7 +207,7 @@ def test_rows_of_one_precision_are_shown():
     assert shown_rows([trained, both[1], both[3]], own, last) == [both[1], both[3], trained]
     # An attack that is asked for, in the precision that it was measured in.
     shown = shown_conditions([*both, strong], own, last, {"steps": 50})
-    assert [row for row in (*both, strong) if shown.made(row)] == [both[1], strong]
+    assert [row for row in (*both, strong) if shown.matches(row)] == [both[1], strong]
 
 
 def test_a_bool_is_read_as_it_was_written(tmp_path):
