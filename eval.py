@@ -20,6 +20,7 @@ once; the same command, started again, goes on after the last one.
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robust_nc import build
 from robust_nc.checks import check_run, check_sweep, unknown_layer
@@ -29,12 +30,11 @@ from robust_nc.data.inputs import INPUTS
 from robust_nc.flags import sweep_parser
 from robust_nc.going_on import swept_by_folder
 from robust_nc.measuring.evaluator import Evaluator
-from robust_nc.measuring.missing import Missing, missing_parts, shared_inputs, work_to_come
-from robust_nc.measuring.progress import PartProgress
+from robust_nc.measuring.missing import Missing, images_of, missing_parts, shared_inputs
 from robust_nc.measuring.subject import Subject
 from robust_nc.measuring.sweep import (
-    TASKS,
     Checkpoint,
+    asked_tasks,
     checkpoint_paths,
     epochs_of,
     names_of_tasks,
@@ -53,6 +53,7 @@ from robust_nc.results.tables import attack_in_words, describe_record, table_lin
 from robust_nc.settings import Settings
 from utils import (
     InputError,
+    Progress,
     Ranks,
     describe_peak,
     join_ranks,
@@ -67,11 +68,10 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     """The flags of eval.py, with what is not given from the run."""
     parser = sweep_parser()
     args = parser.parse_args(argv)
-    alpha_given = args.pgd_alpha is not None
     if args.run:
-        parser.set_defaults(**swept_by_folder(args.run))
+        defaults = swept_by_folder(args.run)  # its step belongs to its own radius: see comparing.py
+        parser.set_defaults(**defaults | {"pgd_alpha": None})
         args = parser.parse_args(argv)
-    args.alpha_given = alpha_given
     check_run(parser, args)
     check_sweep(parser, args)
     settings = Settings(**vars(args))
@@ -110,19 +110,21 @@ def results_folder(settings: Settings) -> RunFolder:
 
 def main() -> None:
     """Measure what is asked for on every checkpoint, and go on after what is finished."""
-    settings = parse_args()
+    given = parse_args()
     ranks = join_ranks()
-    set_precision(settings.precision)
-    run = results_folder(settings)
-    settings = agree_with_run(settings, run)
+    set_precision(given.precision)
+    run = results_folder(given)
+    settings = agree_with_run(given, run)
     sweep = prepare(settings, run, checkpoint_paths(settings, run))
     with run.lock("eval.py") if ranks.number == 0 else nullcontext():
-        run.open()
+        run.open()  # each table is read once from here on
         log_to(run.written / "eval.log")
         if ranks.number == 0:
             open_results(sweep)
         ranks.wait()
         missing = missing_parts(settings, sweep.data, sweep.network, sweep.files, run)
+        for line in plan_in_words(sweep, len(missing), given.pgd_alpha):
+            logger.info(line)
         ranks.wait()  # all have read the same rows before one adds to them
         try:
             measure(sweep, missing, ranks)
@@ -213,6 +215,11 @@ def prepare(settings: Settings, run: RunFolder, paths: dict[int, Path]) -> Sweep
     unknown = unknown_layer(settings, network.blocks())
     if unknown:
         raise InputError(unknown)
+    if settings.simplex and max(settings.simplex) >= data.num_classes:
+        raise InputError(
+            f"argument --simplex: there is no class {max(settings.simplex)}: the images have "
+            f"{data.num_classes} classes, the last is {data.num_classes - 1}"
+        )
     evaluator = Evaluator(folded, build.eval_batch_size(settings))
     layers = Evaluator(folded, settings.layer_batch_size or evaluator.batch_size)
     files = {epoch: Checkpoint(path) for epoch, path in paths.items()}
@@ -220,26 +227,23 @@ def prepare(settings: Settings, run: RunFolder, paths: dict[int, Path]) -> Sweep
     if of_files:
         keys = {p: other_key(p, network, settings.weights_key) for p in paths.values()}
         files = numbered_files(keys, {} if settings.overwrite else recorded_files(run), run)
-    subject = Subject(evaluator, layers, data, build.strengths(settings), settings.seed, of_files)
-    subject.triangle = triangle(settings, data)
+    strengths, corners = build.strengths(settings), settings.simplex
+    subject = Subject(evaluator, layers, data, strengths, settings.seed, of_files, corners)
     return Sweep(settings, run, files, data, network, folded, subject, statistics)
-
-
-def triangle(settings: Settings, data: Dataset) -> tuple[int, ...] | None:
-    """The classes of --simplex, if any.
-
-    Raises:
-        InputError: the images have no such class.
-    """
-    classes = settings.simplex
-    if classes and max(classes) >= data.num_classes:
-        last = f"the images have {data.num_classes} classes, the last is {data.num_classes - 1}"
-        raise InputError(f"argument --simplex: there is no class {max(classes)}: {last}")
-    return classes
 
 
 def open_results(sweep: Sweep) -> None:
     """Nothing of a sweep with other flags stays in the folder, or is mixed in."""
+    run, now = sweep.run, describe_sweep(sweep)
+    if any(run.swept_rows(row_type) for row_type in TABLES):
+        replace_earlier(sweep, now)
+    run.merge()  # what a sweep that was killed has left
+    run.tell_conditions()
+    run.write_arguments(run.sweep_file, now)
+
+
+def describe_sweep(sweep: Sweep) -> dict[str, Any]:
+    """What eval_args.json records: the flags, the images, and the files of --checkpoint."""
     settings, run = sweep.settings, sweep.run
     now = build.describe_run(settings, sweep.data, sweep.statistics)
     if settings.out and not settings.checkpoint:
@@ -252,85 +256,94 @@ def open_results(sweep: Sweep) -> None:
         now["statistics"] = [sweep.load(number) for number in sweep.files]  # of each file
         present = {file.name: (number, file.digest) for number, file in sweep.files.items()}
         now[FILES] = ({} if settings.overwrite else recorded_files(run)) | present
-    if settings.overwrite:
-        if any(run.swept_rows(row_type) for row_type in TABLES):
-            sweep.try_all()
+    return now
+
+
+def replace_earlier(sweep: Sweep, now: dict[str, Any]) -> None:
+    """Drop what earlier sweeps recorded, with --overwrite; without, it must go with this one.
+
+    Raises:
+        InputError: it was made with other flags; or a checkpoint cannot be measured.
+    """
+    run = sweep.run
+    if sweep.settings.overwrite:
+        sweep.try_all()
         dropped = [f"{count} rows of {name}" for name, count in run.forget_sweep().items()]
-        if dropped:
-            logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
-    elif any(run.swept_rows(row_type) for row_type in TABLES):
-        earlier = run.arguments(run.sweep_file)
-        differing = other_sweep(now, earlier, build.other_images(sweep.data, earlier))
-        if differing:
-            raise InputError(
-                f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
-            )
-    run.merge()  # what a sweep that was killed has left
-    run.tell_conditions()
-    run.write_arguments(run.sweep_file, now)
+        logger.info(f"--overwrite drops what earlier sweeps recorded: {', '.join(dropped)}")
+        return
+    earlier = run.arguments(run.sweep_file)
+    differing = other_sweep(now, earlier, build.other_images(sweep.data, earlier))
+    if differing:
+        raise InputError(
+            f"{run.results} holds a sweep with other flags: {differing}; --overwrite drops it"
+        )
 
 
 def measure(sweep: Sweep, missing: dict[int, list[Missing]], ranks: Ranks) -> None:
     """Measure and record this rank's share of what is missing."""
-    settings, run, data, subject = sweep.settings, sweep.run, sweep.data, sweep.subject
     share = list(missing)[ranks.number :: ranks.count]
-    of_rank = f"; rank {ranks.number} of {ranks.count} takes {len(share)}"
-    logger.info(
-        f"sweep of {run.path}: {len(missing)} checkpoints ({len(sweep.files) - len(missing)} done "
-        f"before) on {', '.join(names_of_tasks(settings, data))}; {len(data.train)} training "
-        f"images in batches of {subject.evaluator.batch_size}, on {settings.device}"
-        f"{of_rank if ranks.count > 1 else ''}"
-    )
-    for line in attacks_in_words(sweep):
-        logger.info(line)
-    total = sum(len(work_to_come(missing[epoch])) for epoch in share)
+    if ranks.count > 1:
+        logger.info(f"rank {ranks.number} of {ranks.count} takes {len(share)} of the checkpoints")
+    total = sum(images_of(missing[epoch], sweep.data) for epoch in share)
     # A bar for one rank: those of others would write over it.
-    bar = PartProgress(total, shown=ranks.number == 0)
-    subject.evaluator.passed = subject.layers.passed = bar.count_images
-    with bar:
+    with Progress(total, "sweep", "images", shown=ranks.number == 0) as bar:
         for epoch in share:
-            sweep.load(epoch, quietly=bool(settings.checkpoint))  # open_results told of these
-            to_come = work_to_come(missing[epoch])
-            with subject.keeping(shared_inputs(missing[epoch])):
-                for task, parts in missing[epoch]:
-                    splits = {getattr(part, "split", "train") for part in parts}
-                    bar.begin(task.passes * max(len(subject.split(name)) for name in splits))
-                    rows: list = []
-                    try:
-                        for row in task.measure(subject, epoch, parts):
-                            work = task.work(task.part_of(row))
-                            if work in to_come:
-                                to_come.remove(work)
-                                bar.count_part()
-                            row = row.measured_with(sweep.conditions)
-                            rows.append(row.of_file(sweep.files[epoch].name))
-                    except InputError as error:
-                        raise InputError(f"{sweep.files[epoch].path}: {error}") from error
-                    if rows:
-                        run.append(rows, ranks.number)
-                        log_rows(sweep, epoch, rows)
+            measure_checkpoint(sweep, epoch, missing[epoch], bar, ranks.number)
 
 
-def attacks_in_words(sweep: Sweep) -> list[str]:
-    """One line on the attacks that are asked for, with the step of each radius, if any."""
-    settings = sweep.settings
-    asked = (part for task in TASKS for part in task.inputs(task.parts(settings, sweep.data)))
+def measure_checkpoint(
+    sweep: Sweep, epoch: int, missing: list[Missing], bar: Progress, rank: int
+) -> None:
+    """Measure and record what is missing of a checkpoint; the bar moves with each batch."""
+    subject, end = sweep.subject, bar.done + images_of(missing, sweep.data)
+
+    def move(count: int) -> None:
+        bar.update(min(count, end - bar.done))
+
+    subject.evaluator.passed = subject.layers.passed = move
+    file = sweep.files[epoch]
+    sweep.load(epoch, quietly=bool(sweep.settings.checkpoint))  # open_results told of these
+    with subject.keeping(shared_inputs(missing)):
+        for task, parts in missing:
+            try:
+                rows = list(task.measure(subject, epoch, parts))
+            except InputError as error:
+                raise InputError(f"{file.path}: {error}") from error
+            if rows:
+                rows = [row.measured_with(sweep.conditions).of_file(file.name) for row in rows]
+                sweep.run.append(rows, rank)
+                log_rows(sweep, epoch, rows)
+    move(end - bar.done)  # fewer may have passed
+
+
+def plan_in_words(sweep: Sweep, count: int, alpha: float | None) -> list[str]:
+    """A line on what is to be measured, and one on the attacks, if any, with the step of each.
+
+    Args:
+        count: the checkpoints that lack something.
+        alpha: --pgd-alpha, if it was given.
+    """
+    settings, data = sweep.settings, sweep.data
+    plan = (
+        f"sweep of {sweep.run.path}: {count} checkpoints ({len(sweep.files) - count} done before) "
+        f"on {', '.join(names_of_tasks(settings))}; {len(data.train)} training images in batches "
+        f"of {sweep.subject.evaluator.batch_size}, on {settings.device}"
+    )
+    tasks, budget = asked_tasks(settings), (settings.attack_iters, settings.restarts)
+    asked = (part for task in tasks for part in task.inputs(task.parts(settings, data)))
     if not any(INPUTS[part.input].attacked for part in asked):
-        return []
+        return [plan]
     steps = [(radius, settings.step_sizes[f"{radius:g}"]) for radius in settings.epsilons]
-    attacks = [
-        attack_in_words(settings.attack_iters, settings.restarts, *at_radius, unit_of(sweep))
-        for at_radius in steps
-    ]
+    attacks = [attack_in_words(*budget, *step, unit_of(sweep)) for step in steps]
     why = "steps of the run's own, in proportion to the radius"
-    if settings.alpha_given:
+    if alpha is not None:
         why = "steps of --pgd-alpha"
     elif settings.checkpoint:
         why = (
             f"no --pgd-alpha is given: {settings.pgd_alpha:g} at --epsilon {settings.epsilon:g}, "
             "elsewhere in proportion to the radius"
         )
-    return [f"attacks: {'; '.join(attacks)} ({why})"]
+    return [plan, f"attacks: {'; '.join(attacks)} ({why})"]
 
 
 def log_rows(sweep: Sweep, epoch: int, rows: list) -> None:
@@ -352,11 +365,10 @@ def summary(sweep: Sweep) -> list[str]:
     ends, lines = {min(sweep.files), max(sweep.files)}, []
     if sweep.settings.checkpoint:
         ends |= sweep.files.keys()
-    for task in TASKS:
-        asked = task.parts(sweep.settings, sweep.data)
-        recorded = sweep.run.swept_rows(task.row_type) if asked else []
+    for task in asked_tasks(sweep.settings):
+        recorded = sweep.run.swept_rows(task.row_type)
         rows = [row for row in recorded if row.epoch in ends and task.is_whole(row)]
-        lines += table_lines(rows, unit_of(sweep)) if rows else []
+        lines += table_lines(rows, task.table, unit_of(sweep)) if rows else []
     return lines
 
 

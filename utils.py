@@ -273,7 +273,7 @@ class Progress:
 
     def __init__(self, total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True):
         self.total, self.what, self.unit, self.initial = total, what, unit, initial
-        self.done: float = initial
+        self.done = initial
         options = {"disable": None if shown else True, "initial": initial, "leave": False}
         self._bar = tqdm(total=total, desc=what, unit=unit, **options)
         self._lines = shown and self._bar.disable
@@ -292,9 +292,9 @@ class Progress:
             self._teller.join()
         self._bar.close()
 
-    def update(self, count: float = 1) -> None:
+    def update(self, count: int = 1) -> None:
         self.done += count
-        self._bar.update(int(self.done + 1e-6) - self._bar.n)
+        self._bar.update(count)
 
     def line(self, seconds: float) -> str:
         """The line after so many seconds."""
@@ -304,7 +304,7 @@ class Progress:
             left = str(timedelta(seconds=round((self.total - self.done) / rate)))
         share = self.done / self.total if self.total else 1.0
         return (
-            f"{self.what}: {share:.0%} ({round(self.done, 1):.9g} of {self.total} {self.unit}), "
+            f"{self.what}: {share:.0%} ({self.done} of {self.total} {self.unit}), "
             f"{rate:.3g} {self.unit}/s, {left} left"
         )
 

@@ -186,22 +186,22 @@ def refuse_other_data(run: RunFolder, data: Dataset, statistics: Statistics) -> 
 
 
 # Of the settings, what is no flag and no part of what a run is.
-DERIVED = ("alpha_given", "run_path")
+DERIVED = ("run_path",)
 # In args.json, what tells the images and labels of each split from others.
 DIGESTS = ("train_digest", "test_digest")
 
 
-def other_images(data: Dataset, told: dict[str, Any]) -> str | None:
+def other_images(data: Dataset, recorded: dict[str, Any]) -> str | None:
     """One line if a run's or sweep's arguments tell of other images or labels than these.
 
     Older ones tell but the mean of the training images, or what they were normalised with, which
     was the same then.
     """
     for name, digest in zip(DIGESTS, data.digests, strict=False):
-        if told.get(name, digest) != digest:
+        if recorded.get(name, digest) != digest:
             split = name.removesuffix("_digest")
             return f"those of the {split} split have changed; check --data-dir"
-    if told.get("data_mean", told.get("mean")) not in (None, list(data.mean)):
+    if recorded.get("data_mean", recorded.get("mean")) not in (None, list(data.mean)):
         return "their mean was another; check --data-dir"
     return None
 
@@ -214,8 +214,8 @@ def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> d
     """
     gpu = settings.device.type == "cuda"
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    told = {name: value for name, value in vars(settings).items() if name not in DERIVED}
-    return told | {
+    flags = {name: value for name, value in vars(settings).items() if name not in DERIVED}
+    return flags | {
         "mean": statistics[0],
         "std": statistics[1],
         "data_mean": data.mean,
@@ -230,12 +230,12 @@ def describe_run(settings: Settings, data: Dataset, statistics: Statistics) -> d
 def _git(*command: str) -> str | None:
     """What git says of this code; None if it does not know it."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             ("git", "-C", str(Path(__file__).parent), *command), capture_output=True, text=True
         )
     except OSError:
         return None
-    return told.stdout.strip() if told.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def prepare(settings: Settings, run: RunFolder, data: Dataset) -> Training:

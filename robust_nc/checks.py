@@ -11,9 +11,10 @@ from collections.abc import Collection
 from typing import Any
 
 from robust_nc.data.datasets import DATASETS, DOWNLOADED, units_of
-from robust_nc.data.inputs import PUBLISHED_ATTACKS, asked_inputs
+from robust_nc.data.inputs import PUBLISHED_ATTACKS
 from robust_nc.flags import TRAIN_FLAGS
 from robust_nc.measuring.autoattack import find_autoattack
+from robust_nc.measuring.sweep import TASKS, asked_tasks
 from robust_nc.networks import architectures
 from robust_nc.networks.architectures import ARCHITECTURES
 from robust_nc.parsing import Parser, Radius, parse_epochs, radius
@@ -63,15 +64,16 @@ def _check_bn(parser: Parser, args: argparse.Namespace) -> None:
 def _check_attack(parser: Parser, args: argparse.Namespace) -> None:
     """Radius, step and noise as numbers in their units, from here on."""
     unit = units_of(args.dataset)
-    if unit == 1 and (args.epsilon is None or args.pgd_alpha is None):
+    run = getattr(args, "run", None)  # of eval.py: a folder, which tells the step size
+    if unit == 1 and (args.epsilon is None or (args.pgd_alpha is None and not run)):
         parser.error(f"--dataset {args.dataset} needs --epsilon and --pgd-alpha, in [0, 1] units")
-    epsilon, step_size = PUBLISHED_ATTACKS[args.norm]
-    args.epsilon = _in_units(args.epsilon, unit, epsilon)
-    args.pgd_alpha = _in_units(args.pgd_alpha, unit, step_size)
+    args.epsilon = _in_units(args.epsilon, unit, PUBLISHED_ATTACKS[args.norm][0])
+    check_size(parser, "--epsilon", [args.epsilon], args)
+    if args.pgd_alpha is not None:  # otherwise train.py's own, or eval.py: the run's
+        args.pgd_alpha = _in_units(args.pgd_alpha, unit, math.nan)
+        check_size(parser, "--pgd-alpha", [args.pgd_alpha], args)
     if args.noise_level is not None:  # eval.py: otherwise the run's
         _check_noise(parser, args)
-    for flag in ("epsilon", "pgd_alpha"):
-        check_size(parser, flag_name(flag), [getattr(args, flag)], args)
 
 
 def _check_noise(parser: Parser, args: argparse.Namespace) -> None:
@@ -179,6 +181,8 @@ def _check_model_args(parser: Parser, args: argparse.Namespace) -> None:
 
 def check_training(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of train.py."""
+    if args.pgd_alpha is None:
+        args.pgd_alpha = PUBLISHED_ATTACKS[args.norm][1]
     parse_epochs(parser, "--checkpoint-epochs", args.checkpoint_epochs, args.epochs)
     _check_schedule(parser, args)
     if args.resume == "last" and args.overwrite:
@@ -216,14 +220,10 @@ def _check_schedule(parser: Parser, args: argparse.Namespace) -> None:
 def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of eval.py."""
     args.epsilons = (args.epsilon,) if args.epsilons is None else _parse_radii(parser, args)
-    args.simplex = _triangle(parser, args.simplex)
-    others = (args.leaps, args.simplex, args.layerwise, args.ncc, args.ncc_layers, args.autoattack)
-    if not (asked_inputs(args) or any(others)):
-        parser.error(
-            "nothing to measure: give --neural-collapse, --neural-collapse-gaussian, "
-            "--neural-collapse-targeted, --leaps, --simplex, --layerwise, --ncc, --ncc-layers or "
-            "--autoattack"
-        )
+    args.simplex = _corners(parser, args.simplex)
+    if not asked_tasks(args):
+        flags = [f"--{flag.replace('_', '-')}" for task in TASKS for flag in task.flags]
+        parser.error(f"nothing to measure: give {', '.join(flags[:-1])} or {flags[-1]}")
     if args.autoattack and not find_autoattack():
         parser.error("--autoattack needs a package: pip install torchattacks, or autoattack")
     if args.layer_batch_size and not args.layerwise:
@@ -247,7 +247,7 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--checkpoints chooses among a run's epochs, --checkpoint names files")
 
 
-def _triangle(parser: Parser, given: list[int] | None) -> tuple[int, ...] | None:
+def _corners(parser: Parser, given: list[int] | None) -> tuple[int, ...] | None:
     """The three classes of --simplex, if it is given."""
     if given is None:
         return None

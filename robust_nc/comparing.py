@@ -140,15 +140,12 @@ def _with_step_sizes(settings: Settings, trained: dict[str, Any]) -> Settings:
 
     At another radius than its own the step is in proportion, whatever other radii are asked for.
     """
-    step = settings.pgd_alpha
-    if not settings.alpha_given:
-        step = trained.get("pgd_alpha", step)
-    published = PUBLISHED_ATTACKS[settings.norm]
-    own = Conditions(settings.epsilon, step) if settings.epsilon else Conditions(*published)
-    steps = {
-        f"{radius:g}": step if settings.alpha_given else own.step_at(radius)
-        for radius in settings.epsilons
-    }
+    published, step = PUBLISHED_ATTACKS[settings.norm], settings.pgd_alpha
+    attack = Conditions(step_size=step, epsilon=0.0)  # the same step at every radius
+    if step is None:
+        step = trained.get("pgd_alpha", published[1])
+        attack = Conditions(settings.epsilon, step) if settings.epsilon else Conditions(*published)
+    steps = {f"{radius:g}": attack.step_at(radius) for radius in settings.epsilons}
     return settings.replace(pgd_alpha=step, step_sizes=steps)
 
 

@@ -219,3 +219,22 @@ def run_script(monkeypatch, capsys, tmp_path):
         return code, output.out, output.err
 
     return run
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars of sweeps, each with the steps by which it moved."""
+    made = []
+
+    class Bar(utils.Progress):
+        def __init__(self, *args, **_):
+            super().__init__(*args, shown=False)
+            self.steps = []
+            made.append(self)
+
+        def update(self, count=1):
+            self.steps.append(count)
+            super().update(count)
+
+    monkeypatch.setattr("eval.Progress", Bar)
+    return made

@@ -166,5 +166,6 @@ def test_every_required_package_has_a_tested_version():
 def test_files_of_the_project_that_a_document_or_docstring_names_are_there():
     named = re.compile(r"\b(?:tests|robust_nc|benchmarks|docs)/[\w/.-]*\.\w+")
     for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *SOURCES):
-        missing = [name for name in named.findall(path.read_text()) if not (ROOT / name).exists()]
+        text = re.sub(r"<!-- in \S+ -->", "", path.read_text())  # a file that a recipe makes
+        missing = [name for name in named.findall(text) if not (ROOT / name).exists()]
         assert not missing, path

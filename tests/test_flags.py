@@ -231,7 +231,7 @@ def test_every_row_is_a_flag_of_its_script(script):
     settings = vars(script.parse_args(words))
     rows = TRAIN_FLAGS if script is train else SWEEP_FLAGS
     # `run` is no flag of eval.py, but its only word without one.
-    derived = {"alpha_given", "run_path"} | (set() if script is train else {"run"})
+    derived = {"run_path"} | (set() if script is train else {"run"})
     assert settings.keys() - derived == {row.key for row in rows}
 
 

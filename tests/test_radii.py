@@ -1,11 +1,14 @@
 """Radii as they are written: 8, 8/255, and what is told of one that is not meant."""
 
+import json
+
 import pytest
 import torch
 
 import eval as eval_script
 import train
 from attacks import pgd, trades
+from robust_nc.comparing import agree_with_run
 
 SWEEP = "--neural-collapse"
 
@@ -39,9 +42,10 @@ def parse(caplog):
 def test_a_radius_is_read_as_it_is_written(script, flags, expected, parse):
     settings, _ = parse(script, f"{flags} {SWEEP}")
     *attack, noise = expected
+    if script is eval_script:  # what is not given is the run's
+        noise = noise if "--noise-level" in flags else None
+        attack[1] = attack[1] if "--pgd-alpha" in flags else None
     assert [settings.epsilon, settings.pgd_alpha] == attack
-    if script is eval_script and "--noise-level" not in flags:
-        noise = None  # that of the run
     assert settings.noise_level == noise
 
 
@@ -116,3 +120,17 @@ def test_8_where_8_of_255_is_meant_is_refused_by_the_attacks(tiny_net):
             attack(epsilon=128, step_size=0.1, norm="l_2")
         assert attack(epsilon=1, step_size=1).abs().max() <= 1
         attack(epsilon=48**0.5, step_size=2, norm="l_2")
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    (("", {"0.2": 0.05, "0.4": 0.1}), ("--pgd-alpha 0.01", {"0.2": 0.01, "0.4": 0.01})),
+)
+def test_the_step_of_a_run_in_image_units_is_its_own_unless_given(more, steps, tmp_path, parse):
+    told = {"dataset": "mnist", "epsilon": 0.2, "pgd_alpha": 0.05, "train_mode": "pgd_train"}
+    (tmp_path / "args.json").write_text(json.dumps(told))
+    settings, _ = parse(eval_script, f"{tmp_path} {SWEEP} --epsilons 0.2,0.4 {more}")
+    assert settings.pgd_alpha == (0.01 if more else None)
+    settings = agree_with_run(settings, eval_script.results_folder(settings))
+    assert settings.step_sizes == pytest.approx(steps)
+    assert settings.pgd_alpha == steps["0.2"]

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RECIPE = re.compile(
-    r'<!-- in (\S+) (before|after) "(.+?)" -->\n```(?:python)?\n(.*?)```', re.DOTALL
+    r'<!-- in (\S+)(?: (before|after) "(.+?)")? -->\n```(?:python)?\n(.*?)```', re.DOTALL
 )
 RUN = "--dataset arrays --data-dir arrays --train-mode mixed_train --lr-max 0.01 --device cpu"
 DIGITS = "--dataset digits --limit-train 20 --limit-test 10 --device cpu"
@@ -38,18 +38,21 @@ def copy(tmp_path_factory):
     before = run(folder, "train.py", f"{DIGITS} --epochs 1")
     assert before.returncode == 0, before.stderr
     recipes = RECIPE.findall((ROOT / "docs" / "extending.md").read_text())
-    assert len(recipes) == 16
+    assert len(recipes) == 23
     for path, place, anchor, code in recipes:
         insert(project / path, place, anchor, code)
     return folder
 
 
 def insert(path, place, anchor, code):
-    """Put code before or after the one line that begins with the anchor."""
+    """Put code before or after the one line that begins with the anchor, or into a new file."""
+    if not place:
+        path.write_text(code)
+        return
     lines = path.read_text().splitlines(keepends=True)
     found = [number for number, line in enumerate(lines) if line.startswith(anchor)]
     assert len(found) == 1, (path, anchor)
-    blank = "\n\n" if code.startswith("def ") else ""
+    blank = "\n\n" if code.startswith(("def ", "class ", "@")) else ""
     lines.insert(found[0] + (place == "after"), code + blank)
     path.write_text("".join(lines))
 
@@ -73,7 +76,8 @@ def test_each_recipe_is_all_that_an_addition_needs(copy):
     flags += " --attack-iters 2 --restarts 2"
     trained = run(copy, "train.py", flags)
     assert trained.returncode == 0, trained.stderr
-    swept = run(copy, "eval.py", f"{RUN} --neural-collapse --neural-collapse-gaussian")
+    what = "--neural-collapse --neural-collapse-gaussian --margins"
+    swept = run(copy, "eval.py", f"{RUN} {what}")
     assert swept.returncode == 0, swept.stderr
     [folder] = copy.glob("models/arrays/vgg11bn/l_inf/eps8.0/mixed_train/seed1")
     records = rows(folder / "results" / "metrics.csv")
@@ -82,6 +86,10 @@ def test_each_recipe_is_all_that_an_addition_needs(copy):
     assert " norm " in swept.stdout and "flipped" in swept.stdout
     assert {"flipped", "seen", "pgd", "gaussian"} <= {row["input"] for row in records}
     assert (folder / "results" / "flipped_nc1.npy").exists()
+    # The type of row has a table of its own, with the inputs that the other flags ask for.
+    kinds = {row["input"] for row in rows(folder / "results" / "margins.csv")}
+    assert kinds == {"clean", "pgd", "gaussian", "sign", "flipped"}
+    assert "margin  images  epsilon" in swept.stdout
     # The schedule: 0.01 / sqrt(1 + t) at the end of each epoch.
     rates = [float(row["lr"]) for row in rows(folder / "history.csv")]
     np.testing.assert_allclose(rates, [0.01 / 2**0.5, 0.01 / 3**0.5])
@@ -89,6 +97,21 @@ def test_each_recipe_is_all_that_an_addition_needs(copy):
     assert drawn.returncode == 0, drawn.stderr
     assert list((copy / "figures").glob("mixed_*.png"))
     assert "mean norm" in (copy / "figures" / "table.md").read_text()
+
+
+def test_a_type_of_row_is_measured_recorded_and_shown(copy):
+    """Also where its flag alone is given: of all kinds of input then."""
+    run_of_one = copy / "models/digits/vgg11bn/l_inf/eps8.0/std_train/seed1"
+    command = f"{run_of_one} --device cpu --attack-iters 1 --split test --margins"
+    swept = run(copy, "eval.py", command)
+    assert swept.returncode == 0, swept.stderr
+    assert "margin  images  epsilon" in swept.stdout
+    path = run_of_one / "results" / "margins.csv"
+    recorded = rows(path)
+    kinds = ["clean", "pgd", "gaussian", "sign", "targeted"]
+    assert [row["input"] for row in recorded if row["input"] != "flipped"] == kinds
+    assert all(float(row["margin"]) != 0 and row["images"] == "10" for row in recorded)
+    assert recorded[-1]["steps"] == "1"
 
 
 def test_runs_that_a_new_flag_sets_apart_are_never_mixed(copy):

@@ -77,6 +77,10 @@ class InputKind:
         """What the images are measured with, (N,), from their labels (N,)."""
         return (labels + 1) % num_classes if self.targeted else labels
 
+    def targets(self, classes: Tensor) -> Tensor | None:
+        """The class that each of all classes (C,) is perturbed towards; None where none is."""
+        return self.labels(classes, len(classes)) if self.targeted else None
+
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, strength: Strength) -> Tensor:
     return pgd(model, x, y, restarts=strength.restarts, **strength.attack)

@@ -26,7 +26,7 @@ PGD = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "norm": "l_inf", "
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurement:
     """What `measure` returns: mean cross-entropy, accuracy in [0, 1] and neural collapse.
 
     images: how many there were. collapse: its `class_means` are those of the features.
@@ -60,9 +60,9 @@ def measure(
     attack: str | Attack | None = None,
     *,
     classifier: nn.Module | str | None = None,
-    clean: Measured | None = None,
+    clean: ModelMeasurement | None = None,
     **ball: Any,
-) -> Measured:
+) -> ModelMeasurement:
     """Accuracy, loss and neural collapse of a model in eval mode, on the images of one pass.
 
     The features are what enters the classifier, flattened; all of them are held in memory. The
@@ -100,7 +100,7 @@ def measure(
     own = vertices_of(collapse.class_means, labels)
     vertices = own if attack is None and clean is None else _clean_vertices(clean, own)
     leaps = find_leaps(features, labels, logits.argmax(1), vertices)
-    return Measured(
+    return ModelMeasurement(
         images=len(labels),
         collapse=collapse,
         loss=F.cross_entropy(logits.double(), labels).item(),
@@ -119,24 +119,24 @@ def _outputs(
     Raises:
         ValueError: there are no images, or their batches end in other layers.
     """
-    parts, found = [], layer
+    parts, last = [], layer
     for batch in loader:
         x, y = _tensors(batch, model)
         if perturb is not None:
             x = perturb(x, y)
             model.eval()  # whatever the attack has left it in
         logits, call = _forward(model, x, layer)
-        if found is not None and call.layer is not found:
+        if last is not None and call.layer is not last:
             raise ValueError("batches end in other linear layers: name one as classifier")
-        found = call.layer
+        last = call.layer
         parts.append((call.entered.flatten(1), y, logits))
-    if found is None:
+    if last is None:
         raise ValueError("the loader has no batches")
-    weight: Any = found.weight
+    weight: Any = last.weight
     return *(torch.cat(part) for part in zip(*parts, strict=True)), weight.detach().flatten(1)
 
 
-def _clean_vertices(clean: Measured | None, own: Tensor) -> Tensor:
+def _clean_vertices(clean: ModelMeasurement | None, own: Tensor) -> Tensor:
     """The clean class means (C, D), NaN where they are not known; `own` are these images' own."""
     if clean is None:
         return torch.full_like(own, math.nan)

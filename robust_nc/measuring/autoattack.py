@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.data.datasets import as_float, balanced_subset, batches
+from robust_nc.data.datasets import as_float, balanced_subset
 from robust_nc.data.inputs import Strength
 from robust_nc.measuring.evaluator import accuracy
 from robust_nc.measuring.subject import Subject
@@ -43,8 +43,8 @@ def autoattack_rows(
             epoch=epoch,
             split="test",
             images=len(y),
-            clean_accuracy=accuracy(clean, y),
-            robust_accuracy=accuracy(robust, y),
+            clean_accuracy=accuracy(clean, y).item(),
+            robust_accuracy=accuracy(robust, y).item(),
             epsilon=part.radius,
         )
 
@@ -91,5 +91,4 @@ def _standard_evaluation(subject: Subject, x: Tensor, y: Tensor, ball: dict[str,
     from torchattacks import AutoAttack
 
     whole = AutoAttack(network, n_classes=classes, **options)
-    parts = batches(x, y, subject.evaluator.batch_size)
-    return torch.cat([whole(*part) for part in parts])
+    return torch.cat([whole(*batch) for batch in subject.evaluator.batches(x, y)])

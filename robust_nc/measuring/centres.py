@@ -80,8 +80,8 @@ def centre_record(
         split="test",
         means=part.means,
         input=name,
-        ncc_accuracy=accuracy(outcome.classes, data.test.labels),
-        network_accuracy=accuracy(outcome.logits, data.test.labels),
+        ncc_accuracy=accuracy(outcome.classes, data.test.labels).item(),
+        network_accuracy=accuracy(outcome.logits, data.test.labels).item(),
         images=len(data.test),
         centre_images=len(data.train),
         epsilon=part.radius,
@@ -152,16 +152,20 @@ def classified(
 
 
 def hardest(
-    subject: Subject, epoch: int, centre: NearestCentre, radius: float, seen: dict[str, Prediction]
+    subject: Subject,
+    epoch: int,
+    centre: NearestCentre,
+    radius: float,
+    outcomes: dict[str, Prediction],
 ) -> Prediction:
-    """Of each test image the worst for a classifier of what was seen and of attacks on itself.
+    """Of each test image the worst for a classifier of these outcomes and of attacks on itself.
 
     An image that it took for another class once is not attacked again. Otherwise the worst is the
-    one with the highest margin loss. So nothing that was seen is worse, and a classifier that only
+    one with the highest margin loss. So none of these is worse, and a classifier that only
     hides its gradients is not taken for a robust one.
     """
     test = subject.data.test
-    classes, logits = seen["pgd"].classes.clone(), seen["pgd"].logits.clone()
+    classes, logits = outcomes["pgd"].classes.clone(), outcomes["pgd"].logits.clone()
     all_images = torch.arange(len(test), device=test.labels.device)
 
     def take_worse(outcome: Prediction, images: Tensor) -> None:
@@ -170,7 +174,7 @@ def hardest(
         classes[images[worse]] = outcome.classes[worse]
         logits[images[worse]] = outcome.logits[worse]
 
-    take_worse(seen["clean"], all_images)
+    take_worse(outcomes["clean"], all_images)
     subject.start_stream(epoch, "test", "pgd")
     for perturb in attacks_on(centre, subject.strength(radius)):
         left = all_images[classes.argmax(1) == test.labels]

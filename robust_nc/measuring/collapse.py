@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nc_metrics import simplex_distance
 from robust_nc.data.inputs import INPUTS, place_of
-from robust_nc.measuring.evaluator import Measurement
+from robust_nc.measuring.evaluator import Measurement, compare_means
 from robust_nc.measuring.subject import CLEAN_TRAINING, InputPart, Subject, key_of
 from robust_nc.measuring.vertices import (
     Leaps,
@@ -44,22 +43,8 @@ def make_record(
     if leaps is not None:
         metrics |= {"vertex_agreement": leaps.agreement, "vertex_distance": leaps.distance}
     if clean_means is not None:
-        apart = simplex_distance(clean_means, collapse.class_means)
-        metrics |= {
-            "clean_distance": apart.distance.mean().item(),
-            "clean_angle": apart.angle.mean().item(),
-            "clean_distance_abs": apart.distance_abs.mean().item(),
-            "clean_angle_abs": apart.angle_abs.mean().item(),
-            "clean_mean_distance": apart.mean_distance,
-            "clean_mean_angle": apart.mean_angle,
-        }
-        kind, classes = INPUTS[key["input"]], torch.arange(len(clean_means))
-        if kind.targeted:
-            # Of each class the images that are labelled with its target.
-            own = collapse.class_means[kind.labels(classes, len(classes))]
-            apart = simplex_distance(clean_means, own)
-            metrics["own_distance"] = apart.distance.mean().item()
-            metrics["own_angle"] = apart.angle.mean().item()
+        targets = INPUTS[key["input"]].targets(torch.arange(len(clean_means)))
+        metrics |= compare_means(clean_means, collapse.class_means, targets)
     metrics |= {name: getattr(measured, name) for name in ("images", "loss", "accuracy")}
     return Record(**key, **metrics)
 
@@ -67,24 +52,24 @@ def make_record(
 def input_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator[Record]:
     """Of each part the accuracy, loss and neural collapse of the network."""
     clean_means = {}
-    for part, seen in measure_parts(subject, epoch, parts):
+    for part, result in measure_parts(subject, epoch, parts):
         if part.input == "clean":
-            clean_means[part.split] = seen.measured.collapse.class_means
+            clean_means[part.split] = result.measurement.collapse.class_means
         if part in parts:
             compared = clean_means[part.split] if INPUTS[part.input].from_clean else None
             key = key_of(epoch, part)
-            yield make_record(seen.measured, compared, seen.leaps, source="eval", **key)
+            yield make_record(result.measurement, compared, result.leaps, source="eval", **key)
 
 
-class Seen(NamedTuple):
+class PartResult(NamedTuple):
     """What one pass of the images of a part through the network tells.
 
-    measured: without the features, which are large.
+    measurement: without the features, which are large.
     vertices: the clean training class means (C, D), NaN for a class without images.
     leaps: how the images, by the labels that they are measured with, lie to these.
     """
 
-    measured: Measurement
+    measurement: Measurement
     vertices: Tensor
     leaps: Leaps
     points: list[Point]
@@ -92,7 +77,7 @@ class Seen(NamedTuple):
 
 def measure_parts(
     subject: Subject, epoch: int, parts: list[InputPart]
-) -> Iterator[tuple[InputPart, Seen]]:
+) -> Iterator[tuple[InputPart, PartResult]]:
     """Each part with what is measured of it, and others that it is compared with, these first.
 
     The clean training images are always among them, since their class means are the vertices, and
@@ -100,12 +85,14 @@ def measure_parts(
     """
     vertices = None
     for part in passes(parts):
-        seen = subject.once(part, partial(measure_part, subject, epoch, part, vertices))
-        vertices = seen.vertices
-        yield part, seen
+        result = subject.once(part, partial(measure_part, subject, epoch, part, vertices))
+        vertices = result.vertices
+        yield part, result
 
 
-def measure_part(subject: Subject, epoch: int, part: InputPart, vertices: Tensor | None) -> Seen:
+def measure_part(
+    subject: Subject, epoch: int, part: InputPart, vertices: Tensor | None
+) -> PartResult:
     """One pass of the images of a part; `vertices` (C, D) are None before CLEAN_TRAINING alone."""
     images, perturb = subject.images(epoch, part)
     labels = subject.labels(part.split, part.input)
@@ -113,12 +100,12 @@ def measure_part(subject: Subject, epoch: int, part: InputPart, vertices: Tensor
     if vertices is None:
         vertices = training_vertices(measured, labels)
     points = []
-    if subject.triangle is not None:
-        true, triangle = subject.split(part.split).labels, triangle_of(subject.triangle, vertices)
+    if subject.corners is not None:
+        true, triangle = subject.split(part.split).labels, triangle_of(subject.corners, vertices)
         outputs = measured.features, true, measured.predictions
-        points = find_points(*outputs, triangle, subject.triangle)
+        points = find_points(*outputs, triangle, subject.corners)
     leaps = leaps_of(measured, labels, vertices)
-    return Seen(replace(measured, features=torch.empty(0)), vertices, leaps, points)
+    return PartResult(replace(measured, features=torch.empty(0)), vertices, leaps, points)
 
 
 def training_vertices(measured: Measurement, labels: Tensor) -> Tensor:

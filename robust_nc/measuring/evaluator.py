@@ -1,7 +1,6 @@
 """A network on images in batches: its outputs, what they measure, and memory that runs out."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,16 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks import CHUNK
-from nc_metrics import (
-    LayerCollapse,
-    NeuralCollapse,
-    StreamingCollapse,
-    neural_collapse,
-    simplex_distance,
-)
+from nc_metrics import NeuralCollapse, StreamingCollapse, neural_collapse, simplex_distance
 from robust_nc.data.datasets import as_float, batches
 from robust_nc.networks.blocks import block_outputs
 from robust_nc.networks.network import Network
+from robust_nc.results.layer_rows import LAYER_METRICS
 from utils import (
     InputError,
     logger,
@@ -46,21 +40,6 @@ class Measurement:
     collapse: NeuralCollapse
     features: Tensor = field(compare=False, repr=False)
     predictions: Tensor = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class BlockMeasurement:
-    """The outputs of one block on one input: the fields of LayerRecord, and the class means."""
-
-    features: int
-    collapse: LayerCollapse
-    centre_accuracy: float
-    target_centre_accuracy: float
-    clean_distance: float
-    clean_angle: float
-    own_distance: float
-    own_angle: float
-    means: StreamingCollapse = field(compare=False, repr=False)
 
 
 @dataclass
@@ -104,7 +83,7 @@ class Evaluator:
         return Measurement(
             images=len(labels),
             loss=F.cross_entropy(logits.double(), labels).item(),
-            accuracy=accuracy(logits, labels),
+            accuracy=accuracy(logits, labels).item(),
             collapse=neural_collapse(features, labels, logits, self.network.classifier_weight),
             features=features,
             predictions=logits.argmax(1),
@@ -122,7 +101,7 @@ class Evaluator:
         labels: Tensor,
         clean: dict[str, StreamingCollapse] | None = None,
         targets: Tensor | None = None,
-    ) -> dict[str, BlockMeasurement]:
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, StreamingCollapse]]:
         """Collapse and nearest clean class means of every block's output, by its name.
 
         Two forward passes per image, of which no more than a batch's outputs are kept. The network
@@ -133,6 +112,9 @@ class Evaluator:
             clean: `block_means` of the clean training images; None where these are the images.
             targets: (C,), a permutation: where the images were perturbed towards another class, the
                 one of each class; `labels` are targets then.
+
+        Returns:
+            Of each block the fields of LayerRecord that are measured, and its class means.
 
         Raises:
             InputError: outputs that are not finite.
@@ -153,11 +135,10 @@ class Evaluator:
         classes = len(network.classifier_weight)
         means = {name: StreamingCollapse(classes) for name, _ in network.blocks()}
         with block_outputs(network) as outputs:
-            for x, y in batches(images, labels, self.batch_size):
+            for x, y in self.batches(images, labels):
                 network(x)
                 for name, collapse in means.items():
                     collapse.add_to_means(outputs[name], y)
-                self.passed(len(y))
         check_finite(*(collapse.class_means for collapse in means.values()))
         return means
 
@@ -168,14 +149,14 @@ class Evaluator:
         labels: Tensor,
         clean: dict[str, StreamingCollapse] | None,
         targets: Tensor | None,
-    ) -> dict[str, BlockMeasurement]:
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, StreamingCollapse]]:
         collapses = self._block_means(images, labels)
         clean = clean or collapses
         true = labels if targets is None else targets.argsort()[labels]
         near_true: dict[str, Any] = dict.fromkeys(collapses, 0)
         near_label: dict[str, Any] = dict.fromkeys(collapses, 0)
         with block_outputs(self.network) as outputs:
-            pairs = batches(images, labels, self.batch_size)
+            pairs = self.batches(images, labels)
             for (x, y), true_y in zip(pairs, true.split(self.batch_size), strict=True):
                 predictions = self.network(x).argmax(1)
                 for name, collapse in collapses.items():
@@ -183,27 +164,23 @@ class Evaluator:
                     nearest = clean[name].nearest(outputs[name])
                     near_true[name] += (nearest == true_y).sum()
                     near_label[name] += (nearest == y).sum()
-                self.passed(len(y))
         measured = {}
         for name, collapse in collapses.items():
-            apart = simplex_distance(clean[name].class_means, collapse.class_means)
-            aimed = own_distance = own_angle = math.nan
+            values = vars(collapse.result()) | {
+                **compare_means(clean[name].class_means, collapse.class_means, targets),
+                "centre_accuracy": near_true[name].item() / len(labels),
+            }
             if targets is not None:
-                aimed = near_label[name].item() / len(labels)
-                own = simplex_distance(clean[name].class_means, collapse.class_means[targets])
-                own_distance, own_angle = own.distance.mean().item(), own.angle.mean().item()
-            measured[name] = BlockMeasurement(
-                features=collapse.class_means.shape[1],
-                collapse=collapse.result(),
-                centre_accuracy=near_true[name].item() / len(labels),
-                target_centre_accuracy=aimed,
-                clean_distance=apart.distance.mean().item(),
-                clean_angle=apart.angle.mean().item(),
-                own_distance=own_distance,
-                own_angle=own_angle,
-                means=collapse,
-            )
-        return measured
+                values["target_centre_accuracy"] = near_label[name].item() / len(labels)
+            measured[name] = {key: values[key] for key in LAYER_METRICS if key in values}
+            measured[name]["features"] = collapse.class_means.shape[1]
+        return measured, collapses
+
+    def batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images as float, and labels, in batches; `passed` is told after each."""
+        for x, y in batches(images, labels, self.batch_size):
+            yield x, y
+            self.passed(len(y))
 
     @torch.no_grad()
     def over_batches(
@@ -258,12 +235,34 @@ class Evaluator:
             logger.warning(f"out of memory: from here on batches of {self.batch_size} images")
 
 
+def compare_means(clean_means: Tensor, means: Tensor, targets: Tensor | None) -> dict[str, float]:
+    """How class means (C, D) lie to those of clean images: the metrics of that kind, by name.
+
+    Args:
+        targets: (C,), the target of each class, where `means` are by the target.
+    """
+    apart = simplex_distance(clean_means, means)
+    values = {
+        "clean_distance": apart.distance.mean().item(),
+        "clean_angle": apart.angle.mean().item(),
+        "clean_distance_abs": apart.distance_abs.mean().item(),
+        "clean_angle_abs": apart.angle_abs.mean().item(),
+        "clean_mean_distance": apart.mean_distance,
+        "clean_mean_angle": apart.mean_angle,
+    }
+    if targets is not None:  # of each class the images that are labelled with its target
+        own = simplex_distance(clean_means, means[targets])
+        values["own_distance"] = own.distance.mean().item()
+        values["own_angle"] = own.angle.mean().item()
+    return values
+
+
 def check_finite(*tensors: Tensor) -> None:
     """Raise InputError where an output of a network is not finite."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise InputError("the network's outputs are not finite: its training has diverged")
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of labels (N,) that have the largest of the logits (N, C)."""
-    return (logits.argmax(1) == labels).double().mean().item()
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share in [0, 1] of labels (N,) that have the largest of the logits (N, C): a float64."""
+    return (logits.argmax(1) == labels).double().mean()

@@ -31,20 +31,9 @@ def layer_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator
         labels = subject.labels(part.split, part.input)
         images, perturb = subject.images(epoch, part)
         images = subject.evaluator.perturbed(images, labels, perturb)
-        blocks = subject.layers.blocks(images, labels, clean, subject.targets(part.input))
-        clean = clean or {layer: block.means for layer, block in blocks.items()}
-        for index, (layer, block) in enumerate(blocks.items()):
-            yield LayerRecord(
-                **key_of(epoch, part),
-                layer=layer,
-                index=index,
-                images=len(labels),
-                features=block.features,
-                centre_accuracy=block.centre_accuracy,
-                target_centre_accuracy=block.target_centre_accuracy,
-                clean_distance=block.clean_distance,
-                clean_angle=block.clean_angle,
-                own_distance=block.own_distance,
-                own_angle=block.own_angle,
-                **vars(block.collapse),
-            )
+        targets = subject.targets(part.input)
+        blocks, means = subject.layers.blocks(images, labels, clean, targets)
+        clean = clean or means
+        for index, (layer, values) in enumerate(blocks.items()):
+            values |= {"layer": layer, "index": index, "images": len(labels)}
+            yield LayerRecord(**key_of(epoch, part), **values)

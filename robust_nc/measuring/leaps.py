@@ -21,20 +21,20 @@ def leap_rows(subject: Subject, epoch: int, parts: list[InputPart]) -> Iterator[
 
     Source: Su et al. 2024, section 4: perturbed examples leap between the vertices of the simplex.
     """
-    for part, seen in measure_parts(subject, epoch, parts):
+    for part, result in measure_parts(subject, epoch, parts):
         if part not in parts:
             continue
         true_class = list(range(subject.data.num_classes))
         targets = subject.targets(part.input)
         if targets is not None:  # these are counted by their target
             true_class = targets.argsort().tolist()
-        for (label, nearest), count in seen.leaps.counts.items():
+        for (label, nearest), count in result.leaps.counts.items():
             yield LeapRecord(
                 **key_of(epoch, part),
                 true_class=true_class[label],
                 nearest_class=nearest,
                 count=count,
-                images=seen.measured.images,
+                images=result.measurement.images,
             )
 
 
@@ -66,12 +66,12 @@ def simplex_rows(subject: Subject, epoch: int, parts: list[SimplexPart]) -> Iter
     Images that another target than the next corner was given are perturbed towards it once more.
     """
     usual = [part for part in parts if goes_to_next_corner(subject, part)]
-    seen = dict(measure_parts(subject, epoch, [part.of_input for part in usual]))
+    results = dict(measure_parts(subject, epoch, [part.of_input for part in usual]))
     for part in parts:
         if part in usual:
-            points = seen[part.of_input].points
+            points = results[part.of_input].points
         else:
-            points = points_on_the_way(subject, epoch, part, seen[CLEAN_TRAINING].vertices)
+            points = points_on_the_way(subject, epoch, part, results[CLEAN_TRAINING].vertices)
         for point in points:
             if point.label in part.shown:
                 key = key_of(epoch, part.of_input)

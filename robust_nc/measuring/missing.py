@@ -8,7 +8,7 @@ from typing import NamedTuple
 from robust_nc.data.datasets import Dataset
 from robust_nc.data.inputs import INPUTS
 from robust_nc.measuring.subject import InputPart
-from robust_nc.measuring.sweep import TASKS, InputTask, LeapTask, Task
+from robust_nc.measuring.sweep import TASKS, InputTask, LeapTask, Task, asked_tasks
 from robust_nc.networks.network import Network
 from robust_nc.results.conditions import conditions_of
 from robust_nc.results.records import Record
@@ -30,9 +30,9 @@ def missing_parts(
 ) -> dict[int, list[Missing]]:
     """Epoch -> what the flags ask for and the run's tables lack."""
     missing: dict[int, list[Missing]] = {}
-    for task in TASKS:
+    for task in asked_tasks(settings):
         asked = task.parts(settings, data)
-        recorded = rows_alike(settings, run, task.row_type) if asked else []
+        recorded = rows_alike(settings, run, task.row_type)
         # A part of which rows were lost, or lack what is measured now, is measured again.
         whole = [row for row in recorded if task.is_whole(row)]
         if len(whole) < len(recorded):
@@ -81,13 +81,20 @@ def add_unplaced(missing: dict[int, list[Missing]], recorded: list[Record]) -> N
             missing[epoch] = [Missing(inputs, parts), *others]
 
 
-def work_to_come(missing: list[Missing]) -> set[tuple]:
-    """What of a checkpoint takes time: what several tasks share is there once."""
-    return {task.work(part) for task, parts in missing for part in parts}
+def passes_of(missing: list[Missing]) -> set[tuple[str, InputPart]]:
+    """The inputs of a checkpoint with who passes them: tasks that share their passes are one."""
+    return {
+        (task.shared or task.name, part) for task, parts in missing for part in task.inputs(parts)
+    }
+
+
+def images_of(missing: list[Missing], data: Dataset) -> int:
+    """How many images, about, pass the network for a checkpoint: for the progress bar alone."""
+    own = sum(task.own_images(parts, data) for task, parts in missing)
+    return own + sum(len(getattr(data, part.split)) for _, part in passes_of(missing))
 
 
 def shared_inputs(missing: list[Missing]) -> set[InputPart]:
     """The attacked inputs of a checkpoint that several tasks take passes of their own of."""
-    needed = {(task.shared, part) for task, parts in missing for part in task.inputs(parts)}
-    counts = Counter(part for _, part in needed if INPUTS[part.input].attacked)
+    counts = Counter(part for _, part in passes_of(missing) if INPUTS[part.input].attacked)
     return {part for part, count in counts.items() if count > 1}

@@ -45,7 +45,7 @@ class Subject:
     strengths: they differ in the radius and step size of their attacks alone.
     of_files: whether "epochs" are files of --checkpoint, which all have the random streams of epoch
         0: what is measured of a file does not depend on the others.
-    triangle: the classes in whose plane images are placed, if they are.
+    corners: the three classes in whose plane images are placed, if they are.
     """
 
     evaluator: Evaluator
@@ -54,7 +54,7 @@ class Subject:
     strengths: tuple[Strength, ...]
     seed: int
     of_files: bool = False
-    triangle: tuple[int, ...] | None = None
+    corners: tuple[int, ...] | None = None
     _shared: Collection[InputPart] = field(default=(), init=False, repr=False)
     _kept: dict[InputPart, Tensor] = field(default_factory=dict, init=False, repr=False)
     _measured: dict[InputPart, Any] | None = field(default=None, init=False, repr=False)
@@ -73,7 +73,7 @@ class Subject:
     def targets(self, name: str) -> Tensor | None:
         """The class (C,) that each class is perturbed towards; None where no target is aimed at."""
         classes = torch.arange(self.data.num_classes, device=self.data.train.labels.device)
-        return INPUTS[name].labels(classes, len(classes)) if INPUTS[name].targeted else None
+        return INPUTS[name].targets(classes)
 
     def start_stream(self, epoch: int, split: str, name: str) -> None:
         """Start the random stream of one epoch, split and kind of input."""

@@ -5,7 +5,6 @@ input, a classifier, so many images.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,13 @@ from typing import Any, NamedTuple
 from robust_nc.data.datasets import Dataset
 from robust_nc.data.inputs import INPUTS, asked_inputs
 from robust_nc.measuring.autoattack import AutoAttackPart, autoattack_rows
-from robust_nc.measuring.centres import MEANS_INPUTS, CentrePart, centre_inputs, centre_rows
+from robust_nc.measuring.centres import (
+    MEANS_INPUTS,
+    CentrePart,
+    attempts,
+    centre_inputs,
+    centre_rows,
+)
 from robust_nc.measuring.collapse import input_rows
 from robust_nc.measuring.layers import LAYER_INPUTS, layer_rows
 from robust_nc.measuring.leaps import SimplexPart, leap_rows, simplex_rows
@@ -31,7 +36,6 @@ from robust_nc.networks.network import Network
 from robust_nc.results.files import sha256
 from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
-    ADAPTIVE,
     CENTRE_INPUTS,
     TABLES,
     AutoAttackRecord,
@@ -41,8 +45,18 @@ from robust_nc.results.records import (
     SimplexRecord,
 )
 from robust_nc.results.rows import SPLITS, Row
-from robust_nc.results.run_folder import RunFolder, checkpoint_epochs
+from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.run_search import list_runs
+from robust_nc.results.tables import (
+    Table,
+    autoattack_table,
+    centre_table,
+    input_table,
+    layer_table,
+    leap_table,
+    plain_table,
+    simplex_table,
+)
 from robust_nc.settings import Settings, select_epochs
 from utils import InputError, logger
 
@@ -84,11 +98,13 @@ def checkpoint_paths(settings: Settings, run: RunFolder) -> dict[int, Path]:
     else:
         epochs = swept_epochs(settings, run)
         paths = [run.checkpoint(epoch) for epoch in epochs]
-        advice = other_radii(settings, run) or ""
-        if not advice and not run.path.exists():
-            there = list_runs(settings.models_dir, settings.models_dir)
-            advice = f"check the flags that name the run; {there}"
-        advice = advice or "check the flags that name the run, or choose with --checkpoints"
+        advice = "check the flags that name the run, or choose with --checkpoints"
+        if not run.path.exists():
+            advice = (
+                "check the flags that name the run (--epsilon is what it was trained with: "
+                f"--epsilons {settings.epsilon:g} attacks it at {settings.epsilon:g}); "
+                f"{list_runs(settings.models_dir, settings.models_dir)}"
+            )
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
@@ -138,23 +154,6 @@ def numbered_files(
     return files
 
 
-def other_radii(settings: Settings, run: RunFolder) -> str | None:
-    """One line on what to give where runs were trained with another epsilon than the one given."""
-    trained = sorted(
-        float(folder.name.removeprefix("eps"))
-        for folder in run.path.absolute().parents[2].glob("eps*")
-        if re.fullmatch(r"eps\d+(\.\d+)?", folder.name)
-        and checkpoint_epochs(folder / Path(*run.path.absolute().parts[-2:]))
-    )
-    if run.path.exists() or not trained:
-        return None
-    radii = " or ".join(f"{radius:g}" for radius in trained)
-    return (
-        f"there is one trained with --epsilon {radii}: --epsilon {trained[0]:g} --epsilons "
-        f"{settings.epsilon:g} attacks it at {settings.epsilon:g}"
-    )
-
-
 def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
     """Those that --checkpoints chooses, or all that the run left."""
     epochs = epochs_of(settings, run)
@@ -180,32 +179,38 @@ def swept_epochs(settings: Settings, run: RunFolder) -> list[int]:
 class Task:
     """Rows of one type that a sweep can be asked for.
 
+    flags: each of them asks for it.
     measure: from a subject, an epoch and parts to their rows, those of a part together.
-    passes: how often about the images of its split pass through the network for a part.
+    table: the lines that show its rows at the end of a sweep.
     shared: what tasks have in common that take their rows from the same passes.
     """
 
     name: str
+    flags: tuple[str, ...]
     row_type: type[Row]
-    passes = 1
-    shared: str
     measure: Callable[[Subject, int, list], Iterator[Row]]
+    table: Table = staticmethod(plain_table)
+    shared = ""
 
     def parts(self, settings: Settings, data: Dataset) -> list:
-        """The parts of a checkpoint that the flags ask for."""
-        raise NotImplementedError
+        """The parts of a checkpoint: here clean images and those that other flags ask for.
+
+        Where these ask for none, they are all kinds of input.
+        """
+        asked = asked_inputs(settings) or [name for name, kind in INPUTS.items() if kind.asked_by]
+        return parts_of(settings, dict.fromkeys(["clean", *asked]))
 
     def part_of(self, row: Any) -> NamedTuple:
         """The part that a row belongs to."""
-        raise NotImplementedError
-
-    def work(self, part: Any) -> tuple:
-        """What a part takes time for; parts of tasks that share the passes of an input have one."""
-        return self.shared, part
+        return part_of_input(row)
 
     def inputs(self, parts: list) -> Iterable[InputPart]:
         """The inputs, at least the attacked ones, that `measure` asks for: here the parts."""
         return parts
+
+    def own_images(self, parts: list, data: Dataset) -> int:
+        """How many images, about, pass the network besides: for the progress bar alone."""
+        return 0
 
     def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
         """Whether these are all rows of a part."""
@@ -226,34 +231,33 @@ class InputTask(Task):
     """Accuracy, loss and neural collapse: the flags --neural-collapse..."""
 
     name = "inputs"
-    shared = "features"
+    flags = tuple(dict.fromkeys(flag for kind in INPUTS.values() for flag in kind.asked_by))
     row_type = Record
     measure = staticmethod(input_rows)
+    table = staticmethod(input_table)
+    shared = "features"
 
     def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
         return parts_of(settings, asked_inputs(settings))
-
-    def part_of(self, row: Record) -> InputPart:
-        return part_of_input(row)
 
     def is_whole(self, row: Record) -> bool:
         return not (INPUTS[row.input].targeted and math.isnan(row.own_distance))
 
 
 class LayerTask(Task):
-    """Collapse after every block: --layerwise."""
+    """Collapse after every block."""
 
     name = "layers"
-    shared = "layers"
-    passes = 3
+    flags = ("layerwise",)
     row_type = LayerRecord
     measure = staticmethod(layer_rows)
+    table = staticmethod(layer_table)
 
     def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
-        return input_parts(SPLITS, LAYER_INPUTS, settings.epsilons) if settings.layerwise else []
+        return input_parts(SPLITS, LAYER_INPUTS, settings.epsilons)
 
-    def part_of(self, row: LayerRecord) -> InputPart:
-        return part_of_input(row)
+    def own_images(self, parts: list[InputPart], data: Dataset) -> int:
+        return 2 * sum(len(getattr(data, part.split)) for part in parts)
 
     def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
         return len(rows) >= len(network.blocks())
@@ -264,13 +268,13 @@ class LayerTask(Task):
 
 
 class CentreTask(Task):
-    """The nearest-centre classifier: --ncc, of the network's own features, and --ncc-layers."""
+    """The nearest-centre classifier of the network's own features, and of layers."""
 
     name = "nearest centres"
-    shared = "nearest centres"
-    passes = 4
+    flags = ("ncc", "ncc_layers")
     row_type = CentreRecord
     measure = staticmethod(centre_rows)
+    table = staticmethod(centre_table)
 
     def parts(self, settings: Settings, data: Dataset) -> list[CentrePart]:
         layers = [FEATURES] if settings.ncc else []
@@ -283,24 +287,28 @@ class CentreTask(Task):
     def inputs(self, parts: list[CentrePart]) -> Iterable[InputPart]:
         return centre_inputs(parts)
 
+    def own_images(self, parts: list[CentrePart], data: Dataset) -> int:
+        return len(parts) * attempts(data.num_classes) * len(data.test)
+
     def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
         return len(rows) >= len(CENTRE_INPUTS)
 
     def is_whole(self, row: CentreRecord) -> bool:
-        return row.input != ADAPTIVE or row.attempts > 0
+        return not row.outdated
 
 
 class AutoAttackTask(Task):
-    """Standard AutoAttack: --autoattack, of as many images as are asked for, or as there are."""
+    """Standard AutoAttack, of as many images as are asked for, or as there are."""
 
     name = "AutoAttack"
-    shared = "AutoAttack"
+    flags = ("autoattack",)
     row_type = AutoAttackRecord
     measure = staticmethod(autoattack_rows)
+    table = staticmethod(autoattack_table)
 
     def parts(self, settings: Settings, data: Dataset) -> list[AutoAttackPart]:
-        count = min(settings.autoattack or 0, len(data.test))
-        return [AutoAttackPart(count, radius) for radius in settings.epsilons] if count else []
+        count = min(settings.autoattack, len(data.test))
+        return [AutoAttackPart(count, radius) for radius in settings.epsilons]
 
     def part_of(self, row: AutoAttackRecord) -> AutoAttackPart:
         return AutoAttackPart(row.images, row.epsilon)
@@ -308,55 +316,42 @@ class AutoAttackTask(Task):
     def inputs(self, parts: list[AutoAttackPart]) -> list[InputPart]:
         return []  # it perturbs images of its own
 
-
-def placed_parts(settings: Settings) -> list[InputPart]:
-    """The parts of --leaps and --simplex: clean images and those that the other flags ask for.
-
-    Where these ask for none, they are all kinds of input.
-    """
-    asked = asked_inputs(settings) or [name for name, kind in INPUTS.items() if kind.asked_by]
-    return parts_of(settings, dict.fromkeys(["clean", *asked]))
+    def own_images(self, parts: list[AutoAttackPart], data: Dataset) -> int:
+        return 3 * sum(part.images for part in parts)  # attacked, and clean and attacked measured
 
 
 class LeapTask(Task):
-    """Near which vertex of the clean training simplex images lie: --leaps."""
+    """Near which vertex of the clean training simplex images lie."""
 
     name = "leaps"
+    flags = ("leaps",)
     row_type = LeapRecord
     measure = staticmethod(leap_rows)
+    table = staticmethod(leap_table)
     shared = "features"
-
-    def parts(self, settings: Settings, data: Dataset) -> list[InputPart]:
-        return placed_parts(settings) if settings.leaps else []
-
-    def part_of(self, row: LeapRecord) -> InputPart:
-        return part_of_input(row)
 
     def has_all(self, part: Any, rows: list, network: Network, data: Dataset) -> bool:
         return sum(row.count for row in rows) == len(getattr(data, part.split))
 
 
 class SimplexTask(Task):
-    """Where images lie in the plane of three vertices: --simplex."""
+    """Where images lie in the plane of three vertices."""
 
     name = "simplex"
+    flags = ("simplex",)
     row_type = SimplexRecord
     measure = staticmethod(simplex_rows)
+    table = staticmethod(simplex_table)
     shared = "features"
 
     def parts(self, settings: Settings, data: Dataset) -> list[SimplexPart]:
         """Three classes, of clean training images and of all kinds that are asked for."""
-        if settings.simplex is None:
-            return []
         classes = " ".join(map(str, settings.simplex))
-        inputs = dict.fromkeys([CLEAN_TRAINING, *placed_parts(settings)])
-        return [SimplexPart(*part, classes) for part in inputs]
+        inputs: list[InputPart] = [CLEAN_TRAINING, *super().parts(settings, data)]
+        return [SimplexPart(*part, classes) for part in dict.fromkeys(inputs)]
 
     def part_of(self, row: SimplexRecord) -> SimplexPart:
         return SimplexPart(*part_of_input(row), row.classes)
-
-    def work(self, part: SimplexPart) -> tuple:
-        return self.shared, part.of_input
 
     def inputs(self, parts: list[SimplexPart]) -> list[InputPart]:
         return [part.of_input for part in parts]
@@ -377,7 +372,12 @@ TASKS: tuple[Task, ...] = (
 )
 
 
-def names_of_tasks(settings: Settings, data: Dataset) -> list[str]:
+def asked_tasks(settings: Any) -> list[Task]:
+    """The tasks that the flags ask for."""
+    return [task for task in TASKS if any(getattr(settings, flag) for flag in task.flags)]
+
+
+def names_of_tasks(settings: Settings) -> list[str]:
     """What the flags ask for, in words: the kinds of input, and the other tasks."""
-    others = [task for task in TASKS if not isinstance(task, InputTask)]
-    return [*asked_inputs(settings), *(task.name for task in others if task.parts(settings, data))]
+    others = [task.name for task in asked_tasks(settings) if not isinstance(task, InputTask)]
+    return [*asked_inputs(settings), *others]

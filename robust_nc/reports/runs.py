@@ -20,7 +20,6 @@ from robust_nc.results.files import read_json
 from robust_nc.results.history import EpochSummary
 from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import (
-    ADAPTIVE,
     TABLES,
     AutoAttackRecord,
     CentreRecord,
@@ -297,7 +296,7 @@ def usable_rows(folder: RunFolder, row_type: type[Row]) -> list:
     rows = folder.rows(row_type)
     if row_type is not CentreRecord:
         return rows
-    strong = [row for row in rows if row.input != ADAPTIVE or row.attempts > 0]
+    strong = [row for row in rows if not row.outdated]
     if len(strong) < len(rows):
         logger.info(
             f"{folder.table(CentreRecord)}: left out, of an older version whose attack on the "

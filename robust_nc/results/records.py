@@ -114,6 +114,11 @@ class CentreRecord(Row):
     precision: str = ""
 
     @property
+    def outdated(self) -> bool:
+        """Whether it is of an earlier version's attack, which was too weak."""
+        return self.input == ADAPTIVE and not self.attempts
+
+    @property
     def key(self) -> tuple:
         means, input = place_of(self.means), CENTRE_INPUTS.index(self.input)
         place = SPLITS.index(self.split), self.layer, means, radius_of(self)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,19 @@ def markdown(
 # From a row to the attack, noise or precision that it is of, "" where the other columns tell the
 # rows apart.
 Naming = Callable[[Any], str]
+# From rows of one type, and what to call each, to lines.
+Table = Callable[[list, Naming], list[str]]
 
 
-def table_lines(rows: list, unit: float = 255) -> list[str]:
+def table_lines(rows: list, table: Table, unit: float = 255) -> list[str]:
     """A table of rows of one type, of as many epochs as they are of, and the attacks on them.
 
     Where rows of one kind of input and radius are of several attacks or levels of noise, or rows of
     several precisions, each says which it is of.
     """
-    attacks = {
-        (row.epsilon, attack_of_row(row, unit)): None for row in rows if attack_of_row(row, unit)
-    }
-    told = [f"attacks: {'; '.join(words for _, words in sorted(attacks))}"] if attacks else []
+    attacks = sorted(
+        {(row.epsilon, attack_of_row(row, unit)) for row in rows if attack_of_row(row, unit)}
+    )
 
     def name(row: Any) -> str:
         words = (perturbed_in_words(row, unit), row.precision if len(precisions) > 1 else "")
@@ -64,7 +66,8 @@ def table_lines(rows: list, unit: float = 255) -> list[str]:
     precisions = {row.precision for row in rows} - {""}
     kinds = {(getattr(row, "input", ""), radius_of(row), row.perturbed_by) for row in rows}
     several = len({kind[:2] for kind in kinds}) < len(kinds) or len(precisions) > 1
-    return TABLE_LINES[type(rows[0])](rows, name if several else lambda row: "") + told
+    lines = table(rows, name if several else lambda row: "")
+    return [*lines, f"attacks: {'; '.join(words for _, words in attacks)}"] if attacks else lines
 
 
 def epsilon_of(row: Any) -> str:
@@ -254,14 +257,26 @@ def simplex_table(rows: list[SimplexRecord], name: Naming) -> list[str]:
     return lines
 
 
-TABLE_LINES: dict[type, Callable[[list, Naming], list[str]]] = {
-    Record: input_table,
-    LayerRecord: layer_table,
-    CentreRecord: centre_table,
-    AutoAttackRecord: autoattack_table,
-    LeapRecord: leap_table,
-    SimplexRecord: simplex_table,
-}
+# What `name` and `attacks:` tell of a row, and the file of --checkpoint at its end.
+OF_CONDITIONS = {"step_size", "steps", "restarts", "noise", "precision", "checkpoint"}
+
+
+def plain_table(rows: list, name: Naming) -> list[str]:
+    """A column per field, of rows whose type has no table of its own."""
+    columns = [field.name for field in fields(rows[0]) if field.name not in OF_CONDITIONS]
+
+    def words(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return "-" if math.isnan(value) else f"{value:.4g}"
+
+    lines = [columns, *([words(getattr(row, column)) for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    head, *texts = (
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return [head, *(text + end_of(row, name) for text, row in zip(texts, rows, strict=True))]
 
 
 NC1_DEFINITION = "nc1 is tr(Sigma_W Sigma_B^+), not divided by the number of classes"

@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 
 from attacks import pgd, trades
 from robust_nc.data.inputs import Strength
+from robust_nc.measuring.evaluator import accuracy
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
 from robust_nc.settings import Settings
@@ -177,20 +178,15 @@ def update(optimizer: optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
 
 def clean_means(loss: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Mean cross-entropy and accuracy of the clean images."""
-    return {"train_loss": loss.detach(), "train_acc": batch_accuracy(logits, y)}
+    return {"train_loss": loss.detach(), "train_acc": accuracy(logits, y)}
 
 
 def robust_means(objective: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The objective that was stepped on, and accuracy on the perturbed images."""
     return {
         "train_robust_loss": objective.detach(),
-        "train_robust_acc": batch_accuracy(logits, y),
+        "train_robust_acc": accuracy(logits, y),
     }
-
-
-def batch_accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Share of labels (N,) that have the largest of the logits (N, C), a float64 scalar."""
-    return (logits.argmax(1) == y).double().mean()
 
 
 BN = ("batch", "frozen")  # --bn

@@ -30,6 +30,7 @@ from robust_nc.networks.blocks import NearestCentre, block_outputs
 from robust_nc.networks.folding import FoldedNetwork
 from robust_nc.networks.network import Network
 from robust_nc.results.files import read_rows
+from robust_nc.results.layer_rows import LAYER_METRICS
 from robust_nc.results.records import AutoAttackRecord, Record
 from utils import InputError
 
@@ -178,17 +179,27 @@ def test_blocks_measured_in_batches_equal_their_outputs_in_memory(name, golden_n
     labels = torch.arange(12) % 4
     with torch.no_grad(), block_outputs(network) as found:
         logits = network(images)
-    measured = Evaluator(network, batch_size=5).blocks(images, labels)
+    measured, _ = Evaluator(network, batch_size=5).blocks(images, labels)
     assert list(measured) == list(found)
     for layer, block in measured.items():
-        width, collapse = block.features, block.collapse
+        width = block["features"]
         weight = torch.zeros(10, width)
         expected = neural_collapse(found[layer], labels, logits, weight)
         assert width == found[layer].shape[1]
         # The batch decides how convolutions round, so this is looser than the test above.
-        assert collapse.nc1 == pytest.approx(expected.nc1, rel=1e-3)
-        assert collapse.nc2_angle == pytest.approx(expected.nc2_angle_activation, rel=1e-3)
-        assert collapse.ncc_accuracy == expected.ncc_accuracy
+        assert block["nc1"] == pytest.approx(expected.nc1, rel=1e-3)
+        assert block["nc2_angle"] == pytest.approx(expected.nc2_angle_activation, rel=1e-3)
+        assert block["ncc_accuracy"] == expected.ncc_accuracy
+
+
+def test_a_metric_of_blocks_is_its_row_and_its_value(tiny_net):
+    """What is measured of targeted images is each metric of LayerRecord, and the width."""
+    evaluator = Evaluator(Network(tiny_net, *CIFAR_STATISTICS), batch_size=4)
+    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    blocks, means = evaluator.blocks(images, labels)
+    assert all(values.keys() < {*LAYER_METRICS, "features"} for values in blocks.values())
+    blocks, _ = evaluator.blocks(images, labels, means, torch.tensor([1, 2, 3, 0]))
+    assert all(values.keys() == {*LAYER_METRICS, "features"} for values in blocks.values())
 
 
 def test_a_network_that_diverged_is_refused(tiny_net):
@@ -488,7 +499,7 @@ def test_without_an_autoattack_package_one_line_says_so(
 
 @pytest.mark.parametrize("package", ("autoattack", "torchattacks"))
 def test_autoattack_s_robust_accuracy_is_that_of_the_images_it_returns(
-    package, image_tree, brightness_file, install, run_script
+    package, image_tree, brightness_file, install, run_script, bars
 ):
     """Measured by a plain pass; a wrong image that the attack puts right counts as right."""
     data = load_dataset("folder", Selection(image_tree))
@@ -513,6 +524,8 @@ def test_autoattack_s_robust_accuracy_is_that_of_the_images_it_returns(
     assert row.clean_accuracy == clean.double().mean().item() == 4 / 6
     assert row.robust_accuracy == robust.double().mean().item() == 3 / 6
     assert "0.6667           0.5000" in output
+    [bar] = bars
+    assert bar.done == bar.total == 18 and bar.steps[:2] == [6, 6]
 
 
 def test_autoattack_takes_all_images_where_more_are_asked_for(

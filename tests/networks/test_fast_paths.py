@@ -317,11 +317,11 @@ def test_the_batch_is_halved_until_it_fits_with_one_warning_each(measured_networ
 def test_blocks_are_the_same_to_the_last_bit_where_memory_runs_out(
     from_pass, measured_network, caplog
 ):
-    expected = Evaluator(measured_network, batch_size=128).blocks(*many_images())
+    expected, _ = Evaluator(measured_network, batch_size=128).blocks(*many_images())
     caplog.set_level("WARNING", logger="robust_nc")
     memory = SmallMemory(measured_network, holds=128, from_pass=from_pass)
     evaluator = Evaluator(measured_network, batch_size=256)
-    assert evaluator.blocks(*many_images()) == expected
+    assert evaluator.blocks(*many_images())[0] == expected
     assert list(expected) == ["stem", "features"]
     assert warnings_of(caplog) == ["out of memory: from here on batches of 128 images"]
     assert evaluator.batch_size == 128

@@ -14,8 +14,14 @@ from robust_nc.reports.groups import View
 from robust_nc.results.files import read_rows, write_rows
 from robust_nc.results.layer_rows import LAYER_METRICS, LayerRecord
 from robust_nc.results.metrics import METRICS, Column, Metrics, metric, metrics_of
-from robust_nc.results.records import Record
-from robust_nc.results.tables import describe_record, table_lines
+from robust_nc.results.records import LeapRecord, Record
+from robust_nc.results.tables import (
+    describe_record,
+    input_table,
+    layer_table,
+    plain_table,
+    table_lines,
+)
 
 LINE = (
     "train pgd 8       acc 0.2500 loss 0.2500 nc1 2.500e-01 nc2 norm 0.250 angle 0.250 nc3 0.250 "
@@ -79,7 +85,7 @@ HEADS = "epsilon  images  epoch  accuracy       NC1  NC2 norm  NC2 angle     NC3
 def test_the_tables_at_the_end_of_a_sweep():
     rows = [record(3, "clean", 0.25), record(3, "pgd", 12.5), record(3, "pgd", 0.5, split="test")]
     number = "     100      3"
-    assert table_lines(rows)[:-1] == [
+    assert table_lines(rows, input_table)[:-1] == [
         f"input      {HEADS}",
         f"clean            -{number}    0.2500  2.50e-01    0.2500     0.2500   0.250  0.2500",
         f"pgd              8{number}   12.5000  1.25e+01   12.5000    12.5000  12.500  12.5000",
@@ -91,10 +97,28 @@ def test_the_tables_at_the_end_of_a_sweep():
         filled(LayerRecord, 0.25, **place, input="clean"),
         filled(LayerRecord, 0.5, **place, input="targeted", epsilon=8.0),
     ]
-    assert table_lines(rows)[1:4] == [
+    assert table_lines(rows, layer_table)[1:4] == [
         "train   3 layer    | clean                 | targeted 8",
         "(100 images)       | centre angle      NC1 | centre target angle own angle      NC1",
         "          conv1    |  0.250  0.25 2.50e-01 |  0.500  0.500  0.50      0.50 5.00e-01",
+    ]
+
+
+def test_rows_without_a_table_of_their_own_have_a_column_per_field():
+    attack = {"epsilon": 8.0, "step_size": 2.0, "steps": 10, "restarts": 1}
+    rows = [
+        LeapRecord(3, "train", "clean", true_class=0, nearest_class=12, count=5, images=5),
+        LeapRecord(3, "train", "pgd", 0, 1, 2, 5, **attack, checkpoint="a.pth"),
+        LeapRecord(3, "train", "pgd", 0, 1, 3, 5, **(attack | {"steps": 50}), checkpoint="a.pth"),
+    ]
+    assert table_lines(rows, plain_table) == [
+        "epoch  split  input  true_class  nearest_class  count  images  epsilon",
+        "    3  train  clean           0             12      5       5        -",
+        "    3  train    pgd           0              1      2       5        8"
+        "  PGD-10, 8/255, step 2/255  a.pth",
+        "    3  train    pgd           0              1      3       5        8"
+        "  PGD-50, 8/255, step 2/255  a.pth",
+        "attacks: PGD-10, 8/255, step 2/255; PGD-50, 8/255, step 2/255",
     ]
 
 
@@ -118,7 +142,7 @@ def test_a_row_is_all_that_a_metric_needs_to_be_shown(shown):
     row = record(3, "pgd", 0.25)
     line = f"{LINE} nc1/C 0.25 | from clean: dist 0.250 angle 0.250"
     assert describe_record(row) == line
-    head, values, *_ = table_lines([row])
+    head, values, *_ = table_lines([row], input_table)
     assert head.endswith("     NC4  NC1 divided by C") and len(head) == len(values)
     assert values.endswith("  0.2500             0.250")
     group = group_of(make_run())
