@@ -127,7 +127,7 @@ def legend_entries(plot: Plot, others: list[Style]) -> list[Artist]:
 
 def in_lines(label: str) -> str:
     """A label in as many lines as the figure's width asks for."""
-    return textwrap.fill(label, int((WIDTH - 0.5) / CHARACTER))
+    return textwrap.fill(label, int((WIDTH - 0.5) / (1.2 * CHARACTER)))  # of wide characters
 
 
 def columns_of_legend(handles: Iterable[Artist]) -> int:
