@@ -63,10 +63,14 @@ class PictureRow(NamedTuple):
     group: Group
     by_epoch: dict[int, list]
 
-    def at(self, epoch: int) -> list:
-        """Those of the last epoch up to that one, or else of the first."""
+    def epoch_at(self, epoch: int) -> int:
+        """The last epoch up to that one, or else the first, of those that were measured."""
         before = [e for e in self.by_epoch if e <= epoch]
-        return self.by_epoch[max(before) if before else min(self.by_epoch)]
+        return max(before) if before else min(self.by_epoch)
+
+    def at(self, epoch: int) -> list:
+        """The rows of that epoch."""
+        return self.by_epoch[self.epoch_at(epoch)]
 
     @property
     def last(self) -> int:
@@ -177,7 +181,11 @@ def paint_simplex(rows: list[PictureRow], epoch: int, *, animated: bool = False)
             ax.set_title(INPUTS[kind].label if number == 0 else "")
         line[0].set_ylabel(row.label if len(rows) > 1 else "")
     if animated:
-        figure.suptitle(f"Epoch {epoch}", fontsize=FONT_SIZE)
+        others = [
+            f"{row.label}: {row.epoch_at(epoch)}" for row in rows if epoch not in row.by_epoch
+        ]
+        more = f" ({', '.join(others)})" if others else ""
+        figure.suptitle(f"Epoch {epoch}{more}", fontsize=FONT_SIZE)
     names = shown[0][0].classes.split()
     handles = [
         Line2D([], [], color=color, marker="o", ms=4, ls="none", label=f"class {name}")

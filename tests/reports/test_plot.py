@@ -1485,6 +1485,12 @@ class TestSimplex:
         with Image.open(f"figures/{self.NAME}.gif") as gif:
             assert gif.n_frames == 2 and gif.info["loop"] == 0
 
+    def test_a_frame_names_the_epoch_of_each_row(self, here):
+        groups = groups_of(simplex_run(epochs=(0, 4)), simplex_run(mode="pgd_train", epochs=(0, 2)))
+        [picture] = vertex_figures.simplex_pictures(figures.in_order(groups), View())
+        heads = [picture.paint(epoch, animated=True).get_suptitle() for epoch in picture.epochs]
+        assert heads == ["Epoch 0", "Epoch 2 (ST: 0)", "Epoch 4 (AT: 2)"]
+
     def test_one_checkpoint_is_not_animated_and_none_ends_with_one_line(self, run_script, undrawn):
         _, output, _ = run_script(plot, f"{simplex_run(epochs=(2,))} --animate")
         told = f"{self.NAME}: not animated, measured at one epoch alone"
