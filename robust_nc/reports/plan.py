@@ -15,6 +15,7 @@ from robust_nc.networks.architectures import build_model
 from robust_nc.networks.network import weight_bytes
 from robust_nc.reports.readings import AT, AT_FROZEN, BATCH, FROZEN, MART, ST, ST_FROZEN
 from robust_nc.results.conditions import step_sizes
+from robust_nc.results.run_folder import RunFolder
 from robust_nc.results.tables import markdown
 from robust_nc.settings import (
     STATISTICS,
@@ -50,7 +51,8 @@ class Experiment:
 CLAIMS_OF: dict[str, tuple[int, ...]] = {
     ST: (1, 2, 3, 4, 5, 6, 7),  # 4 and 5: what AT is compared with
     AT: (4, 5, 6, 7),
-    **dict.fromkeys((FROZEN, BATCH, MART, AT_FROZEN, ST_FROZEN), (5,)),
+    # AT (frozen) starts from a checkpoint of ST (frozen), which therefore comes first.
+    **dict.fromkeys((ST_FROZEN, FROZEN, BATCH, MART, AT_FROZEN), (5,)),
 }
 DEEP_CLAIMS = {6, 7}  # on blocks, nearest centres and radii alone
 ALL_CLAIMS = set(CLAIMS_OF[ST])
@@ -62,8 +64,8 @@ SMALL = (
     Experiment(AT, seeds=2),
     Experiment(FROZEN, seeds=2),
     Experiment(BATCH, seeds=2),
-    Experiment(AT_FROZEN, seeds=2),
     Experiment(ST_FROZEN, seeds=2),
+    Experiment(AT_FROZEN, seeds=2),
     Experiment(MART),
     Experiment(ST, model="PreActResNet18"),
     Experiment(AT, model="PreActResNet18"),
@@ -82,6 +84,10 @@ FULL = tuple(
 SMALL_IMAGES = (2000, 1000)  # for training and test
 SMALL_ST = {"epochs": 40}
 SMALL_ADVERSARY = {"epochs": 30, "batch_size": 64, "lr_max": 0.05, "lr_schedule": "cosine"}
+SMALL_ST_FROZEN = SMALL_ADVERSARY | {"epochs": 40}
+# The epoch of ST (frozen) whose weights AT (frozen) starts from: from fresh ones the network does
+# not leave chance, for without batch norm what PGD leaves of their small outputs teaches nothing.
+START_EPOCH = {"small": 4, "full": 0}
 DIGITS_ST = {"epochs": 10, "lr_max": 0.05, "lr_schedule": "cosine"}
 DIGITS_RADIUS = 2.5  # times that of photographs
 SWEPT = (0, 2, 4, 9, 19)  # epochs of a small run, and its last one
@@ -172,6 +178,9 @@ def plan_run(args: argparse.Namespace, experiment: Experiment, seed: int) -> Pla
     swept = ",".join(str(epoch) for epoch in (*(e for e in kept if e < last), last))
     if args.scale == "full":
         training["checkpoint_epochs"] = swept
+    if experiment.mode == AT_FROZEN:
+        start = plan_run(args, replace(experiment, mode=ST_FROZEN), seed)
+        training["init"] = RunFolder(start.folder).checkpoint(min(START_EPOCH[args.scale], last))
     return Planned(experiment, seed, run, training, sweeps_of(experiment, swept, last, run))
 
 
@@ -202,6 +211,8 @@ def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) 
         training: dict[str, Any] = {"epochs": 400}
     elif adversary:
         training = SMALL_ADVERSARY | {"checkpoint_epochs": "log"}
+    elif experiment.mode == ST_FROZEN:
+        training = SMALL_ST_FROZEN | {"checkpoint_epochs": "log"}
     else:
         small = DIGITS_ST if dataset == "digits" else SMALL_ST
         training = small | {"checkpoint_epochs": "log"}

@@ -22,12 +22,13 @@ from robust_nc.reports.claims import judge
 from robust_nc.reports.criteria import CRITERIA
 from robust_nc.reports.criterion import Criterion, Outcome, keeps
 from robust_nc.reports.plan import CLAIMS_OF
-from robust_nc.reports.readings import AT, FROZEN, ST, Formula, NotRun, Study, last
+from robust_nc.reports.readings import AT, AT_FROZEN, FROZEN, ST, Formula, NotRun, Study, last
 from robust_nc.reports.runs import read_runs
 from robust_nc.reports.setting import Setting
 from robust_nc.results.layer_rows import LayerRecord
 from robust_nc.results.records import CentreRecord, Record
 from robust_nc.results.run_folder import RunFolder
+from robust_nc.settings import select_epochs
 from robust_nc.training.modes import MODES
 
 OWN = "share nearest to their own clean training class mean"
@@ -372,6 +373,20 @@ def test_all_small_runs_of_adversarial_training_have_one_recipe(given, expected)
         told = (settings.limit_train, settings.limit_test, settings.epochs, settings.batch_size)
         assert told == expected
         assert (settings.lr_max, settings.lr_schedule) == (0.05, "cosine")
+
+
+@pytest.mark.parametrize("flags", ("small", "full", "small --epochs 3"))
+def test_frozen_adversarial_training_starts_from_a_checkpoint_that_was_made_before(flags):
+    planned = plan.plan(reproduce.parse_args(f"--scale {flags}".split()), None)
+    kept, starts = set(), []
+    for one in planned:
+        settings = train.parse_args(one.commands[0][1:])
+        run, epochs = build.run_folder(settings), settings.epochs
+        if one.experiment.mode == AT_FROZEN:
+            starts.append(settings.init in kept)
+        kept |= {run.checkpoint(e) for e in select_epochs(settings.checkpoint_epochs, epochs)}
+        kept.add(run.checkpoint(epochs - 1))
+    assert starts and all(starts)
 
 
 def test_noise_is_as_large_as_the_attack():
