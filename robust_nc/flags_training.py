@@ -72,7 +72,7 @@ TRAINING = (
     flag(
         "--lr-schedule",
         Means.TRAIN,
-        former="piecewise",
+        former="piecewise",  # of runs before there was the flag; the default stands in checks.py
         words="schedule of the learning rate",
         choices=SCHEDULES,
         help="piecewise divides --lr-max by 10 after a quarter of the epochs and by 100 after "

@@ -85,6 +85,7 @@ def test_each_recipe_is_all_that_an_addition_needs(copy):
     assert all(float(row["mean_norm"]) > 0 for row in records)
     assert " norm " in swept.stdout and "flipped" in swept.stdout
     assert {"flipped", "seen", "pgd", "gaussian"} <= {row["input"] for row in records}
+    assert {row["noise"] for row in records if row["input"] == "flipped"} == {""}
     assert (folder / "results" / "flipped_nc1.npy").exists()
     # The type of row has a table of its own, with the inputs that the other flags ask for.
     kinds = {row["input"] for row in rows(folder / "results" / "margins.csv")}

@@ -36,6 +36,7 @@ class InputKind:
     stream: the number of its random stream, of no other kind; another one changes its draws, and so
         every number that is measured on it.
     attacked: whether it is perturbed by an attack, whose epsilon tables tell.
+    noisy: whether it is perturbed by noise of --noise-level, which tables tell.
     targeted: measured with the next class, (y + 1) mod C, towards which it is perturbed.
     asked_by: the flags of eval.py that ask for it.
     from_clean: whether its class means are compared with those of the clean images.
@@ -53,6 +54,7 @@ class InputKind:
     prefix: str
     asked_by: tuple[str, ...] = ()
     attacked: bool = False
+    noisy: bool = False
     targeted: bool = False
     from_clean: bool = False
     layerwise: bool = False
@@ -60,11 +62,6 @@ class InputKind:
     published: dict[str, str] = field(default_factory=dict)
     published_as: str | None = None
     stands_in_for: str | None = None
-
-    @property
-    def noisy(self) -> bool:
-        """Whether it is perturbed by noise, whose level tables tell."""
-        return self.perturb is not None and not self.attacked
 
     def bound(
         self, model: nn.Module, strength: Strength
@@ -142,6 +139,7 @@ INPUTS: dict[str, InputKind] = {
         stream=2,
         label="Gaussian noise",
         asked_by=("neural_collapse_gaussian",),
+        noisy=True,
         layerwise=True,
         prefix="new_gaussian_label_",
     ),
@@ -150,6 +148,7 @@ INPUTS: dict[str, InputKind] = {
         stream=3,
         label="sign noise",
         asked_by=("neural_collapse_gaussian",),
+        noisy=True,
         prefix="linf_label_",
     ),
     "targeted": InputKind(
@@ -180,6 +179,7 @@ INPUTS: dict[str, InputKind] = {
         perturb=_gaussian_l2,
         stream=5,
         label="Gaussian noise (train.py's)",
+        noisy=True,
         prefix="gaussian_label_",
         stands_in_for="gaussian",
     ),

@@ -1,4 +1,7 @@
-"""The published .npy series, which are made of the tables of a run."""
+"""The published .npy series, which are made of the tables of a run.
+
+Their names follow the rows of INPUTS (data/inputs.py) and METRICS (results/metrics.py).
+"""
 
 import numpy as np
 
