@@ -123,8 +123,9 @@ def main() -> None:
             open_results(sweep)
         ranks.wait()
         missing = missing_parts(settings, sweep.data, sweep.network, sweep.files, run)
-        for line in plan_in_words(sweep, len(missing), given.pgd_alpha):
-            logger.info(line)
+        if ranks.number == 0:
+            for line in plan_in_words(sweep, len(missing), given.pgd_alpha):
+                logger.info(line)
         ranks.wait()  # all have read the same rows before one adds to them
         try:
             measure(sweep, missing, ranks)

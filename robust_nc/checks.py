@@ -194,7 +194,9 @@ def check_training(parser: Parser, args: argparse.Namespace) -> None:
         if is_given and flag.only_with and not flag.is_read(vars(args)):
             other = flag.only_with[0]
             value = getattr(args, other)
-            parser.error(f"{flag.name}: {flag_name(other)} {value} makes no use of it")
+            parser.error(
+                f"{flag.name}: {flag_name(other)} {value} makes no use of it: leave it out"
+            )
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs a --momentum above 0")
     fresh = args.resume is None

@@ -61,10 +61,10 @@ def other_run(settings: Settings, run: RunFolder) -> str | None:
         if same_schedule and _has_same_rates(settings, former, _finished_epochs(settings, run)):
             compared -= {"epochs"}
         elif same_schedule:
+            others = [name for name in schedules_without_an_end() if name != "milestones"]
             advice = (
                 f" (with --lr-schedule {settings.lr_schedule} the rates so far would have been "
-                f"others; {', '.join(schedules_without_an_end())} can be made longer, milestones "
-                "where they are epochs)"
+                f"others; {', '.join(others)} and milestones in epochs can be made longer)"
             )
     differing = difference(vars(settings), earlier, compared)
     return "; ".join(filter(None, (other_file, differing))) + advice or None

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from robust_nc.comparing import INIT_HASH
 from robust_nc.flags import SWEEP_FLAGS, TRAIN_FLAGS
 from robust_nc.reports.setting import (
     Setting,
@@ -318,6 +319,10 @@ def read_flags(
     swept = with_former_values(sweep_arguments, SWEEP_FLAGS)
     left_out = FREE | unread(TRAIN_FLAGS, arguments)
     flags = {name: value for name, value in arguments.items() if name not in left_out}
+    own_folder, start = f"seed{arguments.get('seed')}", Path(arguments.get("init") or "")
+    if own_folder in start.parts:  # each seed starts from the weights of its own
+        flags["init"] = Path(*("seed" if part == own_folder else part for part in start.parts))
+        flags.pop(INIT_HASH, None)
     unmeasured = flags_without_rows(rows)
     # Of the step size there is one for each radius.
     measured = keys_that(SWEEP_FLAGS, Means.MEASURE) - unmeasured - {"pgd_alpha"}

@@ -81,6 +81,10 @@ def names_of_arguments(arguments: dict[str, Any], file: Path) -> tuple[Setting, 
             epsilon=float(arguments["epsilon"]),
             limit_train=arguments.get("limit_train"),
         )
+        if not all(
+            isinstance(name, str) for name in (setting.dataset, setting.model, setting.norm)
+        ):
+            raise TypeError("a name that is no text")
         mode = mode_name(arguments["train_mode"], bn_of(arguments))
         return setting, mode, int(arguments["seed"])
     except (ValueError, KeyError, TypeError) as error:

@@ -121,12 +121,14 @@ class RunFolder:
         Earlier versions told the list of one sweep, the first of them without SHA-256: "" then.
         """
         swept = self.arguments(self.sweep_file)
-        if FILES in swept:
-            return {name: (number, digest) for name, (number, digest) in swept[FILES].items()}
-        names = swept.get("checkpoint") or []
-        digests = swept.get(HASHES) or [""] * len(names)
-        pairs = zip(names, digests, strict=False)
-        return {name: (number, digest) for number, (name, digest) in enumerate(pairs)}
+        try:
+            if FILES in swept:
+                return {name: (number, digest) for name, (number, digest) in swept[FILES].items()}
+            names = swept.get("checkpoint") or []
+            pairs = zip(names, swept.get(HASHES) or [""] * len(names), strict=False)
+            return {name: (number, digest) for number, (name, digest) in enumerate(pairs)}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.sweep_file}: its files cannot be read ({error})") from error
 
     def trained_under(self) -> Conditions:
         """The run's own attack and noise; of results that belong to no run, those of the sweep."""

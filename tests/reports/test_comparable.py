@@ -107,6 +107,15 @@ def test_seeds_alone_say_nothing_of_differences():
     assert not any("differs" in report.finding_row(f) for f in judge(runs))
 
 
+@pytest.mark.parametrize(("whose", "alike"), ((2, True), (1, False)))
+def test_runs_that_start_from_weights_of_their_own_seed_are_seeds_of_one_another(whose, alike):
+    started = [
+        run_with(AT, seed, flags={"init": f"m/seed{of_seed}/model_4.pth", "init_sha256": f"{seed}"})
+        for seed, of_seed in ((1, 1), (2, whose))
+    ]
+    assert len(group_runs(read_runs(started))) == (1 if alike else 2)
+
+
 def test_modes_of_a_study_may_be_trained_in_other_ways():
     at = run_with(AT, flags={"epochs": 10, "lr_max": 0.05}, clean__nc1=(80.0, 2.0))
     trades = run_with(FROZEN, flags={"epochs": 10, "lr_max": 0.1}, clean__nc1=(80.0, 4.0))

@@ -1363,6 +1363,15 @@ class TestBadInput:
         file.write_text('{"step_sizes": 3}')
         return file.parent.parent, f"{file}: its attack and noise cannot be read"
 
+    def spoil_files_of_eval_args(self):
+        file = make_run(flags={}) / "results" / "eval_args.json"
+        file.write_text('{"files": {"a": 3}}')
+        return file.parent.parent, f"{file}: its files cannot be read"
+
+    def spoil_type_of_a_name(self):
+        path = make_run(flags={"dataset": ["digits"]})
+        return path, f"{path / 'args.json'} does not tell"
+
     def spoil_name(self):
         return make_run().rename("moved"), "moved: its path does not tell"
 

@@ -293,6 +293,8 @@ class TestAnEarlierVersionsJournal:
 def test_the_search_for_runs_ends_after_some_seconds(tmp_path, monkeypatch):
     folder = make_folder(tmp_path)
     folder.write_arguments(folder.args_file, {"epsilon": 8.0})
+    monkeypatch.chdir(tmp_path)  # nothing of a path that is there: runs of models are meant
+    assert list_runs(Path("missing")) == "there are no runs below models"
     assert list_runs(tmp_path / "missing") == f"the runs below {tmp_path}: {folder.path}"
     monkeypatch.setattr(run_search, "SEARCH_SECONDS", -1.0)
     assert list_runs(tmp_path, tmp_path) == f"there are no runs below {tmp_path}"
