@@ -52,9 +52,13 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
 
 
 class KindLine(NamedTuple):
-    """One line of a figure of several groups: its style there, and whether it is perturbed."""
+    """One line of a figure of several groups: its style there, and whether it is perturbed.
+
+    mode_line: the line of its way to train, where dashes do not tell what is perturbed.
+    """
 
     style: Style
+    mode_line: str
     name: LineName
     line: Line
     perturbed: bool
@@ -88,7 +92,7 @@ def loss_plot(name: str, groups: list[Group], view: View) -> Plot:
     panels = []
     for perturbed in (False, True):
         curves = [
-            Curve(one.style._replace(line="-"), [rows], nc1.field, against="loss")
+            Curve(one.style._replace(line=one.mode_line), [rows], nc1.field, against="loss")
             for one in kind_lines(groups, view)
             if one.perturbed == perturbed
             for rows in one.line
@@ -122,7 +126,7 @@ def kind_lines(groups: list[Group], view: View) -> list[KindLine]:
             if name.split != "train":
                 label, line_of_test = f"{own.label}, {name.split}", "-." if perturbed else ":"
                 own = own._replace(label=label, line=line_of_test, size=own.size + 2, fill="none")
-            lines.append(KindLine(own, name, line, perturbed))
+            lines.append(KindLine(own, style.line, name, line, perturbed))
     return lines
 
 

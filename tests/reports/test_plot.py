@@ -677,6 +677,8 @@ class TestPerturbed:
         assert told == [*names, "clean", "perturbed", drawing.BAND]
         # At the loss of the same images, a line per run in the order of its epochs.
         assert [panel.head for panel, _ in by_loss.panels] == ["clean", "perturbed"]
+        lines = [[curve.style.line for curve in curves] for _, curves in by_loss.panels]
+        assert lines == [["-", "-", "-", "--"]] * 2  # as the legend shows frozen batch norm
         for curve, share in zip(by_loss.panels[1][1][1:], (0.5, 0.4, 0.2), strict=True):
             x, mean, _ = curve.points()
             np.testing.assert_allclose(x, [share, share / 2, share / 4])
