@@ -224,7 +224,7 @@ def check_sweep(parser: Parser, args: argparse.Namespace) -> None:
     args.epsilons = (args.epsilon,) if args.epsilons is None else _parse_radii(parser, args)
     args.simplex = _corners(parser, args.simplex)
     if not asked_tasks(args):
-        flags = [f"--{flag.replace('_', '-')}" for task in TASKS for flag in task.flags]
+        flags = [flag_name(flag) for task in TASKS for flag in task.flags]
         parser.error(f"nothing to measure: give {', '.join(flags[:-1])} or {flags[-1]}")
     if args.autoattack and not find_autoattack():
         parser.error("--autoattack needs a package: pip install torchattacks, or autoattack")

@@ -342,7 +342,7 @@ def swept_with(folder: RunFolder, rows: list) -> dict[str, Any]:
 
     The last sweep, of which the file tells, may have been of others.
     """
-    arguments = read_json(folder.sweep_file) or {}
+    arguments = folder.arguments(folder.sweep_file)
     swept = [row for row in rows if row.swept and arguments]
     attacked = [row for row in swept if row.by_pgd and row.steps]
     noisy = [row for row in swept if row.noisy and not math.isnan(row.noise)]
