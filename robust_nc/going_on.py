@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc.comparing import other_run
-from robust_nc.data.datasets import DATASETS
 from robust_nc.flags import SHARED_FLAGS, TRAIN_FLAGS
 from robust_nc.results.files import read_json
 from robust_nc.results.records import TABLES
@@ -33,11 +32,9 @@ def flags_of_run(folder: Path) -> dict[str, Any]:
         value = told.get(flag.key)
         if value is None or flag.key in left_out:
             continue
-        if value not in flag.options.get("choices", (value,)):
+        if not flag.accepts(value):
             raise InputError(f"{file}: {flag.name} is {value!r}, which is not known here")
         flags[flag.key] = tuple(value) if isinstance(value, list) else value
-    if "dataset" in flags and flags["dataset"] not in DATASETS:
-        raise InputError(f"{file}: --dataset is {flags['dataset']!r}, which is not known here")
     try:
         on_gpu = select_device(flags.get("device", "auto")).type == "cuda"
     except ValueError:  # of another machine

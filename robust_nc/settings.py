@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Compared as they are in use, whether given as flags or not: args.json tells them so.
@@ -93,6 +94,22 @@ class Flag:
             return True
         other, values = self.only_with
         return settings.get(other) in values
+
+    def accepts(self, value: Any) -> bool:
+        """Whether what a JSON file tells of it could have come from a command line."""
+        if self.options.get("action") == "store_true":
+            return isinstance(value, bool)
+        if isinstance(value, str):  # which argparse reads as it does a command line
+            return value in self.options.get("choices", (value,))
+        if isinstance(value, list) and "nargs" in self.options:
+            return all(not isinstance(one, list) and self.accepts(one) for one in value)
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            parsed = self.options.get("type", str)(text)
+        except (argparse.ArgumentTypeError, ValueError):
+            return False
+        same_form = isinstance(value, list) == isinstance(parsed, tuple)
+        return same_form and not isinstance(parsed, (str, Path))
 
 
 def flag(

@@ -196,6 +196,43 @@ def test_a_sweep_by_the_folder_takes_over_what_names_and_measures_and_where_imag
     assert not trained.keys() & {"models_dir", "resume", "overwrite", "trades_bn"}
 
 
+@pytest.mark.parametrize(
+    "args",
+    (
+        ["--lr-milestones", "0.25,0.5", "--mean", "0.5", "--std", "0.5", "--seed", "7"],
+        ["--nesterov", "--limit-train", "50", "--checkpoint-epochs", "log", "--run-name", "1.5"],
+    ),
+)
+def test_every_flag_accepts_what_a_run_writes_of_it(args):
+    written = json.loads(json.dumps(vars(train.parse_args(args)), default=str))
+    refused = [flag.key for flag in TRAIN_FLAGS if not flag.accepts(written[flag.key])]
+    assert all(written[key] is None for key in refused)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    (
+        ("seed", [1]),
+        ("seed", 1.5),
+        ("epochs", True),
+        ("mean", [[0.5]]),
+        ("lr_milestones", 0.5),
+        ("lr_schedule", ["piecewise"]),
+        ("dataset", {"cifar": 1}),
+        ("data_dir", 5),
+        ("run_name", 5),
+        ("compile", "yes"),
+        ("precision", "fp8"),
+    ),
+)
+def test_a_run_of_a_damaged_file_is_refused_in_a_line_that_names_the_flag(key, value, tmp_path):
+    told = vars(train.parse_args([])) | {key: value}
+    (tmp_path / "args.json").write_text(json.dumps(told, default=str))
+    line = f"{tmp_path}/args.json: --{key.replace('_', '-')} is .* not known here"
+    with pytest.raises(InputError, match=line):
+        going_on.flags_of_run(tmp_path)
+
+
 def test_whether_there_is_a_run_is_no_matter_of_the_type_of_a_flag():
     parser = train_parser()
     assert parser.parse_args(["--resume", "no/such/run"]).resume == Path("no/such/run")

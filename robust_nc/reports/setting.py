@@ -81,9 +81,8 @@ def names_of_arguments(arguments: dict[str, Any], file: Path) -> tuple[Setting, 
             epsilon=float(arguments["epsilon"]),
             limit_train=arguments.get("limit_train"),
         )
-        if not all(
-            isinstance(name, str) for name in (setting.dataset, setting.model, setting.norm)
-        ):
+        texts = (*setting[:3], arguments.get("precision") or "", arguments.get("init") or "")
+        if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name that is no text")
         mode = mode_name(arguments["train_mode"], bn_of(arguments))
         return setting, mode, int(arguments["seed"])
