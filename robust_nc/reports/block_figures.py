@@ -18,7 +18,7 @@ from robust_nc.reports.groups import Group, Line, LineName, View, collect, commo
 from robust_nc.reports.panels import Curve, Panel, Plot, autoattack_curves, tell_left_out
 from robust_nc.reports.style import AUTOATTACK, HOLLOW, Style, input_style, split_style
 from robust_nc.results.layer_rows import LAYER_METRICS
-from robust_nc.results.records import CENTRE_INPUTS, AutoAttackRecord, CentreRecord
+from robust_nc.results.records import ADAPTIVE, CENTRE_INPUTS, AutoAttackRecord, CentreRecord
 from utils import logger
 
 T = TypeVar("T")
@@ -220,7 +220,7 @@ def centre_plot(name: str, measured: list[Centres]) -> Plot:
     means = [kind for kind in INPUTS if kind in kinds]
     panels = []
     for head, part in zip(heads, measured, strict=True):
-        panel = Panel("value", "nearest centre", "Test accuracy", "share", head=head)
+        panel = Panel("value", "nearest centre", "Test accuracy", head=head)
         panels.append((panel, bar_curves(part, means)))
     names = [*(f"{INPUTS[kind].label} means" for kind in means), "network"]
     epoch = epochs_in_words(measured)
@@ -251,7 +251,9 @@ def bar_curves(part: Centres, means: list[str]) -> list[Curve]:
                 key=lambda row: row.images,
             )
             bars = {means.index(row.means): bar_of(row, "ncc_accuracy") for row in rows}
-            line.append(bars | {len(means): bar_of(row, "network_accuracy") for row in rows})
+            if kind != ADAPTIVE:  # which is an attack on each of the others
+                bars |= {len(means): bar_of(row, "network_accuracy") for row in rows}
+            line.append(bars)
         if common(line):
             curves.append(Curve(input_style(kind), line, "value"))
     for curve in autoattack_curves(part.group)[:1]:

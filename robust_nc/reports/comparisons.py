@@ -18,13 +18,13 @@ from robust_nc.reports.style import (
     Style,
     mode_in_words,
     mode_style,
-    perturbed_style,
     split_style,
 )
 from robust_nc.results.metrics import METRICS
+from robust_nc.results.rows import SPLIT_LABELS
 from utils import logger
 
-LOSS_LABEL = "Cross-entropy of the same images"
+LOSS_LABEL = "Cross-entropy of the same images, falls to the right"
 
 
 def by_place(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -52,24 +52,29 @@ def mode_plots(groups: list[Group], view: View) -> list[Plot]:
 
 
 class KindLine(NamedTuple):
-    """One line of a figure of several groups: its style there, and whether it is perturbed.
-
-    mode_line: the line of its way to train, where dashes do not tell what is perturbed.
-    """
+    """One line of a figure of several groups: its style there, and whether it is perturbed."""
 
     style: Style
-    mode_line: str
     name: LineName
     line: Line
     perturbed: bool
 
 
 def collapse_plot(name: str, groups: list[Group], view: View) -> Plot:
-    """NC1 to NC4 of clean and perturbed images against epochs; the colour tells the group."""
+    """NC1 to NC4 against epochs: a row of panels for clean images, and one for perturbed ones."""
     lines = kind_lines(groups, view)
+    metrics = panels_of(METRICS.values(), "modes", view.panels)
     panels = [
-        (panel, [Curve(one.style, one.line, panel.field) for one in lines])
-        for panel in panels_of(METRICS.values(), "modes", view.panels)
+        (
+            panel._replace(head="perturbed" if perturbed else "clean"),
+            [
+                Curve(one.style, one.line, panel.field)
+                for one in lines
+                if one.perturbed == perturbed
+            ],
+        )
+        for perturbed in sorted({one.perturbed for one in lines})
+        for panel in metrics
     ]
     title = f"Neural collapse of {names_of(groups)}; {settings_in_words(groups)}"
     return Plot(
@@ -77,7 +82,8 @@ def collapse_plot(name: str, groups: list[Group], view: View) -> Plot:
         title,
         groups,
         panels,
-        legend=collapse_legend(groups, lines),
+        columns=len(metrics),
+        legend=legend_of_groups(groups, lines),
         notes=perturbed_notes(groups, view),
     )
 
@@ -87,13 +93,13 @@ def loss_plot(name: str, groups: list[Group], view: View) -> Plot:
 
     Whether a way to train collapses less, or only later, is seen at equal loss.
     """
-    nc1 = METRICS["nc1"]
+    nc1, lines = METRICS["nc1"], kind_lines(groups, view)
     panel = Panel(nc1.field, nc1.name, nc1.label, nc1.scale, nc1.meaning)
     panels = []
     for perturbed in (False, True):
         curves = [
-            Curve(one.style._replace(line=one.mode_line), [rows], nc1.field, against="loss")
-            for one in kind_lines(groups, view)
+            Curve(one.style, [rows], nc1.field, against="loss")
+            for one in lines
             if one.perturbed == perturbed
             for rows in one.line
         ]
@@ -105,7 +111,7 @@ def loss_plot(name: str, groups: list[Group], view: View) -> Plot:
         panels,
         x_label=LOSS_LABEL,
         x_falls=True,
-        legend=tuple(mode_styles(groups)),
+        legend=legend_of_groups(groups, lines),
         notes=("A line per run, in the order of its epochs", *perturbed_notes(groups, view)),
     )
 
@@ -119,25 +125,17 @@ def kind_lines(groups: list[Group], view: View) -> list[KindLine]:
             if name.input not in ("clean", *PERTURBED) or (name.split, name.input) in seen:
                 continue
             seen.add((name.split, name.input))
-            perturbed = name.input != "clean"
-            label = f"{style.label}: {INPUTS[name.input].label}"
-            own = style._replace(label=label, line="-", size=style.size - 1)
-            own = perturbed_style(own) if perturbed else own
-            if name.split != "train":
-                label, line_of_test = f"{own.label}, {name.split}", "-." if perturbed else ":"
-                own = own._replace(label=label, line=line_of_test, size=own.size + 2, fill="none")
-            lines.append(KindLine(own, style.line, name, line, perturbed))
+            own = split_style(style._replace(size=style.size - 1), name.split)
+            lines.append(KindLine(own, name, line, name.input != "clean"))
     return lines
 
 
-def collapse_legend(groups: list[Group], lines: list[KindLine]) -> tuple[Style, ...]:
-    """The groups by colour, and what the kinds of line are."""
-    kinds = {}
-    for one in lines:
-        images = "" if one.name.split == "train" else f", {one.name.split}"
-        label = ("perturbed" if one.perturbed else "clean") + images
-        kinds[label] = one.style._replace(label=label, color=ANY_MODE, marker="o")
-    return (*(style._replace(line="-") for style in mode_styles(groups)), *kinds.values())
+def legend_of_groups(groups: list[Group], lines: list[KindLine]) -> tuple[Style, ...]:
+    """The groups, and where test images are shown how these, and those of training, are."""
+    any_group = Style("images", ANY_MODE, "o")
+    splits = dict.fromkeys(line.name.split for line in lines)
+    named = [split_style(any_group, split)._replace(label=SPLIT_LABELS[split]) for split in splits]
+    return (*mode_styles(groups), *(named if splits.keys() - {"train"} else ()))
 
 
 def perturbed_notes(groups: list[Group], view: View) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def draw(plot: Plot | Picture) -> Figure:
     """A figure: rows of up to five panels with one legend below them, or a picture."""
     if isinstance(plot, Picture):
         return plot.paint(plot.epochs[-1])
-    columns = plot.columns or min(len(plot.panels), PANELS_PER_ROW)
+    columns = min(plot.columns or len(plot.panels), PANELS_PER_ROW)
     rows = math.ceil(len(plot.panels) / columns)
     drops = drops_of(plot)
     handles = legend_entries(plot, [LR_DROP] if drops else [])
@@ -274,7 +274,7 @@ def set_limits(ax: Axes, panel: Panel, low: float, high: float) -> None:
 def tick_log_axis(axis: Axis, low: float, high: float) -> None:
     """Labelled ticks, and between them the small ones that tell a logarithmic axis."""
     ticks = log_ticks(low, high)
-    powers = ticks[-1] >= 1000 * ticks[0]
+    powers = ticks[-1] > 1000 or ticks[0] < 0.001
     plain = StrMethodFormatter("{x:g}")
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(LogFormatterMathtext() if powers else plain)

@@ -113,7 +113,6 @@ LR_DROP = Style("learning-rate drop", "0.6", line=":")
 MORE_MARKERS = "^P*<>hX"
 MORE_COLORS = ("#CC6677", "#88CCEE", "#882255", "#DDCC77", "#6699CC", "0.3", "0.65")
 CLASS_COLORS = ("#0072B2", "#D55E00", "#009E73")  # of the three classes of a simplex
-PERTURBED_LINE = "--"  # where the colour tells the mode
 ANY_MODE = "0.35"  # in legends of kinds of lines, of whichever mode
 BAND_COLOR = "0.5"  # in legends, of the deviation over seeds
 DEVIATION = "black"  # on bars
@@ -173,8 +172,3 @@ def split_style(style: Style, split: str) -> Style:
         line="--" if style.line == "-" else ":",
         fill="none",
     )
-
-
-def perturbed_style(style: Style) -> Style:
-    """Perturbed images where the colour tells the mode: dashed, with hollow markers."""
-    return style._replace(line=PERTURBED_LINE, fill=HOLLOW, size=style.size + 0.5)

@@ -50,6 +50,7 @@ SIMPLEX_NOTE = (
     "coloured by their class; diamonds: their class means, arrows: from the clean class means to "
     "the perturbed ones"
 )
+TARGETS_NOTE = "Targeted images: those whose target, the next class, is one of the three"
 LEAPS_NOTE = (
     "Of the images of a class (row), the percentage that lies nearest to each clean training class "
     "mean (column) in the last layer"
@@ -153,9 +154,12 @@ def simplex_picture(name: str, rows: list[PictureRow], view: View) -> Picture:
         f"{after_epochs(groups, [row.last for row in rows])}: {names_of(groups)}; "
         f"{settings_in_words(groups)}; n = {count} {SPLIT_LABELS[view.splits[0]]} images"
     )
+    kinds = {p.input for row in rows for p in row.at(row.last) if p.image >= 0}
+    targets = (TARGETS_NOTE,) if any(INPUTS[kind].targeted for kind in kinds) else ()
     share = f"Mean share of a feature's norm outside the plane: {'; '.join(outside)}"
     epochs = sorted({epoch for row in rows for epoch in row.by_epoch})
-    return Picture(name, title, groups, partial(paint_simplex, rows), epochs, (SIMPLEX_NOTE, share))
+    notes = (SIMPLEX_NOTE, *targets, share)
+    return Picture(name, title, groups, partial(paint_simplex, rows), epochs, notes)
 
 
 def paint_simplex(rows: list[PictureRow], epoch: int, *, animated: bool = False) -> Figure:
@@ -193,7 +197,7 @@ def paint_simplex(rows: list[PictureRow], epoch: int, *, animated: bool = False)
     ]
     handles.append(Line2D([], [], color=TRIANGLE, linewidth=0.8, label="clean class means"))
     handles.append(
-        Line2D([], [], color=CLASS_MEANS, marker="D", ms=4, ls="none", label="means of these")
+        Line2D([], [], color=CLASS_MEANS, marker="D", ms=4, ls="none", label="means of the points")
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure

@@ -659,22 +659,23 @@ class TestPerturbed:
         place = "cifar_vgg11bn_l_inf_eps8.0"
         assert (by_epoch.name, by_loss.name) == (f"collapse_{place}", f"collapse_loss_{place}")
         measured = [panel.field for panel, _ in by_epoch.panels]
-        assert measured == ["nc1", "nc2_angle_activation", "nc3", "nc4"]
+        assert measured == ["nc1", "nc2_angle_activation", "nc3", "nc4"] * 2
+        assert [panel.head for panel, _ in by_epoch.panels] == ["clean"] * 4 + ["perturbed"] * 4
         assert by_epoch.title.startswith("Neural collapse of ST, AT and TRADES (frozen BN); cifar")
         assert "seed 1 (ST, TRADES (frozen BN)), seeds 1, 2 (AT)" in by_epoch.title
         words = "Perturbed images: PGD (ST); training-time adversarial (AT, TRADES"
         assert words in by_epoch.notes[0]
         for _, curves in by_epoch.panels:
-            assert [(c.style.line, c.style.fill) for c in curves] == [
-                ("-", None),
-                ("--", "white"),
-            ] * 3
-            colours = [curve.style.color for curve in curves]
-            assert colours[::2] == colours[1::2] and len(set(colours)) == 3
+            assert [c.style.line for c in curves] == ["-", "-", "--"]  # frozen
+            assert [c.style.label for c in curves] == ["ST", "AT", "TRADES (frozen BN)"]
+            assert len({curve.style.color for curve in curves}) == 3
+        assert {c.line[0][0].input for _, curves in by_epoch.panels[:4] for c in curves} == {
+            "clean"
+        }
         names = ["ST", "AT", "TRADES (frozen BN)"]
         [legend] = plot.draw(by_epoch).legends
         told = [text.get_text() for text in legend.get_texts()]
-        assert told == [*names, "clean", "perturbed", drawing.BAND]
+        assert told == [*names, drawing.BAND]
         # At the loss of the same images, a line per run in the order of its epochs.
         assert [panel.head for panel, _ in by_loss.panels] == ["clean", "perturbed"]
         lines = [[curve.style.line for curve in curves] for _, curves in by_loss.panels]
@@ -694,7 +695,7 @@ class TestPerturbed:
         paths = [make_run(value=0.01), make_run(mode="pgd_train", value=50.0)]
         plots = [p for p in figures.all_plots(groups_of(*paths), View()) if p.over_epochs]
         shown = [panel for p in plots for panel, _ in p.panels if panel.field == "nc1"]
-        assert len(shown) == 3 and len({panel.limits for panel in shown}) == 1
+        assert len(shown) == 4 and len({panel.limits for panel in shown}) == 1
         low, high = shown[0].limits
         assert low < 0.01 and high > 50
 
@@ -1108,9 +1109,11 @@ class TestCentres:
         assert list(figure.x_names.values()) == ["clean means", "PGD means", "network"]
         assert labels(figure) == ["clean", "PGD", "attack on this classifier"]
         for curve in curves:
-            np.testing.assert_allclose(curve.points()[:2], ([0, 1, 2], [0.4, 0.4, 0.1]))
+            places = slice(2 if "attack" in curve.style.label else 3)  # is PGD of the network
+            expected = ([0, 1, 2][places], [0.4, 0.4, 0.1][places])
+            np.testing.assert_allclose(curve.points()[:2], expected)
         bars = drawing.draw(figure).axes[0].patches
-        assert len(bars) == 9 and len({bar.get_facecolor() for bar in bars}) == 3
+        assert len(bars) == 8 and len({bar.get_facecolor() for bar in bars}) == 3
 
     def test_each_way_to_train_has_a_panel(self, here):
         paths = [self.run(), make_run(mode="pgd_train")]
@@ -1483,7 +1486,8 @@ class TestSimplex:
             np.testing.assert_allclose(triangle.get_xy()[:3, 0], [0, -0.5, 0.5])
         assert picture.title.startswith("The simplex of classes 0, 1, 2 after epoch 2: ST and AT")
         assert picture.title.endswith("n = 12 training images")
-        assert "ST: clean 25%, PGD 25%, targeted 25%; AT: " in picture.notes[1]
+        assert "ST: clean 25%, PGD 25%, targeted 25%; AT: " in picture.notes[-1]
+        assert picture.notes[1].startswith("Targeted images: those whose target")
 
     def test_arrows_lead_from_clean_to_perturbed_class_means(self, here):
         [picture] = vertex_figures.simplex_pictures(groups_of(simplex_run()), View())
@@ -1614,30 +1618,30 @@ class TestCompare:
         }
         assert "drawn apart" not in output
         figure = comparisons.collapse_plot("compare", figures.in_order(groups_of(*paths)), View())
-        assert [style.label for style in figure.legend[:-2]] == [
+        assert [style.label for style in figure.legend] == [
             "ST, weight decay 0.0005",
             "ST, weight decay 0.001",
             "AT, weight decay 0.0005",
         ]
         assert len(figure.panels[0][1][0].line) == 2  # seeds are averaged
-        assert len({style.color for style in figure.legend[:-2]}) == 3
+        assert len({style.color for style in figure.legend}) == 3
 
     def test_settings_are_told_apart_by_what_they_are(self, here):
         groups = groups_of(make_run(), make_run(epsilon=4.0))
         plot = comparisons.collapse_plot("compare", groups, View())
-        labels = [style.label for style in plot.legend[:-2]]
+        labels = [style.label for style in plot.legend]
         assert labels == ["ST, epsilon 8", "ST, epsilon 4"]
         told = [{"dataset": "cifar", "model": "vgg11bn", "norm": "l_inf"}, {"norm": "l_2"}]
         groups = groups_of(*(make_run(models=f["norm"], flags=f) for f in told))
         plot = comparisons.collapse_plot("compare", groups, View())
-        labels = [style.label for style in plot.legend[:-2]]
+        labels = [style.label for style in plot.legend]
         assert labels == ["ST, l_inf", "ST, l_2"]
         # What follows from the data set is not told beside it.
         images = {"A": [0.1], "B": [0.2]}
         told = [{"dataset": "folder", "data_name": n, "mean": m} for n, m in images.items()]
         groups = groups_of(*(make_run(models=f["data_name"], flags=f) for f in told))
         plot = comparisons.collapse_plot("compare", groups, View())
-        assert [style.label for style in plot.legend[:-2]] == ["ST, A", "ST, B"]
+        assert [style.label for style in plot.legend] == ["ST, A", "ST, B"]
 
     def test_a_legend_is_no_wider_than_the_figure(self, here):
         runs = [make_run(models=name, flags={"data_name": name * 75}) for name in ("an", "on")]
