@@ -16,6 +16,8 @@ MEANS_AGREE = "<= 0.001"
 DESTROYED = {"nc1": ">= 10", "nc2_angle_activation": ">= 2", "nc3": ">= 2"}
 # Claim 3: a metric of targeted images over the clean one.
 KEPT = {"nc1": "<= 10", "nc2_norm_activation": "<= 2", "nc3": "<= 2"}
+# Claim 2: how far perturbed images are from the vertex that they leap to, over clean ones.
+AS_NEAR = "<= 2"
 # Claims 4 and 6: the angle of AT's class means under PGD to the clean ones, in radians.
 ALIGNED = "<= 0.2"
 # Claim 5: NC1 over that of another way to train.
@@ -25,10 +27,12 @@ AS_ROBUST = ">= -0.05"
 # Claim 6: centre accuracy of early blocks under attack over the clean one.
 EARLY_KEPT = ">= 0.5"
 
-# Preconditions. All claims: the training accuracy from which on a network fits its images.
+# Preconditions. All claims: the training accuracy from which on a network fits its images, and of
+# how many of its last epochs one has to reach it.
 FITTED = 0.999
-# Claims 1 and 4: how many epochs are measured after the first that fits.
-GOES_ON = ">= 1"
+LAST_EPOCHS = 5
+# Claims 1 and 4: epochs between the measurement before the first fit and it, over those after it.
+FIT_IS_KNOWN = "<= 0.25"
 # Claims 2, 4 and 6: ST's accuracy under PGD over the clean one.
 PGD_SUCCEEDS = "<= 0.5"
 # Claim 3: the success of the targeted attack on ST.

@@ -107,20 +107,24 @@ class Finding:
         return self.kind + (f" ({self.met} of {len(self.testable)} seeds)" if some else "")
 
     @property
-    def failed(self) -> str:
-        """The preconditions that do not hold, with the mean of their values; where some seeds are
-        testable, of which seeds that is.
+    def reasons(self) -> list[str]:
+        """The preconditions that do not hold, with the mean of their values over the seeds for
+        which they do not; and where these are not all, which they are.
         """
-        values: dict[Precondition, list[float]] = {}
-        for outcome in self.outcomes.values():
+        values: dict[Precondition, dict[int, float]] = {}
+        for seed, outcome in self.outcomes.items():
             for precondition, value in outcome.failed:
-                values.setdefault(precondition, []).append(value)
-        seeds = [seed for seed, outcome in self.outcomes.items() if outcome.failed]
-        where = f"{seeds_in_words(seeds)}: " if seeds and self.testable else ""
-        return where + "; ".join(
-            f"{need.text} {mean_and_std(of_need)[0]:.4g}, needs {need.bound}"
+                values.setdefault(precondition, {})[seed] = value
+        return [
+            (f"{seeds_in_words(of_need)}: " if len(of_need) < len(self.outcomes) else "")
+            + f"{need.text} {mean_and_std(list(of_need.values()))[0]:.4g}, needs {need.bound}"
             for need, of_need in values.items()
-        )
+        ]
+
+    @property
+    def failed(self) -> str:
+        """The reasons in one line."""
+        return "; ".join(self.reasons)
 
 
 def judge(runs: list[Run], claims: Iterable[int] = CLAIMS) -> list[Finding]:

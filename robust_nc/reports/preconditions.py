@@ -2,7 +2,7 @@
 
 from robust_nc.reports import bounds
 from robust_nc.reports.criterion import Precondition
-from robust_nc.reports.readings import AT, ST, epochs_after_fit, last, margin, ratio
+from robust_nc.reports.readings import AT, ST, gap_before_fit, last, late_accuracy, margin, ratio
 from robust_nc.results.rows import SPLIT_LABELS
 from robust_nc.training.modes import MODES
 
@@ -16,23 +16,24 @@ NAMES = {
 # Shares of a run's own radius: of 8/255 these are 2/255 and 4/255.
 RADII = {0.25: "a quarter of epsilon", 0.5: "half of epsilon"}
 ADVERSARIAL = "training-time adversarial images"
+BEST = f"best of the last {bounds.LAST_EPOCHS} epochs"
 
 
 def fits(mode: str) -> Precondition:
     """The network fits its clean training images."""
     return Precondition(
-        f"{MODES[mode].label}: training accuracy",
-        last(mode, "clean", "accuracy"),
+        f"{MODES[mode].label}: training accuracy, {BEST}",
+        late_accuracy(mode),
         f">= {bounds.FITTED}",
     )
 
 
-def goes_on_after_fit(mode: str) -> Precondition:
-    """A later epoch was measured than the first one at which the training images are fitted."""
+def fit_is_known(mode: str) -> Precondition:
+    """It was measured when the training images are fitted, and the run goes on after it."""
     return Precondition(
-        f"{MODES[mode].label}: epochs measured after the first fit",
-        epochs_after_fit(mode),
-        bounds.GOES_ON,
+        f"{MODES[mode].label}: epochs not measured before the first fit, over those after it",
+        gap_before_fit(mode),
+        bounds.FIT_IS_KNOWN,
     )
 
 

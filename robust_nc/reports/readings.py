@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from robust_nc.reports.bounds import FITTED
+from robust_nc.data.inputs import INPUTS
+from robust_nc.reports.bounds import FITTED, LAST_EPOCHS
 from robust_nc.reports.runs import Run
 from robust_nc.results.records import ADAPTIVE, measured_alike
 from robust_nc.training.modes import MODES
@@ -71,7 +73,7 @@ Value = Reading | Formula
 
 def last(mode: str, input: str, metric: str, split: str = "train") -> Reading:
     """A metric after the last epoch, of the run of a mode on a kind of input."""
-    return Reading(mode, lambda run: run.of_epoch(run.last_epoch, input, split), metric)
+    return Reading(mode, lambda run: run.of_epoch(run.last_epoch, input, split, metric), metric)
 
 
 def after(epoch: int, mode: str, input: str, metric: str) -> Reading:
@@ -126,6 +128,33 @@ def early_advantage(mode: str, split: str) -> Formula:
         early_blocks(mode, "pgd", "centre_accuracy", split),
         last_block(mode, "pgd", "centre_accuracy", split),
     )
+
+
+def leapt_to_target(mode: str) -> Formula:
+    """The share of targeted training images nearest to the clean class mean of their target, less
+    the share nearest to that of their own class; of leaps.csv, else of the last block.
+    """
+    by_block = less(
+        last_block(mode, "targeted", "target_centre_accuracy"),
+        last_block(mode, "targeted", "centre_accuracy"),
+    )
+
+    def compute(run: Run) -> float:
+        key = (run.last_epoch, "train", "targeted")
+        rows = [
+            row for row in run.at_own_epsilon(run.leaps) if (row.epoch, row.split, row.input) == key
+        ]
+        if not rows:
+            return by_block.compute(run, run)
+        classes = 1 + max(row.true_class for row in rows)
+        true, nearest, counts = (
+            torch.tensor([getattr(row, field) for row in rows])
+            for field in ("true_class", "nearest_class", "count")
+        )
+        at_target = counts[nearest == INPUTS["targeted"].labels(true, classes)].sum()
+        return int(at_target - counts[nearest == true].sum()) / int(counts.sum())
+
+    return Formula((mode,), compute)
 
 
 def centre_robustness(mode: str, share: float = 1.0) -> Reading:
@@ -188,13 +217,48 @@ def fitted_epochs(run: Run) -> list[int]:
     return [e for e, a in run.series("clean", "accuracy").items() if a >= FITTED]
 
 
-def epochs_after_fit(mode: str) -> Formula:
-    """How many epochs were measured after the first that fits; NaN where none does."""
+def late_accuracy(mode: str) -> Formula:
+    """The best accuracy on clean training images of the last LAST_EPOCHS epochs, NaN of none.
+
+    The last one alone is the matter of an image or two.
+    """
+
+    def compute(run: Run) -> float:
+        series = run.series("clean", "accuracy")
+        late = [a for epoch, a in series.items() if epoch > run.last_epoch - LAST_EPOCHS]
+        return max(late, default=math.nan)
+
+    return Formula((mode,), compute)
+
+
+def gap_before_fit(mode: str) -> Formula:
+    """Epochs between the measurement before the first that fits and it, over the epochs after it.
+
+    The network has fitted its images somewhere between the two. NaN where no epoch fits.
+    """
 
     def compute(run: Run) -> float:
         fitted = fitted_epochs(run)
-        later = [e for e in run.series("clean", "accuracy") if fitted and e > fitted[0]]
-        return len(later) if fitted else math.nan
+        if not fitted:
+            return math.nan
+        before = [epoch for epoch in run.series("clean", "accuracy") if epoch < fitted[0]]
+        gap, after = fitted[0] - max(before, default=-1), run.last_epoch - fitted[0]
+        return gap / after if after else math.inf
+
+    return Formula((mode,), compute)
+
+
+def late_accuracy_or_one(mode: str, bound: str) -> Formula:
+    """`late_accuracy`, or 1 where NC1 of clean images has fallen beyond a bound already.
+
+    That decides, for NC1 falls on until the images are fitted.
+    """
+    accuracy, nc1 = late_accuracy(mode), fall(mode, "clean", "nc1")
+
+    def compute(run: Run) -> float:
+        fallen = nc1.compute(run, run)
+        decided = not math.isnan(fallen) and fallen > float(bound.split()[1])
+        return 1.0 if decided else accuracy.compute(run)
 
     return Formula((mode,), compute)
 

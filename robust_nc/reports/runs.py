@@ -120,11 +120,18 @@ class Run:
             raise InputError(f"{self.folder.args_file} does not tell epochs")
         return self.arguments["epochs"] - 1
 
-    def of_epoch(self, epoch: int, input: str, split: str = "train") -> list[Record]:
-        """The row of one kind of input after an epoch, at the run's own epsilon; [] of none."""
+    def of_epoch(
+        self, epoch: int, input: str, split: str = "train", metric: str = ""
+    ) -> list[Record]:
+        """The row of one kind of input after an epoch, at the run's own epsilon; [] of none.
+
+        metric: a field that the row is to tell: what train.py measures a sweep measures too, but
+            not the other way round.
+        """
         key = (epoch, input, split)
         rows = [row for row in self.own_records if (row.epoch, row.input, row.split) == key]
-        return rows[-1:]
+        telling = [row for row in rows if metric and not math.isnan(getattr(row, metric))]
+        return (telling or rows)[-1:]
 
     def series(self, input: str, metric: str, split: str = "train") -> dict[int, float]:
         """Epoch -> a metric of one kind of input."""

@@ -4,6 +4,7 @@ A matrix, claims by settings, and for each claim a table of its main criteria by
 value and a mark in one cell. All criteria, seed by seed, are in claims.md and claims.csv.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from robust_nc.reports.claims import (
@@ -14,7 +15,7 @@ from robust_nc.reports.claims import (
     NOT_TESTABLE,
     Finding,
 )
-from robust_nc.reports.report import setting_in_words, value_in_words
+from robust_nc.reports.report import value_in_words
 from robust_nc.reports.runs import Run
 from robust_nc.reports.setting import Setting
 from robust_nc.results.tables import markdown
@@ -23,44 +24,71 @@ from robust_nc.training.modes import MODES
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_TESTABLE: "○"}
 LEGEND = (
     "✓ holds, ✗ does not hold, ○ not testable since a precondition fails, - not measured; "
-    "mean ± deviation over the seeds.\n"
+    "mean ± deviation over the seeds"
 )
 
 
 def verdicts_in_words(findings: list[Finding], runs: list[Run]) -> str:
     """The matrix, and a heading and tables for each claim."""
-    parts = [matrix(findings, runs), LEGEND]
+    settings = list(dict.fromkeys(finding.setting for finding in findings))
+    names = short_names(settings)
+    usual = usual_place(settings)
+    where = f"{usual.model}, {usual.norm}, epsilon {usual.epsilon:g} where nothing else is said"
+    parts = [matrix(findings, runs, names), f"{LEGEND}; {where}.\n"]
     for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
         of_claim = [finding for finding in findings if finding.criterion.claim == claim]
         controls = [finding for finding in of_claim if finding.criterion.control]
         others = [finding for finding in of_claim if not finding.criterion.control]
-        tables = [pivot(part) for part in (others, controls) if any(f.outcomes for f in part)]
+        tables = [
+            pivot(part, names) for part in (others, controls) if any(f.outcomes for f in part)
+        ]
         parts.append(f"## Claim {claim}: {CLAIMS[claim]}\n\n" + "\n".join(tables or ["Not run.\n"]))
     return "\n".join(parts)
 
 
-def matrix(findings: list[Finding], runs: list[Run]) -> str:
+def matrix(findings: list[Finding], runs: list[Run], names: dict[Setting, str]) -> str:
     """Markdown: a line for each claim, or part of one, and a column for each setting."""
     cells: dict[tuple[int, str], dict[Setting, list[Finding]]] = {}
     for finding in findings:
         row = finding.criterion.claim, finding.criterion.part
         cells.setdefault(row, {}).setdefault(finding.setting, []).append(finding)
-    settings = list(dict.fromkeys(finding.setting for finding in findings))
-    heads = ("claim", *(f"{told_apart(s, settings)} ({seeds_by_mode(s, runs)})" for s in settings))
+    heads = ("claim", *names.values())
     rows = [
-        (
-            f"{claim}. {part or CLAIMS[claim]}",
-            *(summed_up(of_row.get(setting, [])) for setting in settings),
-        )
-        for (claim, part), of_row in cells.items()
+        ("seeds", *(seeds_by_mode(setting, runs) for setting in names)),
+        *(
+            (
+                f"{claim}. {part or CLAIMS[claim]}",
+                *(summed_up(of_row.get(setting, [])) for setting in names),
+            )
+            for (claim, part), of_row in cells.items()
+        ),
     ]
     return markdown(heads, rows, heads)
 
 
-def told_apart(setting: Setting, settings: list[Setting]) -> str:
-    """A setting in words, with the number of training images where others have the same words."""
-    alike = sum(str(other) == str(setting) for other in settings) > 1
-    return f"{setting}, {setting.limit_train or 'all'} images" if alike else str(setting)
+def short_names(settings: list[Setting]) -> dict[Setting, str]:
+    """The settings, each by its data set and by what it has not in common with most of them."""
+    usual = usual_place(settings)
+    names = {}
+    for setting in settings:
+        parts = [setting.dataset]
+        if setting.model != usual.model:
+            parts.append(setting.model)
+        if (setting.norm, setting.epsilon) != (usual.norm, usual.epsilon):
+            parts.append(f"{setting.norm}, epsilon {setting.epsilon:g}")
+        names[setting] = ", ".join(parts)
+    return {
+        setting: name
+        + (f", {setting.limit_train or 'all'} images" if [*names.values()].count(name) > 1 else "")
+        for setting, name in names.items()
+    }
+
+
+def usual_place(settings: list[Setting]) -> Setting:
+    """The first of the settings whose network, norm and radius most of them have."""
+    places = Counter((s.model, s.norm, s.epsilon) for s in settings)
+    [(usual, _)] = places.most_common(1)
+    return next(s for s in settings if (s.model, s.norm, s.epsilon) == usual)
 
 
 def seeds_by_mode(setting: Setting, runs: list[Run]) -> str:
@@ -70,7 +98,7 @@ def seeds_by_mode(setting: Setting, runs: list[Run]) -> str:
         for mode in MODES
     }
     counts = [f"{MODES[mode].label} {len(those)}" for mode, those in seeds.items() if those]
-    return f"seeds: {', '.join(counts)}"
+    return ", ".join(counts)
 
 
 def summed_up(findings: Iterable[Finding]) -> str:
@@ -86,7 +114,7 @@ def summed_up(findings: Iterable[Finding]) -> str:
     )
 
 
-def pivot(findings: list[Finding]) -> str:
+def pivot(findings: list[Finding], names: dict[Setting, str]) -> str:
     """Markdown: the main criteria of a claim by what they were tried on, and why some cannot be."""
     columns: dict[tuple[str, Setting, str], dict[str, Finding]] = {}
     rows: dict[str, str] = {}
@@ -94,24 +122,24 @@ def pivot(findings: list[Finding]) -> str:
         criterion = finding.criterion
         if criterion.main:
             rows[criterion.name] = f"{criterion.name} ({criterion.bound})"
-            place = criterion.part, finding.setting, finding.differs
-            columns.setdefault(place, {})[criterion.name] = finding
+        place = criterion.part, finding.setting, finding.differs
+        columns.setdefault(place, {})[criterion.name] = finding
     columns = {
         place: of_column
         for place, of_column in columns.items()
         if any(finding.outcomes for finding in of_column.values())
     }
     heads = [
-        ", ".join(filter(None, (part, setting_in_words(setting, differs))))
+        ", ".join(filter(None, (part, names[setting], differs)))
         for part, setting, differs in columns
     ]
     lines = [
         (words, *(value_and_mark(of_column.get(name)) for of_column in columns.values()))
         for name, words in rows.items()
     ]
-    reasons = [why_not_testable(of_column.values()) for of_column in columns.values()]
-    if any(reasons):
-        lines.append(("not testable because", *(reason or "-" for reason in reasons)))
+    remarks = [remarks_on(of_column.values()) for of_column in columns.values()]
+    if any(remarks):
+        lines.append(("remarks", *(remark or "-" for remark in remarks)))
     return markdown(("criterion", *heads), lines, heads)
 
 
@@ -126,7 +154,14 @@ def value_and_mark(finding: Finding | None) -> str:
     return f"{value_in_words(finding, '.3g', '.2g')} {MARKS[finding.kind]}{some}"
 
 
-def why_not_testable(findings: Iterable[Finding]) -> str:
-    """The preconditions that fail, each once."""
-    reasons = (finding.failed.split("; ") for finding in findings if finding.failed)
-    return "; ".join(dict.fromkeys(reason for of_one in reasons for reason in of_one))
+def remarks_on(findings: Iterable[Finding]) -> str:
+    """Why some are not testable, and which fail that are not in the table."""
+    reasons = dict.fromkeys(reason for finding in findings for reason in finding.reasons)
+    others = [
+        f"{finding.criterion.name} ({finding.criterion.bound}) {value_and_mark(finding)}"
+        for finding in findings
+        if finding.kind == FAILS and not finding.criterion.main
+    ]
+    remarks = [f"○ because of {'; '.join(reasons)}"] if reasons else []
+    remarks += [f"also: {'; '.join(others)}"] if others else []
+    return ". ".join(remarks)

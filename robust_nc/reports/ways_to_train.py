@@ -10,6 +10,7 @@ from robust_nc.reports.bounds import (
 from robust_nc.reports.criterion import Criterion, Precondition
 from robust_nc.reports.preconditions import (
     ADVERSARIAL,
+    BEST,
     RADII,
     at_is_robust,
     fits,
@@ -20,6 +21,7 @@ from robust_nc.reports.readings import (
     fall,
     gap_of_losses,
     last,
+    late_accuracy_or_one,
     less,
     loss_over_chance,
     nc1_at_equal_loss,
@@ -113,10 +115,19 @@ def against_at(mode: str) -> list[Criterion]:
             f"{part}: NC1 of clean training images fell less than tenfold",
             fall(mode, "clean", "nc1"),
             FELL_LITTLE,
-            (fits(mode),),
+            (fitted_or_fallen(mode),),
             part=part,
         ),
     ]
+
+
+def fitted_or_fallen(mode: str) -> Precondition:
+    """The network fits its images, or NC1 has fallen further already, which decides."""
+    return Precondition(
+        f"{MODES[mode].label}: training accuracy, {BEST}",
+        late_accuracy_or_one(mode, FELL_LITTLE),
+        fits(mode).bound,
+    )
 
 
 def control(name: str, mode: str, other: str) -> list[Criterion]:
