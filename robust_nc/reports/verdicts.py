@@ -158,7 +158,7 @@ def remarks_on(findings: Iterable[Finding]) -> str:
     """Why some are not testable, and which fail that are not in the table."""
     reasons = dict.fromkeys(reason for finding in findings for reason in finding.reasons)
     others = [
-        f"{finding.criterion.name} ({finding.criterion.bound}) {value_and_mark(finding)}"
+        f"{finding.criterion.name} {finding.mean:.3g} {MARKS[FAILS]}"
         for finding in findings
         if finding.kind == FAILS and not finding.criterion.main
     ]
