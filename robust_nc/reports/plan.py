@@ -37,6 +37,7 @@ class Experiment:
 
     deep: whether blocks, nearest centres and other radii are measured after the last epoch.
     dataset: another one than the scale's.
+    epochs: of a small run, where it needs others than its way to train does.
     """
 
     mode: str
@@ -45,6 +46,7 @@ class Experiment:
     seeds: int = 1
     deep: bool = True
     dataset: str | None = None
+    epochs: int | None = None
 
 
 # The claims that a way to train is evidence for.
@@ -67,7 +69,7 @@ SMALL = (
     Experiment(ST_FROZEN, seeds=2),
     Experiment(AT_FROZEN, seeds=2),
     Experiment(MART),
-    Experiment(ST, model="PreActResNet18"),
+    Experiment(ST, model="PreActResNet18", epochs=60),
     Experiment(AT, model="PreActResNet18"),
     Experiment(ST, norm="l_2"),
     Experiment(AT, norm="l_2"),
@@ -216,9 +218,12 @@ def training_of(args: argparse.Namespace, experiment: Experiment, dataset: str) 
     else:
         small = DIGITS_ST if dataset == "digits" else SMALL_ST
         training = small | {"checkpoint_epochs": "log"}
+    if experiment.epochs and args.scale == "small" and dataset != "digits":
+        training["epochs"] = experiment.epochs
     if args.epochs:
         training["epochs"] = args.epochs
-    return training | {"neural_collapse": adversary}
+    # Small runs are swept at few epochs, and would not tell when their images are fitted.
+    return training | {"neural_collapse": adversary or args.scale == "small"}
 
 
 def sweeps_of(
@@ -295,7 +300,11 @@ def training_passes(planned: Planned) -> float:
     """Passes of one image, forward and backward, that the training of a run makes."""
     train_images, test_images = images_of(planned)
     adversary = MODES[planned.experiment.mode].adversary
-    step = 1 + ATTACKED + 3 * FORWARD if adversary else 1
+    step = (
+        1 + ATTACKED + 3 * FORWARD
+        if adversary
+        else 1 + FORWARD * planned.training["neural_collapse"]
+    )
     return planned.training["epochs"] * (train_images * step + test_images * FORWARD)
 
 

@@ -375,6 +375,22 @@ def test_all_small_runs_of_adversarial_training_have_one_recipe(given, expected)
         assert (settings.lr_max, settings.lr_schedule) == (0.05, "cosine")
 
 
+@pytest.mark.parametrize(
+    ("flags", "epochs"),
+    (
+        ("--scale small --data-dir .", {"vgg11bn": 40, "PreActResNet18": 60}),
+        ("--scale small", {"vgg11bn": 10, "PreActResNet18": 10}),  # on digits
+        ("--scale small --data-dir . --epochs 3", {"vgg11bn": 3, "PreActResNet18": 3}),
+        ("--scale full", {"vgg11bn": 400, "PreActResNet18": 400}),
+    ),
+)
+def test_standard_training_lasts_until_it_fits_and_small_runs_tell_when(flags, epochs):
+    planned = plan.plan(reproduce.parse_args(flags.split()), None)
+    standard = [one for one in planned if one.experiment.mode == ST]
+    assert {one.experiment.model: one.training["epochs"] for one in standard} == epochs
+    assert {one.training["neural_collapse"] for one in standard} == {"small" in flags}
+
+
 @pytest.mark.parametrize("flags", ("small", "full", "small --epochs 3"))
 def test_frozen_adversarial_training_starts_from_a_checkpoint_that_was_made_before(flags):
     planned = plan.plan(reproduce.parse_args(f"--scale {flags}".split()), None)
