@@ -31,7 +31,7 @@ def fits(mode: str) -> Precondition:
 def fit_is_known(mode: str) -> Precondition:
     """It was measured when the training images are fitted, and the run goes on after it."""
     return Precondition(
-        f"{MODES[mode].label}: epochs not measured before the first fit, over those after it",
+        f"{MODES[mode].label}: epochs among which the first fit lies, over those after it",
         gap_before_fit(mode),
         bounds.FIT_IS_KNOWN,
     )

@@ -163,5 +163,5 @@ def remarks_on(findings: Iterable[Finding]) -> str:
         if finding.kind == FAILS and not finding.criterion.main
     ]
     remarks = [f"○ because of {'; '.join(reasons)}"] if reasons else []
-    remarks += [f"also: {'; '.join(others)}"] if others else []
+    remarks += [f"does not hold either: {'; '.join(others)}"] if others else []
     return ". ".join(remarks)

@@ -294,7 +294,7 @@ def test_the_terminal_phase_begins_where_the_images_are_fitted(judged):
     late = values["clean"] | {"accuracy": (0.3, 0.998, 1.0)}
     found = judged({ST: (values | {"clean": late}, *others)})
     assert found[text].kind == NOT_TESTABLE  # it has just begun
-    unknown = "ST: epochs not measured before the first fit, over those after it"
+    unknown = "ST: epochs among which the first fit lies, over those after it"
     assert found[text].failed == f"{unknown} inf, needs <= 0.2"
     assert (found[text].end, found[text].random) == (1.0, pytest.approx(35.857, abs=1e-3))
     row = finding_row(found[text])
