@@ -21,7 +21,8 @@ def flags_of_run(folder: Path) -> dict[str, Any]:
         InputError: it is damaged, or of a version that knows other values.
     """
     file = folder / "args.json"
-    told = with_former_values(read_json(file) or {}, TRAIN_FLAGS)
+    written = read_json(file) or {}
+    told = with_former_values(written, TRAIN_FLAGS)
     left_out = keys_that(TRAIN_FLAGS, Means.START)
     if told.get("no_normalisation"):
         left_out |= {*STATISTICS}
@@ -32,7 +33,7 @@ def flags_of_run(folder: Path) -> dict[str, Any]:
         value = told.get(flag.key)
         if value is None or flag.key in left_out:
             continue
-        if not flag.accepts(value):
+        if flag.key in written and not flag.accepts(value):
             raise InputError(f"{file}: {flag.name} is {value!r}, which is not known here")
         flags[flag.key] = tuple(value) if isinstance(value, list) else value
     try:
