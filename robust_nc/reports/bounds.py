@@ -43,3 +43,9 @@ AT_IS_ROBUST = ">= 0.05"
 LOW_LOSS = "<= 0.1"
 # Claim 5: how far two losses that are to be equal are apart, as a share of the larger one.
 EQUAL_LOSS = "<= 0.1"
+
+
+def keeps(bound: str, value: float) -> bool:
+    """Whether a number satisfies a bound like "<= 0.1"."""
+    sign, number = bound.split()
+    return value <= float(number) if sign == "<=" else value >= float(number)

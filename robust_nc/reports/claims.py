@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from robust_nc.build import DIGESTS
+from robust_nc.reports.bounds import keeps
 from robust_nc.reports.criteria import CRITERIA
-from robust_nc.reports.criterion import Criterion, Outcome, Precondition, keeps
+from robust_nc.reports.criterion import Criterion, Outcome, Precondition
 from robust_nc.reports.groups import Group, group_runs, in_words
 from robust_nc.reports.readings import Study
 from robust_nc.reports.runs import OF_SWEEP, Run, step_name

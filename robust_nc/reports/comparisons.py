@@ -24,6 +24,7 @@ from robust_nc.results.metrics import METRICS
 from robust_nc.results.rows import SPLIT_LABELS
 from utils import logger
 
+HEADS = {False: "clean", True: "perturbed"}  # of panels, by whether the images are
 LOSS_LABEL = "Cross-entropy of the same images, falls to the right"
 
 
@@ -66,7 +67,7 @@ def collapse_plot(name: str, groups: list[Group], view: View) -> Plot:
     metrics = panels_of(METRICS.values(), "modes", view.panels)
     panels = [
         (
-            panel._replace(head="perturbed" if perturbed else "clean"),
+            panel._replace(head=HEADS[perturbed]),
             [
                 Curve(one.style, one.line, panel.field)
                 for one in lines
@@ -103,7 +104,7 @@ def loss_plot(name: str, groups: list[Group], view: View) -> Plot:
             if one.perturbed == perturbed
             for rows in one.line
         ]
-        panels.append((panel._replace(head="perturbed" if perturbed else "clean"), curves))
+        panels.append((panel._replace(head=HEADS[perturbed]), curves))
     return Plot(
         view.file_name(name),
         f"NC1 against the loss of {names_of(groups)}; {settings_in_words(groups)}",

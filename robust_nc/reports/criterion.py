@@ -3,13 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from robust_nc.reports.bounds import keeps
 from robust_nc.reports.readings import NotRun, Study, Value
-
-
-def keeps(bound: str, value: float) -> bool:
-    """Whether a number satisfies a bound like "<= 0.1"."""
-    sign, number = bound.split()
-    return value <= float(number) if sign == "<=" else value >= float(number)
 
 
 @dataclass(frozen=True)

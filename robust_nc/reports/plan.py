@@ -300,11 +300,8 @@ def training_passes(planned: Planned) -> float:
     """Passes of one image, forward and backward, that the training of a run makes."""
     train_images, test_images = images_of(planned)
     adversary = MODES[planned.experiment.mode].adversary
-    step = (
-        1 + ATTACKED + 3 * FORWARD
-        if adversary
-        else 1 + FORWARD * planned.training["neural_collapse"]
-    )
+    measured = FORWARD * planned.training["neural_collapse"]
+    step = 1 + (ATTACKED + 3 * FORWARD if adversary else measured)
     return planned.training["epochs"] * (train_images * step + test_images * FORWARD)
 
 

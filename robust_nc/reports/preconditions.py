@@ -16,13 +16,12 @@ NAMES = {
 # Shares of a run's own radius: of 8/255 these are 2/255 and 4/255.
 RADII = {0.25: "a quarter of epsilon", 0.5: "half of epsilon"}
 ADVERSARIAL = "training-time adversarial images"
-BEST = f"best of the last {bounds.LAST_EPOCHS} epochs"
 
 
 def fits(mode: str) -> Precondition:
     """The network fits its clean training images."""
     return Precondition(
-        f"{MODES[mode].label}: training accuracy, {BEST}",
+        f"{MODES[mode].label}: training accuracy, best of the last {bounds.LAST_EPOCHS} epochs",
         late_accuracy(mode),
         f">= {bounds.FITTED}",
     )

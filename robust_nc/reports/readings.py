@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from robust_nc.data.inputs import INPUTS
-from robust_nc.reports.bounds import FITTED, LAST_EPOCHS
+from robust_nc.reports.bounds import FITTED, LAST_EPOCHS, keeps
 from robust_nc.reports.runs import Run
 from robust_nc.results.records import ADAPTIVE, measured_alike
 from robust_nc.training.modes import MODES
@@ -257,7 +257,7 @@ def late_accuracy_or_one(mode: str, bound: str) -> Formula:
 
     def compute(run: Run) -> float:
         fallen = nc1.compute(run, run)
-        decided = not math.isnan(fallen) and fallen > float(bound.split()[1])
+        decided = not math.isnan(fallen) and not keeps(bound, fallen)
         return 1.0 if decided else accuracy.compute(run)
 
     return Formula((mode,), compute)

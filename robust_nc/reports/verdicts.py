@@ -4,8 +4,7 @@ A matrix, claims by settings, and for each claim a table of its main criteria by
 value and a mark in one cell. All criteria, seed by seed, are in claims.md and claims.csv.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from robust_nc.reports.claims import (
     CLAIMS,
@@ -31,8 +30,8 @@ LEGEND = (
 def verdicts_in_words(findings: list[Finding], runs: list[Run]) -> str:
     """The matrix, and a heading and tables for each claim."""
     settings = list(dict.fromkeys(finding.setting for finding in findings))
-    names = short_names(settings)
     usual = usual_place(settings)
+    names = short_names(settings, usual)
     where = f"{usual.model}, {usual.norm}, epsilon {usual.epsilon:g} where nothing else is said"
     parts = [matrix(findings, runs, names), f"{LEGEND}; {where}.\n"]
     for claim in dict.fromkeys(finding.criterion.claim for finding in findings):
@@ -66,9 +65,8 @@ def matrix(findings: list[Finding], runs: list[Run], names: dict[Setting, str]) 
     return markdown(heads, rows, heads)
 
 
-def short_names(settings: list[Setting]) -> dict[Setting, str]:
-    """The settings, each by its data set and by what it has not in common with most of them."""
-    usual = usual_place(settings)
+def short_names(settings: list[Setting], usual: Setting) -> dict[Setting, str]:
+    """The settings, each by its data set and by what it has not in common with the usual one."""
     names = {}
     for setting in settings:
         parts = [setting.dataset]
@@ -86,9 +84,8 @@ def short_names(settings: list[Setting]) -> dict[Setting, str]:
 
 def usual_place(settings: list[Setting]) -> Setting:
     """The first of the settings whose network, norm and radius most of them have."""
-    places = Counter((s.model, s.norm, s.epsilon) for s in settings)
-    [(usual, _)] = places.most_common(1)
-    return next(s for s in settings if (s.model, s.norm, s.epsilon) == usual)
+    places = [(s.model, s.norm, s.epsilon) for s in settings]
+    return settings[places.index(max(places, key=places.count))]
 
 
 def seeds_by_mode(setting: Setting, runs: list[Run]) -> str:
@@ -154,7 +151,7 @@ def value_and_mark(finding: Finding | None) -> str:
     return f"{value_in_words(finding, '.3g', '.2g')} {MARKS[finding.kind]}{some}"
 
 
-def remarks_on(findings: Iterable[Finding]) -> str:
+def remarks_on(findings: Collection[Finding]) -> str:
     """Why some are not testable, and which fail that are not in the table."""
     reasons = dict.fromkeys(reason for finding in findings for reason in finding.reasons)
     others = [

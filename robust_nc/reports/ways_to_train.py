@@ -1,5 +1,7 @@
 """The criteria of claim 5: one way to train beside another, in robustness and in collapse."""
 
+from dataclasses import replace
+
 from robust_nc.reports.bounds import (
     AS_ROBUST,
     EQUAL_LOSS,
@@ -10,7 +12,6 @@ from robust_nc.reports.bounds import (
 from robust_nc.reports.criterion import Criterion, Precondition
 from robust_nc.reports.preconditions import (
     ADVERSARIAL,
-    BEST,
     RADII,
     at_is_robust,
     fits,
@@ -123,11 +124,7 @@ def against_at(mode: str) -> list[Criterion]:
 
 def fitted_or_fallen(mode: str) -> Precondition:
     """The network fits its images, or NC1 has fallen further already, which decides."""
-    return Precondition(
-        f"{MODES[mode].label}: training accuracy, {BEST}",
-        late_accuracy_or_one(mode, FELL_LITTLE),
-        fits(mode).bound,
-    )
+    return replace(fits(mode), value=late_accuracy_or_one(mode, FELL_LITTLE))
 
 
 def control(name: str, mode: str, other: str) -> list[Criterion]:

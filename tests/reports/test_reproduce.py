@@ -18,9 +18,10 @@ import train
 from robust_nc import build
 from robust_nc.networks.architectures import build_model
 from robust_nc.reports import claims, plan, report
+from robust_nc.reports.bounds import keeps
 from robust_nc.reports.claims import judge
 from robust_nc.reports.criteria import CRITERIA
-from robust_nc.reports.criterion import Criterion, Outcome, keeps
+from robust_nc.reports.criterion import Criterion, Outcome
 from robust_nc.reports.plan import CLAIMS_OF
 from robust_nc.reports.readings import AT, AT_FROZEN, FROZEN, ST, Formula, NotRun, Study, last
 from robust_nc.reports.runs import read_runs
